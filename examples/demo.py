@@ -1,0 +1,49 @@
+"""The demo as a script: the four steps of qtool, called as a library.
+
+    python examples/demo.py [FOLDER]
+
+Trains on the embedded Fashion-MNIST subset with MetaMix, searches bits under 48 MBOPs, exports
+to ONNX and TVM and checks that three runtimes compute the same integers. About four minutes.
+"""
+
+import sys
+from pathlib import Path
+
+from qtool.check import Bars, check, require
+from qtool.data import load_dataset
+from qtool.frontends import metamix
+from qtool.pipeline import integer_model, write_onnx, write_tvm
+from qtool.progress import open_progress
+from qtool.recipes import load_recipe
+from qtool.run import Run
+
+
+def main(folder: Path) -> None:
+    """Run the chain in `folder` and print what it reached."""
+    progress = open_progress()
+    config = load_recipe("metamix_fashion")
+    data = load_dataset(config.dataset)
+
+    # 1. Train: float weights, then one meta-state for activations of 8, 4 and 3 bits.
+    run = Run.create(folder / "run", config, data, resume=False, force=True)
+    metamix.train(run, data, progress, resume=False)
+
+    # 2. Search: bits per layer under a budget, then fine-tuning at these bits.
+    bits = metamix.search(run, data, 48e6, True, progress, resume=False)
+
+    # 3. Compile: the integer dialect once, then as many targets as you like.
+    dialect = integer_model(run.folder, bits=None)
+    write_onnx(dialect, folder / "model.onnx")
+    write_tvm(dialect, folder / "model.so")
+
+    # 4. Check the deployed files.
+    files = [folder / "model.onnx", folder / "model.so"]
+    (report,) = check(files, None, None, run.folder, progress)
+    progress.close()
+    require(report, Bars(max_bops=48e6, parity=True))
+    print({layer: activation for layer, (_weight, activation) in bits["layers"].items()})
+    print(report["accuracy"], report["parity"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "qtool-demo"))

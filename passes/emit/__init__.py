@@ -1,0 +1,1 @@
+"""Emitters: integer dialect -> a deployable artifact."""

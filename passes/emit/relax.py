@@ -1,0 +1,134 @@
+"""Integer dialect -> a TVM Relax module, and from there a shared library.
+
+The module has three functions: ``main`` (float image -> float logits), ``trace`` (the same
+input -> every integer tensor) and ``metadata`` (a uint8 JSON text). ``main`` and ``trace``
+call the same kernels, one per dialect operator, so what a check sees is what runs.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, te
+
+from passes.emit.te_kernels import Kernel, dequantize, kernel
+from qtool.dialect import Op, Program, Quantize
+from qtool.errors import UserError
+from qtool.files import atomic_path
+
+
+def emit_relax(program: Program, metadata: Mapping[str, Any], batch: int = 1) -> tvm.IRModule:
+    """Return the IRModule of `program` at a fixed batch size.
+
+    Args:
+        program: the integer dialect.
+        metadata: JSON values that ``metadata`` returns.
+        batch: images per call.
+    """
+    builder = relax.BlockBuilder()
+    emitter = _Emitter(builder, program, batch)
+    emitter.function("main", trace=False)
+    emitter.function("trace", trace=True)
+    text = np.frombuffer(json.dumps(dict(metadata)).encode(), np.uint8)
+    with builder.function("metadata", []):
+        with builder.dataflow():
+            result = builder.emit_output(relax.const(text))
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+@dataclass
+class _Emitter:
+    """Adds each operator's kernel to the module once, and calls to it."""
+
+    builder: relax.BlockBuilder
+    program: Program
+    batch: int
+    kernels: dict[str, tuple[Any, list[Any]]] = field(default_factory=dict)
+
+    def function(self, name: str, trace: bool) -> None:
+        """Add `name`: the program, returning the output or every integer tensor."""
+        program, builder = self.program, self.builder
+        x = relax.Var("input", relax.TensorType((self.batch, *program.input_shape), "float32"))
+        with builder.function(name, [x]):
+            with builder.dataflow():
+                tensors: dict[str, Any] = {program.input_name: x}
+                for op in program.ops:
+                    tensors[op.output] = self._call(op, [tensors[n] for n in op.inputs])
+                if trace:
+                    result = relax.Tuple([tensors[op.output] for op in program.ops])
+                else:
+                    result = self._dequantize(tensors[program.output])
+                output = builder.emit_output(result)
+            builder.emit_func_output(output)
+
+    def _call(self, op: Op, inputs: list[Any]) -> Any:
+        shapes = [self._input_shape(op, index) for index in range(len(inputs))]
+        kind = "float32" if isinstance(op, Quantize) else "uint8"
+        function, constants = self._kernel(op.output, kernel(op), shapes, kind)
+        out = relax.TensorType((self.batch, *op.shape), "uint8")
+        return self.builder.emit(relax.call_tir(function, [*inputs, *constants], out))
+
+    def _dequantize(self, codes: Any) -> Any:
+        last = next(op for op in self.program.ops if op.output == self.program.output)
+        build: Kernel = ([], dequantize(self.program.output_grid))
+        shape = (self.batch, *last.shape)
+        function, _ = self._kernel("output", build, [shape], "uint8")
+        return self.builder.emit(
+            relax.call_tir(function, [codes], relax.TensorType(shape, "float32"))
+        )
+
+    def _input_shape(self, op: Op, index: int) -> tuple[int, ...]:
+        if isinstance(op, Quantize):
+            return (self.batch, *self.program.input_shape)
+        source = next(o for o in self.program.ops if o.output == op.inputs[index])
+        return (self.batch, *source.shape)
+
+    def _kernel(
+        self, name: str, built: Kernel, shapes: list[tuple[int, ...]], kind: str
+    ) -> tuple[Any, list[Any]]:
+        """Return the module's function for this operator, and its constants."""
+        if name not in self.kernels:
+            arrays, build = built
+            inputs = [te.placeholder(shape, kind, f"x{i}") for i, shape in enumerate(shapes)]
+            inputs += [
+                te.placeholder(a.shape, str(a.dtype), f"c{i}") for i, a in enumerate(arrays)
+            ]
+            function = te.create_prim_func([*inputs, build(*inputs)])
+            symbol = f"k{len(self.kernels)}_" + "".join(
+                c if c.isalnum() else "_" for c in name
+            )
+            reference = self.builder.add_func(
+                function.with_attr("global_symbol", symbol), symbol
+            )
+            self.kernels[name] = (reference, [relax.const(a) for a in arrays])
+        return self.kernels[name]
+
+
+def host_target() -> tvm.target.Target:
+    """Return the LLVM target of this machine's CPU."""
+    return tvm.target.Target(
+        {"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()}
+    )
+
+
+def build_library(module: tvm.IRModule, path: Path) -> None:
+    """Compile `module` for this CPU and write the shared library to `path`, atomically.
+
+    Raises:
+        UserError: no C compiler to link with.
+    """
+    executable = tvm.compile(module, host_target())
+    with atomic_path(path) as temporary:
+        try:
+            executable.export_library(str(temporary))
+        except (RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"{path}: linking the TVM module failed ({reason}); a C++ compiler (g++, "
+                "clang++) must be on PATH"
+            ) from None

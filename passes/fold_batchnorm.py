@@ -1,0 +1,103 @@
+"""``BatchNorm(Conv(x, DQ(q, s), b))`` -> ``Conv(x, DQ(q', s'), b')``, codes kept.
+
+With r = gamma / sqrt(var + eps):  s' = s * |r|,  q' = q * sign(r),  b' = beta + (b - mean) *
+r.
+
+Cases:
+1. r > 0: codes unchanged.
+2. r < 0: the channel's codes change sign; weights are symmetric and narrow, so this is exact.
+3. r = 0: codes become 0 and the scale stays, the channel is the constant beta.
+BatchNorm is folded before rounding elsewhere: peers fold first and quantize the product, which
+changes the codes that training learned.
+Refuses when BatchNorm follows something else, or a flipped code leaves its container.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import InPlacePass, PassResult
+
+from passes.graph import LAYER_KEY, add_constant, operand
+from qtool.dialect import constant
+from qtool.errors import UnsupportedError
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm(InPlacePass):
+    """Move BatchNorm into the scale, the sign and the bias of the layer before it."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Rewrite `model` in place."""
+        norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
+        for norm in norms:
+            _fold(model.graph, norm)
+        return PassResult(model, bool(norms))
+
+
+def _fold(graph: ir.Graph, norm: ir.Node) -> None:
+    conv, weight = _match(norm)
+    layer = weight.metadata_props[LAYER_KEY]
+    codes, scale = _array(weight, 0), _array(weight, 1)
+    gamma, beta, mean, var = (_array(norm, i).astype(np.float64) for i in range(1, 5))
+    ratio = gamma / np.sqrt(var + norm.attributes.get_float("epsilon", 1e-5))
+    bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
+    before = np.zeros_like(beta) if bias is None else bias.astype(np.float64)
+    folded_scale = np.where(ratio == 0, scale, scale * np.abs(ratio)).astype(np.float32)
+    if not np.all(np.isfinite(folded_scale) & (folded_scale > 0)):
+        channel = int(np.argmin(np.isfinite(folded_scale) & (folded_scale > 0)))
+        raise UnsupportedError(
+            f"layer {layer}: BatchNorm channel {channel} scales its weights by "
+            f"{ratio[channel]:g}, outside float32"
+        )
+    flipped = _flip(codes, ratio, layer)
+    shift = (beta + (before - mean) * ratio).astype(np.float32)
+    weight.replace_input_with(0, add_constant(graph, f"{layer}.folded_codes", flipped))
+    weight.replace_input_with(1, add_constant(graph, f"{layer}.folded_scale", folded_scale))
+    conv.resize_inputs(3)
+    conv.replace_input_with(2, add_constant(graph, f"{layer}.folded_bias", shift))
+    norm.outputs[0].replace_all_uses_with(conv.outputs[0])
+    graph.remove(norm, safe=True)
+
+
+def _match(norm: ir.Node) -> tuple[ir.Node, ir.Node]:
+    """Return the layer and the DequantizeLinear of its weight."""
+    source = operand(norm, 0)
+    conv = source.producer()
+    if conv is None or conv.op_type != "Conv":
+        got = "the input" if conv is None else conv.op_type
+        raise UnsupportedError(
+            f"node {norm.name}: BatchNorm after {got}; only Conv can absorb it"
+        )
+    weight = operand(conv, 1).producer()
+    if weight is None or LAYER_KEY not in weight.metadata_props:
+        raise UnsupportedError(f"node {norm.name}: BatchNorm after a Conv with float weights")
+    if len(list(source.uses())) != 1 or source.is_graph_output():
+        raise UnsupportedError(
+            f"layer {weight.metadata_props[LAYER_KEY]}: its result is also read unnormalised"
+        )
+    return conv, weight
+
+
+def _flip(codes: NDArray[Any], ratio: Doubles, layer: str) -> NDArray[np.int8]:
+    signs = np.sign(ratio).astype(np.int16).reshape(-1, *[1] * (codes.ndim - 1))
+    flipped = codes.astype(np.int16) * signs
+    if flipped.max(initial=0) > 127:
+        raise UnsupportedError(
+            f"layer {layer}: code -128 under a negative BatchNorm gamma becomes 128, which "
+            "int8 does not hold; train with a narrow weight range"
+        )
+    return flipped.astype(np.int8)
+
+
+def _array(node: ir.Node, index: int) -> NDArray[Any]:
+    array = constant(node.inputs[index])
+    if array is None:
+        raise UnsupportedError(
+            f"node {node.name} ({node.op_type}): input {index} is not constant"
+        )
+    return array

@@ -1,0 +1,56 @@
+"""``FakeQuant(const W, steps)`` -> ``DequantizeLinear(codes, scale, 0, axis=0)``.
+
+The codes are ``clip(rint(W / s), -Q, Q)``, what training saw; from here on no pass recomputes
+them. The node carries the layer's name and bits as metadata.
+Refuses when the weight is not constant, or more than one bit-width is left.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from passes.graph import LAYER_KEY, FakeQuant, add_constant, fake_quants, replace_node
+from qtool.dialect import WEIGHT_BITS_KEY, constant
+from qtool.errors import UnsupportedError
+from qtool.numerics import quantize_weight
+from qtool.qspec import weight_limit
+
+
+@dataclass(frozen=True)
+class FreezeWeights(InPlacePass):
+    """Turn quantized weights into integer codes with a scale per output channel."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Rewrite `model` in place."""
+        views = [view for view in fake_quants(model) if view.role == "weight"]
+        for view in views:
+            replace_node(view.node, _frozen(model.graph, view))
+        return PassResult(model, bool(views))
+
+
+def _frozen(graph: ir.Graph, view: FakeQuant) -> ir.Node:
+    weight = constant(view.source)
+    if weight is None or len(view.bits) != 1:
+        raise UnsupportedError(
+            f"layer {view.name}: weight is computed or has {len(view.bits)} bit-widths; "
+            "run ResolveBits first"
+        )
+    channels = weight.shape[0]
+    # The same float32 |step| that training divided by; per-tensor steps are spread.
+    scale = np.broadcast_to(np.maximum(np.abs(view.steps[0]), np.float32(1e-7)), channels)
+    codes = quantize_weight(weight, np.ascontiguousarray(scale), weight_limit(view.bits[0]))
+    node = ir.node(
+        "DequantizeLinear",
+        [
+            add_constant(graph, f"{view.name}.codes", codes),
+            add_constant(graph, f"{view.name}.scale", np.ascontiguousarray(scale)),
+            add_constant(graph, f"{view.name}.zero", np.zeros(channels, np.int8)),
+        ],
+        {"axis": 0},
+        name=view.name,
+    )
+    node.metadata_props[LAYER_KEY] = view.name
+    node.metadata_props[WEIGHT_BITS_KEY] = str(view.bits[0])
+    return node

@@ -1,0 +1,85 @@
+"""Small helpers on `onnx_ir` graphs that several passes share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qtool.dialect import constant
+from qtool.errors import UnsupportedError
+
+QTOOL = "qtool"
+LAYER_KEY = "qtool.layer"
+
+
+@dataclass(frozen=True)
+class FakeQuant:
+    """Typed view of a ``qtool::FakeQuant`` node; `steps` is (candidates, channels)."""
+
+    node: ir.Node
+    name: str
+    role: str
+    bits: tuple[int, ...]
+    signed: bool
+    steps: NDArray[np.float32]
+
+    @property
+    def source(self) -> ir.Value:
+        """The tensor it quantizes."""
+        return operand(self.node, 0)
+
+
+def as_fake_quant(node: ir.Node | None) -> FakeQuant | None:
+    """Return the typed view of `node`, None when it is another operator."""
+    if node is None or node.domain != QTOOL or node.op_type != "FakeQuant":
+        return None
+    attributes, steps = node.attributes, constant(node.inputs[1])
+    name = attributes.get_string("name", "")
+    if steps is None:
+        raise UnsupportedError(f"FakeQuant {name}: its steps are not constant")
+    return FakeQuant(
+        node, name, attributes.get_string("role", ""), tuple(attributes.get_ints("bits", ())),
+        bool(attributes.get_int("signed", 0)), steps,
+    )  # fmt: skip
+
+
+def fake_quants(model: ir.Model) -> list[FakeQuant]:
+    """Return every FakeQuant node in graph order."""
+    views = (as_fake_quant(node) for node in model.graph)
+    return [view for view in views if view is not None]
+
+
+def operand(node: ir.Node, index: int) -> ir.Value:
+    """Return input `index`, which must be present."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise UnsupportedError(f"node {node.name} ({node.op_type}): input {index} is missing")
+    return value
+
+
+def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Register `array` as initializer `name`, or a numbered variant if the name is taken."""
+    fresh, number = name, 1
+    while fresh in graph.initializers:
+        fresh, number = f"{name}_{number}", number + 1
+    tensor = ir.tensor(array, name=fresh)
+    value = ir.Value(
+        name=fresh,
+        const_value=tensor,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def replace_node(old: ir.Node, new: ir.Node) -> None:
+    """Put `new` where `old` is; its first output takes over the name, type, shape and uses."""
+    graph = old.graph
+    if graph is None:
+        raise ValueError(f"{old.name} is in no graph")
+    before, after = old.outputs[0], new.outputs[0]
+    after.type, after.shape = before.type, before.shape
+    ir.convenience.replace_nodes_and_values(graph, old, [old], [new], [before], [after])

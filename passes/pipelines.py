@@ -1,0 +1,48 @@
+"""The order of the passes; it is written nowhere else."""
+
+import onnx_ir as ir
+from onnx_ir.passes import Sequential
+
+from passes.canonicalize import Canonicalize
+from passes.fold_batchnorm import FoldBatchNorm
+from passes.freeze_weights import FreezeWeights
+from passes.import_qdq import ImportQDQ
+from passes.lower_to_integer import LowerToInteger
+from passes.quantize_glue import QuantizeGlue
+from passes.resolve_bits import ResolveBits
+from qtool.errors import UserError
+from qtool.qspec import Selection
+
+
+def lower(model: ir.Model, selection: Selection) -> ir.Model:
+    """Adaptive graph -> integer dialect, in place."""
+    return _run(
+        model,
+        # Grids move past data movement only once that has one spelling.
+        Canonicalize(),
+        ResolveBits(selection),
+        # Codes must be fixed before BatchNorm changes the scale that they were made with.
+        FreezeWeights(),
+        # Biases are rounded in LowerToInteger, after BatchNorm has added to them.
+        FoldBatchNorm(),
+        QuantizeGlue(),
+        LowerToInteger(),
+    )
+
+
+def import_qdq(model: ir.Model) -> ir.Model:
+    """ONNX QDQ file -> integer dialect, in place."""
+    return _run(model, ImportQDQ())
+
+
+def _run(model: ir.Model, *passes: ir.passes.PassBase) -> ir.Model:
+    try:
+        return Sequential(*passes)(model).model
+    except ir.passes.PassError as error:
+        # onnx-ir wraps what a pass raises; the user wants the reason itself.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None

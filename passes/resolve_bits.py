@@ -1,0 +1,68 @@
+"""``FakeQuant(x, steps[n], bits=candidates)`` -> ``FakeQuant(x, steps[1], bits=[b])``.
+
+Cases:
+1. A selection names the layer: its input and weight quantizers keep those bits.
+2. A uniform selection (``w4a4``): every inner layer; the first and the last layer keep the
+   bits they were trained with unless these are among their candidates.
+3. No word about the layer: its first candidate.
+Refuses when the bits are not among the candidates, or a named layer does not exist.
+"""
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from passes.graph import FakeQuant, add_constant, fake_quants
+from qtool.errors import UserError
+from qtool.qspec import Selection
+
+
+@dataclass(frozen=True)
+class ResolveBits(InPlacePass):
+    """Leave one bit-width on every tensor."""
+
+    selection: Selection = field(default_factory=Selection)
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Rewrite `model` in place; raises before the first change."""
+        views = fake_quants(model)
+        layers = [view.name for view in views if view.role == "weight"]
+        self._refuse_unknown(layers)
+        ends = {layers[0], layers[-1]} if layers else set()
+        chosen = {view.node: self._bits(view, view.name in ends) for view in views}
+        modified = False
+        for view in views:
+            if len(view.bits) > 1:
+                _keep(model.graph, view, chosen[view.node])
+                modified = True
+        return PassResult(model, modified)
+
+    def _refuse_unknown(self, layers: list[str]) -> None:
+        unknown = sorted(set(self.selection.layers) - set(layers))
+        if unknown:
+            raise UserError(
+                f"bits are given for {', '.join(unknown)}, which the model does not have "
+                f"(its layers: {', '.join(layers)})"
+            )
+
+    def _bits(self, view: FakeQuant, is_end: bool) -> int:
+        chosen = self.selection.of(view.name)
+        if chosen is None or view.role not in ("activation", "weight"):
+            return view.bits[0]
+        wanted = chosen.weight if view.role == "weight" else chosen.activation
+        if wanted in view.bits:
+            return wanted
+        if is_end and view.name not in self.selection.layers:
+            return view.bits[0]
+        known = ", ".join(map(str, view.bits))
+        raise UserError(
+            f"layer {view.name}: {view.role} bits {wanted} were not trained; trained: {known}"
+        )
+
+
+def _keep(graph: ir.Graph, view: FakeQuant, bits: int) -> None:
+    row = view.bits.index(bits)
+    steps = add_constant(graph, f"{view.name}.{view.role}.step", view.steps[row : row + 1])
+    view.node.replace_input_with(1, steps)
+    view.node.attributes["bits"] = ir.AttrInt64s("bits", [bits])

@@ -1,0 +1,273 @@
+"""Check deployed files: accuracy, parity, cost, integer coverage, latency.
+
+Files that hold the same model (equal digest, say model.onnx and model.so of one export) are
+checked together and make one report; `qtool check --json` writes it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qtool.data import load_dataset
+from qtool.data.images import DataSet, Images, to_float
+from qtool.dialect import Program
+from qtool.errors import MissedBar, UserError, unknown_name
+from qtool.pipeline import describe, read_onnx
+from qtool.progress import Progress
+from runtimes import RUNTIMES
+from runtimes.base import Floats, Runtime
+from runtimes.compare import Parity, output_codes
+from runtimes.latency import measure
+
+TRACED_IMAGES = 32
+_BATCH = 100
+
+
+@dataclass
+class Model:
+    """The artifacts of one model.
+
+    Args:
+        facts: result of `qtool.pipeline.describe`.
+        program: the dialect, where an ONNX file is among the artifacts.
+        onnx, library: paths of model.onnx and model.so.
+    """
+
+    facts: dict[str, Any]
+    program: Program | None = None
+    onnx: Path | None = None
+    library: Path | None = None
+
+    def path_for(self, runtime: str) -> Path | None:
+        """Return the artifact that `runtime` executes."""
+        return self.library if runtime == "tvm" else self.onnx
+
+
+@dataclass(frozen=True)
+class Bars:
+    """What `check` requires; None asks for nothing."""
+
+    min_accuracy: float | None = None
+    max_bops: float | None = None
+    parity: bool = False
+
+
+@dataclass
+class Checked:
+    """Float outputs of the whole test set, and integer tensors of the first images."""
+
+    outputs: dict[str, Floats] = field(default_factory=dict)
+    tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def open_models(files: Sequence[Path]) -> list[Model]:
+    """Group `files` by model.
+
+    Raises:
+        UserError: unknown suffix, or a damaged file.
+    """
+    models: dict[str, Model] = {}
+    for path in files:
+        if path.suffix == ".onnx":
+            program = read_onnx(path)
+            facts = describe(program)
+            model = models.setdefault(facts["digest"], Model(facts))
+            model.program, model.onnx = program, path
+        elif path.suffix == ".so":
+            facts = _library_facts(path)
+            model = models.setdefault(facts["digest"], Model(facts))
+            model.library = path
+        else:
+            raise UserError(f"{path}: unknown kind of file; expected .onnx or .so")
+    return list(models.values())
+
+
+def _library_facts(path: Path) -> dict[str, Any]:
+    from runtimes.tvm import TvmRuntime
+
+    if not path.exists():
+        raise UserError(f"model {path} does not exist")
+    return TvmRuntime(path).metadata
+
+
+def choose_runtimes(model: Model, wanted: Sequence[str] | None) -> list[str]:
+    """Return the runtimes to use: those asked for, or all that have an artifact."""
+    for name in wanted or ():
+        if name not in RUNTIMES:
+            raise unknown_name("runtime", name, RUNTIMES)
+        if model.path_for(name) is None:
+            kind = "model.so (qtool export --target tvm)" if name == "tvm" else "an .onnx file"
+            raise UserError(f"runtime {name} needs {kind} of this model among the files")
+    return list(wanted) if wanted else [name for name in RUNTIMES if model.path_for(name)]
+
+
+def open_runtime(model: Model, name: str) -> Runtime:
+    """Load `model` into a runtime."""
+    if name == "tvm" and model.library is not None:
+        from runtimes.tvm import TvmRuntime
+
+        return TvmRuntime(model.library)
+    if model.onnx is None or model.program is None:
+        raise UserError(f"runtime {name} needs an .onnx file")
+    if name == "reference":
+        from runtimes.reference import ReferenceRuntime
+
+        return ReferenceRuntime(model.program)
+    from runtimes.ort import OrtRuntime
+
+    return OrtRuntime(model.onnx, model.facts["tensors"])
+
+
+def check_model(
+    model: Model, data: DataSet, runtimes: Sequence[str], run: Path | None, progress: Progress
+) -> dict[str, Any]:
+    """Return the report of one model (see README for its schema)."""
+    if tuple(model.facts["input_shape"]) != data.shape:
+        raise UserError(
+            f"data set {data.name} has images {data.shape}, the model expects "
+            f"{tuple(model.facts['input_shape'])}; choose with --data"
+        )
+    checked, coverage = Checked(), {}
+    for name in runtimes:
+        runtime = open_runtime(model, name)
+        checked.outputs[name] = _run(runtime, data.test, progress)
+        checked.tensors[name] = runtime.intermediates(_head(data.test))
+        coverage[name] = dict(runtime.float_ops())
+    accuracy = _torch_accuracy(model, run, data) if run else {}
+    accuracy |= {name: _accuracy(y, data.test) for name, y in checked.outputs.items()}
+    measured = "ort" if "ort" in runtimes else runtimes[-1]
+    paths = [path for path in (model.onnx, model.library) if path]
+    return {
+        "files": {str(path): path.stat().st_size for path in paths},
+        "digest": model.facts["digest"],
+        "dataset": data.name,
+        "images": len(data.test),
+        "accuracy": accuracy,
+        "parity": _parity(model, checked),
+        "bops": model.facts["bops"],
+        "macs": model.facts["macs"],
+        "layers": model.facts["layers"],
+        "weight_bytes": model.facts["weight_bytes"],
+        "file_bytes": paths[0].stat().st_size,
+        "integer_coverage": {"runtime": measured, "float_ops": coverage[measured]},
+        "latency_ms": _latencies(model, runtimes, progress),
+    }
+
+
+def _head(images: Images) -> Floats:
+    return to_float(images.pixels[:TRACED_IMAGES])
+
+
+def _run(runtime: Runtime, images: Images, progress: Progress) -> Floats:
+    """Return the outputs for every image."""
+    starts = range(0, len(images), _BATCH)
+    progress.start(f"{runtime.name}", len(starts))
+    parts = []
+    for start in starts:
+        parts.append(runtime.run(to_float(images.pixels[start : start + _BATCH])))
+        progress.step("")
+    return np.concatenate(parts)
+
+
+def _accuracy(outputs: Floats, images: Images) -> float:
+    return float(100 * np.mean(outputs.argmax(1) == images.labels))
+
+
+def _parity(model: Model, checked: Checked) -> dict[str, Any]:
+    """Compare every runtime with the first: all logits, the first images' tensors."""
+    names = list(checked.outputs)
+    baseline, result = names[0], {}
+    for name in names[1:]:
+        parity = Parity()
+        parity.add_all(checked.tensors[baseline], checked.tensors[name])
+        parity.add("logits", *(_codes(model, checked.outputs[n]) for n in (baseline, name)))
+        result[name] = {
+            "against": baseline, "mismatched": parity.mismatched, "compared": parity.compared,
+            "max_lsb": parity.max_lsb, "first_divergence": parity.first_divergence,
+        }  # fmt: skip
+    return result
+
+
+def _codes(model: Model, outputs: Floats) -> Any:
+    return output_codes(outputs, model.facts["output_scale"], model.facts["output_zero_point"])
+
+
+def _latencies(model: Model, runtimes: Iterable[str], progress: Progress) -> dict[str, Any]:
+    result = {}
+    for name in runtimes:
+        path = model.path_for(name)
+        if name != "reference" and path is not None:
+            progress.note(f"measuring the latency of {name}")
+            result[name] = measure(path, name, tuple(model.facts["input_shape"]))
+    return result
+
+
+def _torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[str, float]:
+    """Return the accuracy of the float and the fake-quantized network at the file's bits."""
+    from qtool.frontends.pretrain import build_prepared, load_float, load_state
+    from qtool.nn.control import select
+    from qtool.qspec import LayerBits, Selection
+    from qtool.run import Run
+    from qtool.training import accuracy
+
+    if folder is None:
+        return {}
+    run = Run.open(folder)
+    prepared = build_prepared(run)
+    load_state(prepared, run, "model")
+    layers = {name: LayerBits(*bits) for name, bits in model.facts["layers"].items()}
+    select(prepared, Selection(layers))
+    return {
+        "float": accuracy(load_float(run), data.test),
+        "fake_quant": accuracy(prepared, data.test),
+    }
+
+
+def check(
+    files: Sequence[Path],
+    folder: Path | None,
+    runtimes: Sequence[str] | None,
+    run: Path | None,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Return a report for each model among `files`."""
+    reports = []
+    for model in open_models(files):
+        chosen = choose_runtimes(model, runtimes)
+        name = model.facts["dataset"]
+        if name is None:
+            raise UserError(f"{model.onnx}: the file names no data set; export it with qtool")
+        reports.append(check_model(model, load_dataset(name, folder), chosen, run, progress))
+    return reports
+
+
+def require(report: dict[str, Any], bars: Bars) -> None:
+    """Raise `MissedBar` naming every bar that `report` misses, and by how much."""
+    deployed = {k: v for k, v in report["accuracy"].items() if k in RUNTIMES}
+    missed = [
+        f"accuracy in {name} is {value:.2f} %, {bars.min_accuracy - value:.2f} below the "
+        f"required {bars.min_accuracy:g} %"
+        for name, value in deployed.items()
+        if bars.min_accuracy is not None and value < bars.min_accuracy
+    ]
+    if bars.max_bops is not None and report["bops"] > bars.max_bops:
+        over = report["bops"] - bars.max_bops
+        missed.append(f"BOPs are {report['bops']:,}, {over:,.0f} above {bars.max_bops:,.0f}")
+    if bars.parity:
+        missed += _missed_parity(report["parity"])
+    if missed:
+        raise MissedBar("; ".join(missed))
+
+
+def _missed_parity(parity: dict[str, Any]) -> list[str]:
+    if not parity:
+        return ["parity needs at least two runtimes to compare"]
+    return [
+        f"{name} differs from {p['against']} in {p['mismatched']:,} of {p['compared']:,} "
+        f"integers (up to {p['max_lsb']} LSB, first at {p['first_divergence']['tensor']})"
+        for name, p in parity.items()
+        if p["mismatched"]
+    ]

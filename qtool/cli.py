@@ -1,0 +1,269 @@
+"""The command line. Heavy imports live inside the commands, so that ``--help`` is instant."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import qtool
+from qtool.errors import MissedBar, UserError
+
+if TYPE_CHECKING:
+    from qtool.progress import Progress
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96})
+@click.version_option(qtool.__version__, prog_name="qtool")
+def cli() -> None:
+    """Train, search, export and check convolutional networks for integer inference."""
+
+
+@contextmanager
+def _progress() -> Iterator["Progress"]:
+    from qtool.progress import open_progress
+
+    progress = open_progress()
+    try:
+        yield progress
+    finally:
+        progress.close()
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--data", type=_FOLDER, help="Folder with the data set's files.")
+@click.option("--epochs", type=click.IntRange(0), help="Epochs of float pre-training.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting."
+)
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@click.option("--force", is_flag=True, help="Replace the run in --out.")
+@click.option("--out", type=_FOLDER, required=True, help="Run directory to write.")
+def train(
+    recipe: str,
+    data: Path | None,
+    epochs: int | None,
+    settings: Sequence[str],
+    resume: bool,
+    force: bool,
+    out: Path,
+) -> None:
+    """Train RECIPE into a run directory (see `qtool list recipes`)."""
+    from qtool.config import override
+    from qtool.data import load_dataset
+    from qtool.recipes import load_recipe
+
+    if epochs is not None:
+        settings = [*settings, f"float_epochs={epochs}"]
+    config = override(load_recipe(recipe), settings)
+    loaded = load_dataset(config.dataset, data)
+    from qtool.frontends import metamix
+    from qtool.run import Run
+
+    run = Run.create(out, config, loaded, resume, force)
+    with _progress() as progress:
+        metamix.train(run, loaded, progress, resume)
+    click.echo(f"trained {config.name} -> {out}; next: qtool search {out} --bops BUDGET")
+
+
+@cli.command()
+@click.argument("run", type=_FOLDER)
+@click.option("--bops", "budget", required=True, metavar="BUDGET", help="5.3G, 300M, 1.2e9.")
+@click.option("--data", type=_FOLDER, help="Folder with the data set's files.")
+@click.option("--no-finetune", is_flag=True, help="Only choose the bits.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted search.")
+@click.option(
+    "--force", is_flag=True, help="Replace the run's bits.json and fine-tuned weights."
+)
+def search(
+    run: Path, budget: str, data: Path | None, no_finetune: bool, resume: bool, force: bool
+) -> None:
+    """Choose every layer's bits in RUN under a budget of BOPs, then fine-tune."""
+    from qtool.cost import parse_count
+
+    bops = parse_count(budget)
+    from qtool.data import load_dataset
+    from qtool.files import refuse_existing
+    from qtool.frontends import metamix
+    from qtool.report.bits import bits_table
+    from qtool.run import Run
+
+    opened = Run.open(run)
+    if not resume:
+        refuse_existing(opened.path("bits.json"), force)
+    loaded = load_dataset(opened.config.dataset, data)
+    with _progress() as progress:
+        content = metamix.search(opened, loaded, bops, not no_finetune, progress, resume)
+    _print(bits_table(content))
+
+
+@cli.command()
+@click.argument("run", type=_FOLDER)
+@click.option("--target", type=click.Choice(["onnx", "tvm"]), required=True)
+@click.option("--bits", metavar="FILE|w4a4", help="Other bits than the run's own.")
+@click.option("--force", is_flag=True, help="Replace the output file.")
+@click.option("-o", "--output", type=_FILE, required=True)
+def export(run: Path, target: str, bits: str | None, force: bool, output: Path) -> None:
+    """Export RUN as an integer model: ONNX QDQ file, or TVM shared library."""
+    from qtool.pipeline import export as export_run
+
+    export_run(run, target, bits, output, force)
+    click.echo(f"{output}: {output.stat().st_size:,} bytes")
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, type=_FILE)
+@click.option("--data", type=_FOLDER, help="Folder with the data set's files.")
+@click.option("--runtime", metavar="NAMES", help="Comma-separated: reference,ort,tvm.")
+@click.option("--reference", type=_FOLDER, metavar="RUN", help="Also run RUN's torch models.")
+@click.option("--min-accuracy", type=float, metavar="P", help="Required top-1 in percent.")
+@click.option("--max-bops", metavar="B", help="Required BOPs: 5.3G, 300M, 1.2e9.")
+@click.option("--require-parity", is_flag=True, help="Require 0 differing integers.")
+@click.option("--json", "output", type=_FILE, help="Write the report.")
+def check(
+    files: Sequence[Path],
+    data: Path | None,
+    runtime: str | None,
+    reference: Path | None,
+    min_accuracy: float | None,
+    max_bops: str | None,
+    require_parity: bool,
+    output: Path | None,
+) -> None:
+    """Run deployed FILES and report accuracy, parity, cost, integer coverage and latency.
+
+    Exits with 1 when a required bar is missed.
+    """
+    from qtool.check import Bars, require
+    from qtool.check import check as run_check
+    from qtool.cost import parse_count
+    from qtool.files import write_json
+    from qtool.report.table import check_table
+
+    limit = None if max_bops is None else parse_count(max_bops)
+    names = runtime.split(",") if runtime else None
+    with _progress() as progress:
+        reports = run_check(files, data, names, reference, progress)
+    if output is not None:
+        write_json(output, reports[0] if len(reports) == 1 else {"models": reports})
+    for report in reports:
+        _print(check_table(report))
+    for report in reports:
+        require(report, Bars(min_accuracy, limit, require_parity))
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--bits", metavar="FILE|w4a4", help="Bits of the layers; 32 without it.")
+@click.option(
+    "--first-last", type=click.IntRange(1, 32), help="Bits of the first and last layer."
+)
+@click.option("--input", "shape", metavar="CxHxW", help="Image size, such as 3x224x224.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every layer.")
+def bops(
+    model: str, bits: str | None, first_last: int | None, shape: str | None, as_json: bool
+) -> None:
+    """Count the MACs and BOPs of MODEL (a name from `qtool list models`) or of an ONNX file.
+
+    BOPs = sum of MACs x weight bits x activation bits over convolution and linear layers.
+    """
+    import json
+
+    from qtool.count import count, describe_count
+
+    costs, title = count(model, bits, first_last, shape)
+    content = describe_count(costs)
+    if as_json:
+        click.echo(json.dumps({"model": model, **content}, indent=2))
+        return
+    click.echo(f"{title}: {content['text']}")
+
+
+@cli.command()
+@click.option("--out", type=_FOLDER, default=Path("qtool-demo"), show_default=True)
+@click.option("--force", is_flag=True, help="Replace an earlier demo in --out.")
+def demo(out: Path, force: bool) -> None:
+    """Run the whole chain on embedded images: train, search, export, check (minutes)."""
+    from qtool.demo import run_demo
+
+    with _progress() as progress:
+        tables = run_demo(out, force, progress)
+    for table in tables:
+        _print(table)
+    click.echo(f"everything is in {out}")
+
+
+@cli.command(name="list")
+@click.argument("what", type=click.Choice(["recipes", "models", "datasets", "runtimes"]))
+def list_(what: str) -> None:
+    """List what a name can be."""
+    for name, summary in _listing(what):
+        click.echo(f"{name:22} {summary}")
+
+
+def _listing(what: str) -> list[tuple[str, str]]:
+    if what == "models":
+        from qtool.models import MODELS
+
+        return [
+            (n, f"{'x'.join(map(str, e.input_shape))}  {e.summary}") for n, e in MODELS.items()
+        ]
+    if what == "datasets":
+        from qtool.data import DATASETS
+
+        return [(name, entry[2]) for name, entry in DATASETS.items()]
+    if what == "runtimes":
+        from runtimes import RUNTIMES
+
+        return list(RUNTIMES.items())
+    from qtool.recipes import RECIPES
+
+    return [(name, str(recipe.__doc__).splitlines()[0]) for name, recipe in RECIPES.items()]
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(renderable, highlight=False)
+
+
+def main() -> None:
+    """Run the command line; map errors to exit codes 1 (missed bar) and 2 (mistake)."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("qtool: interrupted; training commands continue with --resume", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MissedBar as error:
+        click.echo(f"qtool: missed: {error}", err=True)
+        sys.exit(1)
+    except UserError as error:
+        click.echo(f"qtool: error: {error}", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _EXTRA_OF:
+            raise
+        package = str(error.name).split(".")[0]
+        extra = _EXTRA_OF[package]
+        click.echo(
+            f"qtool: error: this command needs {package}, not installed: "
+            f"pip install 'qtool[{extra}]'",
+            err=True,
+        )
+        sys.exit(2)
+
+
+_EXTRA_OF = {
+    "torch": "train", "onnxscript": "train", "safetensors": "train", "matplotlib": "report",
+    "tvm": "tvm",
+}  # fmt: skip

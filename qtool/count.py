@@ -1,0 +1,85 @@
+"""What `qtool bops` counts: a named network at given bits, or a deployed ONNX file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qtool.cost import FLOAT_BITS, LayerCost, format_count, total_bops, total_macs, with_bits
+from qtool.errors import UserError
+from qtool.qspec import Selection, read_selection
+
+
+def count(
+    model: str, bits: str | None, first_last: int | None, shape: str | None
+) -> tuple[list[LayerCost], str]:
+    """Return the layers' costs and a title.
+
+    Args:
+        model: a model's name, or the path of an ONNX file.
+        bits: ``w4a4`` or a bits file; None is floating point (a file's own bits).
+        first_last: bits of the first and last layer.
+        shape: ``CxHxW``; None is the model's usual image.
+
+    Raises:
+        UserError: unknown model, malformed shape, layers that do not exist.
+    """
+    if model.endswith(".onnx"):
+        return _count_file(Path(model), bits, first_last, shape), model
+    from qtool.models import model_entry, model_factory
+    from qtool.models.macs import count_macs
+
+    size = model_entry(model).input_shape if shape is None else parse_shape(shape)
+    selection = Selection(default=FLOAT_BITS) if bits is None else read_selection(bits)
+    macs = count_macs(model_factory(model)(in_channels=size[0]), size)
+    title = [model, "x".join(map(str, size)), bits or "float"]
+    if first_last is not None:
+        title.append(f"first and last {first_last}/{first_last}")
+    return _costs(macs, selection, first_last), ", ".join(title)
+
+
+def _costs(
+    macs: Sequence[tuple[str, int]], selection: Selection, first_last: int | None
+) -> list[LayerCost]:
+    names = {name for name, _ in macs}
+    unknown = sorted(set(selection.layers) - names)
+    if unknown:
+        raise UserError(
+            f"bits are given for {', '.join(unknown)}, which the model does not have"
+        )
+    if selection.default is not None:
+        return with_bits(macs, selection.default, first_last)
+    return [LayerCost(name, n, selection.of(name) or FLOAT_BITS) for name, n in macs]
+
+
+def _count_file(
+    path: Path, bits: str | None, first_last: int | None, shape: str | None
+) -> list[LayerCost]:
+    if bits is not None or first_last is not None or shape is not None:
+        raise UserError(
+            f"{path}: a file has its own bits and input; drop --bits, --first-last, --input"
+        )
+    from qtool.pipeline import read_onnx
+
+    return read_onnx(path).layer_costs()
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Parse ``3x224x224``."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--input {text!r}: expected CHANNELSxHEIGHTxWIDTH such as 3x224x224")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def describe_count(costs: Sequence[LayerCost]) -> dict[str, Any]:
+    """Return totals, layers and a sentence as JSON values."""
+    bops, macs = total_bops(costs), total_macs(costs)
+    return {
+        "bops": bops,
+        "macs": macs,
+        "text": f"{format_count(bops)} ({bops:,} from {macs:,} MACs)",
+        "layers": {
+            cost.name: {"macs": cost.macs, "bits": [cost.bits.weight, cost.bits.activation]}
+            for cost in costs
+        },
+    }

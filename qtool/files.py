@@ -1,0 +1,66 @@
+"""Files that are either whole or absent: written under a temporary name, then renamed."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qtool.errors import UserError
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise `UserError` if `path` exists and may not be replaced."""
+    if path.exists() and not force:
+        raise UserError(f"{path} exists already; nothing was written (--force replaces it)")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed onto it when the block succeeds.
+
+    The temporary name keeps the suffix, because some writers choose their format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(
+        prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+    )
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files private; give the result the permissions of a plain open().
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Return the JSON object in `path`; `what` names it in the error."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{what} not found: {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} {path} is not readable JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{what} {path}: got a JSON {type(value).__name__}, expected an object"
+        )
+    return value

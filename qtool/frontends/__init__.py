@@ -1,0 +1,1 @@
+"""Training methods: each turns a recipe and data into a run directory."""

@@ -1,0 +1,194 @@
+"""MetaMix (Kim et al., AAAI 2024, arXiv 2311.06798): bits searched on a fixed meta-state.
+
+1. Bit-meta (Eq. 1): min over W of mean over b of L(W; every layer at b). Weights in floating
+   point and shared, one activation step per bit-width ("branch").
+2. Branch (Eq. 2): a_hat = sum_b hs(alpha)_b Q_b(a).
+3. Bit-search (Eq. 3-5): min over alpha of L_task + lambda |BOPs(alpha) - target|, weights
+   and steps fixed; hs is the one-hot argmax forward and softmax backward; BOPs in units of
+   1e9.
+4. Phases (Table 1): bit-meta; then bit-meta and bit-search in turn on each batch; then weights
+   (now quantized) and steps are fine-tuned at argmax alpha.
+
+Ours beyond the paper: float pre-training is part of the recipe; residual, pooling and output
+tensors carry learned 8-bit grids from bit-meta on, since the device has no floats; BatchNorm
+uses running statistics in bit-search, so that the meta-state is fixed entirely; the argmax is
+repaired when it misses the budget (`qtool.budget`). The released code backpropagates only the
+last branch's loss in bit-meta; this follows the paper's mean.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qtool.config import MetaMixConfig
+from qtool.cost import format_count, total_bops, total_macs
+from qtool.data.images import DataSet
+from qtool.frontends.bit_search import BitSearch
+from qtool.frontends.pretrain import (
+    build_prepared,
+    load_state,
+    make_batches,
+    plain_phase,
+    sgd,
+    task_loss,
+    train_float,
+)
+from qtool.nn.control import bit_costs, calibrate, initialise_weight_steps, select
+from qtool.progress import Progress
+from qtool.qspec import LayerBits, Selection, layers_to_json
+from qtool.run import Run
+from qtool.training import (
+    Averages,
+    Phase,
+    accuracy,
+    cosine,
+    recalibrate_norms,
+    run_phase,
+    to_batch,
+)
+
+CALIBRATION_IMAGES = 512
+
+
+def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
+    """Float pre-training, then bit-meta: leaves float, meta and model weights in `run`."""
+    if not (resume and run.has_weights("float")):
+        train_float(run, data, progress, resume)
+    if not (resume and run.has_weights("model")):
+        _train_meta(run, data, progress, resume)
+
+
+def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
+    config, batches = run.config, make_batches(run.config, data)
+    model = build_prepared(run, float_weights=True)
+    calibrate(model, to_batch(batches.images, slice(0, CALIBRATION_IMAGES))[0])
+    optimizer = sgd(config, model, config.meta_lr)
+
+    def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
+        bit_meta_step(config, model, optimizer, x, labels, averages)
+        return ""
+
+    phase = Phase("bit-meta", config.meta_epochs, model, [optimizer], step)
+    run_phase(phase, run, batches, progress, resume)
+    initialise_weight_steps(model)
+    select(model, Selection(), weights=False)
+    recalibrate_norms(model, batches, config.norm_batches)
+    run.save_weights("meta", model.state_dict())
+    run.save_weights("model", model.state_dict())
+    run.drop_checkpoint()
+
+
+def bit_meta_step(
+    config: MetaMixConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    labels: Tensor,
+    averages: Averages,
+) -> None:
+    """One optimizer step on the mean loss over the candidate bits (Eq. 1)."""
+    model.train()
+    optimizer.zero_grad()
+    for bits in config.activation_bits:
+        select(model, Selection(default=LayerBits(32, bits)), weights=False)
+        logits = model(x)
+        loss = task_loss(config, logits, labels)
+        (loss / len(config.activation_bits)).backward()  # type: ignore[no-untyped-call]
+        averages.add(loss.detach(), logits, labels)
+    optimizer.step()
+
+
+def search(
+    run: Run, data: DataSet, budget: float, finetune: bool, progress: Progress, resume: bool
+) -> dict[str, Any]:
+    """Choose bits under `budget` BOPs, fine-tune at them; return bits.json's content.
+
+    Raises:
+        UserError: the budget is outside what the candidates reach.
+    """
+    model = build_prepared(run)
+    load_state(model, run, "meta")
+    bit_search = BitSearch(run.config, model, data.shape, budget)
+    content = run.load_bits() if resume else None
+    if content is None:
+        content = _search_bits(run, bit_search, data, progress, resume)
+    if finetune and not content["finetuned"]:
+        _finetune(run, model, data, progress, resume)
+        content["finetuned"] = True
+        run.save_bits(content)
+        run.drop_checkpoint()
+    return content
+
+
+def _search_bits(
+    run: Run, bit_search: BitSearch, data: DataSet, progress: Progress, resume: bool
+) -> dict[str, Any]:
+    """Alternate bit-meta and bit-search steps on each batch; write bits.json."""
+    config, model = run.config, bit_search.model
+    weights = sgd(config, model, config.meta_lr)
+    alphas = torch.optim.Adam(
+        [bit_search.alpha], lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=1e-3
+    )
+
+    def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
+        bit_meta_step(config, model, weights, x, labels, Averages())
+        model.eval()
+        loss, logits, bops = bit_search.loss(x, labels)
+        (bit_search.alpha.grad,) = torch.autograd.grad(loss, [bit_search.alpha])
+        alphas.step()
+        averages.add(loss.detach(), logits, labels)
+        return f"{format_count(bops)}BOPs of {format_count(bit_search.budget)}"
+
+    phase = Phase(
+        "bit-search", config.search_epochs, model, [weights, alphas], step, cosine,
+        extra={"alpha": bit_search.alpha},
+    )  # fmt: skip
+    run_phase(phase, run, make_batches(config, data), progress, resume)
+    content = _bits_content(bit_search, data)
+    run.save_weights("searched", model.state_dict())
+    run.save_bits(content)
+    run.drop_checkpoint()
+    progress.note(_describe(content))
+    return content
+
+
+def _bits_content(bit_search: BitSearch, data: DataSet) -> dict[str, Any]:
+    chosen, repaired = bit_search.result()
+    costs = bit_costs(bit_search.model, data.shape, Selection(chosen))
+    return {
+        "budget_bops": bit_search.budget,
+        "bops": total_bops(costs),
+        "macs": total_macs(costs),
+        "layers": layers_to_json((cost.name, cost.bits) for cost in costs),
+        "layer_macs": {cost.name: cost.macs for cost in costs},
+        "repaired": repaired,
+        "finetuned": False,
+    }
+
+
+def _describe(content: dict[str, Any]) -> str:
+    share = 100 * content["bops"] / content["budget_bops"]
+    repaired = len(content["repaired"])
+    return f"bits chosen: {format_count(content['bops'])}BOPs, {share:.1f} % of the budget" + (
+        f" ({repaired} layers moved from their argmax to meet it)" if repaired else ""
+    )
+
+
+def _finetune(
+    run: Run, model: nn.Module, data: DataSet, progress: Progress, resume: bool
+) -> None:
+    """Train weights (quantized) and steps at the chosen bits; leaves ``model.safetensors``."""
+    config, batches = run.config, make_batches(run.config, data)
+    load_state(model, run, "searched")
+    initialise_weight_steps(model)
+    select(model, run.selection())
+    phase = plain_phase(
+        "fine-tune", config, model, config.finetune_epochs, config.finetune_lr, 0.0
+    )
+    run_phase(phase, run, batches, progress, resume)
+    recalibrate_norms(model, batches, config.norm_batches)
+    result = accuracy(model, data.test)
+    run.add_metrics(phase="fine-tune", test_accuracy=result)
+    run.save_weights("model", model.state_dict())
+    progress.note(f"fake-quantized: test accuracy {result:.2f} %")

@@ -1,0 +1,118 @@
+"""What every frontend shares: the float network, its loss, optimizer and pre-training."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qtool.config import MetaMixConfig
+from qtool.data.images import DataSet
+from qtool.errors import UserError
+from qtool.models import model_factory
+from qtool.nn.prepare import QuantSpec, prepare
+from qtool.progress import Progress
+from qtool.run import Run
+from qtool.training import (
+    Averages,
+    Batches,
+    Phase,
+    accuracy,
+    cosine,
+    recalibrate_norms,
+    run_phase,
+)
+
+WARMUP = 0.2
+
+
+def build_float(run: Run) -> nn.Module:
+    """Return the run's float network, initialised from its seed."""
+    torch.manual_seed(run.config.seed)
+    factory = model_factory(run.config.model)
+    model = factory(in_channels=run.input_shape[0], classes=run.classes)
+    channels_last: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return channels_last
+
+
+def load_float(run: Run) -> nn.Module:
+    """Return the trained float network."""
+    model = build_float(run)
+    load_state(model, run, "float")
+    return model
+
+
+def build_prepared(run: Run, float_weights: bool = False) -> nn.Module:
+    """Return the run's network with quantizers, from its initial or trained float weights."""
+    config = run.config
+    spec = QuantSpec(
+        config.activation_bits, config.weight_bits, config.first_last_bits, config.glue_bits
+    )
+    return prepare(load_float(run) if float_weights else build_float(run), spec)
+
+
+def load_state(model: nn.Module, run: Run, stage: str) -> None:
+    """Load the weights of `stage`, which must fit the recipe's model."""
+    try:
+        model.load_state_dict(run.load_weights(stage))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"run {run.folder}: {stage}.safetensors does not fit model "
+            f"{run.config.model}: {reason}"
+        ) from None
+
+
+def make_batches(config: MetaMixConfig, data: DataSet) -> Batches:
+    """Return the recipe's training batches."""
+    images = data.train.head(config.train_images or None)
+    return Batches(images, min(config.batch_size, len(images)), config.seed, config.flip)
+
+
+def task_loss(config: MetaMixConfig, logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with the recipe's label smoothing."""
+    return functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+
+
+def sgd(config: MetaMixConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """SGD; weight decay on weight tensors only, not on steps, BatchNorm and biases."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_weight = parameter.ndim > 1 and not name.endswith("step")
+        (decayed if is_weight else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=True)
+
+
+def plain_phase(
+    name: str, config: MetaMixConfig, model: nn.Module, epochs: int, lr: float, warmup: float
+) -> Phase:
+    """Return the phase that minimises the task loss at whatever bits are selected."""
+    optimizer = sgd(config, model, lr)
+
+    def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
+        logits = model(x)
+        loss = task_loss(config, logits, labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        averages.add(loss.detach(), logits, labels)
+        return ""
+
+    return Phase(name, epochs, model, [optimizer], step, lambda done: cosine(done, warmup))
+
+
+def train_float(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
+    """Train the float network; leaves ``float.safetensors``."""
+    config, batches = run.config, make_batches(run.config, data)
+    model = build_float(run)
+    phase = plain_phase("float", config, model, config.float_epochs, config.float_lr, WARMUP)
+    run_phase(phase, run, batches, progress, resume)
+    recalibrate_norms(model, batches, config.norm_batches)
+    result = accuracy(model, data.test)
+    run.add_metrics(phase="float", test_accuracy=result)
+    run.save_weights("float", model.state_dict())
+    run.drop_checkpoint()
+    progress.note(f"float: test accuracy {result:.2f} %")

@@ -1,0 +1,52 @@
+"""Multiply-accumulates of a torch model, layer by layer, without computing anything."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qtool.cost import conv_macs
+from qtool.errors import UserError
+
+Weight = Callable[[nn.Module], Tensor | None]
+
+
+def own_weight(module: nn.Module) -> Tensor | None:
+    """Return the weight of a convolution or linear layer, None for other modules."""
+    counted = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+    return module.get_parameter("weight") if counted else None
+
+
+def count_macs(
+    model: nn.Module, input_shape: Sequence[int], weight_of: Weight = own_weight
+) -> list[tuple[str, int]]:
+    """Return (layer, MACs per image) of convolution and linear layers, in call order.
+
+    Args:
+        model: any module; a copy of it is run on the meta device.
+        input_shape: (C, H, W).
+        weight_of: tells which modules count, and their weight (C_out, C_in / groups, ...).
+    """
+    counts: dict[str, int] = {}
+    twin = copy.deepcopy(model).to("meta").eval()
+    for name, module in twin.named_modules():
+        weight = weight_of(module)
+        if weight is not None:
+            module.register_forward_hook(_counter(name, weight.shape, counts))
+    try:
+        with torch.no_grad():
+            twin(torch.empty(1, *input_shape, device="meta"))
+    except RuntimeError as error:
+        shape = "x".join(map(str, input_shape))
+        reason = str(error).splitlines()[0]
+        raise UserError(f"input {shape} does not fit the model: {reason}") from None
+    return list(counts.items())
+
+
+def _counter(name: str, weight_shape: Sequence[int], counts: dict[str, int]) -> Any:
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        counts[name] = counts.get(name, 0) + conv_macs(output.shape, weight_shape)
+
+    return hook

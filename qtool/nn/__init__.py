@@ -1,0 +1,1 @@
+"""Quantized modules and the function that puts them into a user's model."""

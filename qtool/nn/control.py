@@ -1,0 +1,92 @@
+"""What a frontend does to a prepared model as a whole: select bits, calibrate, count."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qtool.cost import LayerCost
+from qtool.models.macs import count_macs
+from qtool.nn.fake_quant import FakeQuantizer
+from qtool.nn.quant_layer import QuantLayer
+from qtool.qspec import LayerBits, Selection
+
+
+def quantizers(model: nn.Module) -> list[FakeQuantizer]:
+    """Return every quantizer of a prepared model, in module order."""
+    return [module for module in model.modules() if isinstance(module, FakeQuantizer)]
+
+
+def quant_layers(model: nn.Module) -> list[QuantLayer]:
+    """Return every quantized layer of a prepared model, in module order."""
+    return [module for module in model.modules() if isinstance(module, QuantLayer)]
+
+
+def select(model: nn.Module, selection: Selection, weights: bool = True) -> None:
+    """Turn every quantizer on, each at its selected bits.
+
+    Args:
+        model: prepared model.
+        selection: input activation bits per layer; a layer it does not name, or whose
+            candidates lack the bits (first and last layer), gets its first candidate.
+        weights: quantize weights too; else they stay floating point.
+    """
+    for quantizer in quantizers(model):
+        quantizer.mix = None
+        quantizer.selected = quantizer.bits[0]
+        chosen = selection.of(quantizer.name)
+        if quantizer.role == "weight" and not weights:
+            quantizer.selected = None
+        elif quantizer.role == "activation" and chosen and chosen.activation in quantizer.bits:
+            quantizer.selected = chosen.activation
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, x: Tensor) -> None:
+    """Initialise every learned step from the float forward of `x` and the weights."""
+    model.eval()
+    active = [q for q in quantizers(model) if q.role != "weight"]
+    for quantizer in quantizers(model):
+        quantizer.selected, quantizer.mix = None, None
+    for quantizer in active:
+        quantizer.observing = True
+    model(x)
+    for quantizer in active:
+        quantizer.observing = False
+        if quantizer.observed is not None:
+            quantizer.initialise(quantizer.observed)
+        quantizer.observed = None
+    initialise_weight_steps(model)
+
+
+def initialise_weight_steps(model: nn.Module) -> None:
+    """Fit every layer's per-channel weight steps to its present weights."""
+    for layer in quant_layers(model):
+        layer.weight_quant.initialise(layer.layer.weight)
+
+
+def layer_macs(model: nn.Module, shape: Sequence[int]) -> list[tuple[str, int]]:
+    """Return (layer, MACs) of a prepared model, named as in the user's model."""
+
+    def weight_of(module: nn.Module) -> Tensor | None:
+        return module.layer.weight if isinstance(module, QuantLayer) else None
+
+    return count_macs(model, shape, weight_of)
+
+
+def bit_costs(model: nn.Module, shape: Sequence[int], selection: Selection) -> list[LayerCost]:
+    """Return every layer's MACs and the bits that `select` gives it."""
+    select(model, selection)
+    layers = {layer.name: layer for layer in quant_layers(model)}
+    return [
+        LayerCost(
+            name,
+            macs,
+            LayerBits(_bits(layers[name].weight_quant), _bits(layers[name].input_quant)),
+        )
+        for name, macs in layer_macs(model, shape)
+    ]
+
+
+def _bits(quantizer: FakeQuantizer) -> int:
+    return quantizer.bits[0] if quantizer.selected is None else quantizer.selected

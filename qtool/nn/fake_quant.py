@@ -1,0 +1,114 @@
+"""The module that stands on every quantized edge of a network in training.
+
+It holds one LSQ step per candidate bit-width ("branch", MetaMix section 3.2) and applies one
+of them, none (float), or a weighted sum of all. While tracing for export it becomes one
+``qtool::FakeQuant`` node that still holds every candidate.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from qtool.qspec import activation_window, weight_limit
+from qtool.quantizers.lsq import lsq, mse_step
+
+Role = Literal["activation", "weight", "glue", "input", "output"]
+MIN_STEP = 1e-7
+_SAMPLES = 1 << 16
+
+
+@torch.library.custom_op("qtool::fake_quant", mutates_args=())
+def fake_quant_op(
+    x: Tensor, steps: Tensor, name: str, role: str, bits: list[int], signed: bool
+) -> Tensor:
+    """Placeholder that `qtool.trace` translates; only its shape matters."""
+    return x.clone()
+
+
+@fake_quant_op.register_fake
+def _(x: Tensor, steps: Tensor, name: str, role: str, bits: list[int], signed: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+class FakeQuantizer(nn.Module):
+    """LSQ fake quantization with candidate bit-widths.
+
+    Args:
+        name: the layer (or glue tensor) it belongs to, as in bits.json.
+        role: "activation" (a layer's input), "weight", "glue", "input" or "output".
+        bits: candidates; the first one is selected at the start.
+        signed: activations: window around 128 instead of [0, 2^b - 1].
+        channels: steps per candidate: output channels for weights, else 1.
+        step: fixed (not learned) step, float.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        role: Role,
+        bits: Sequence[int],
+        signed: bool,
+        channels: int = 1,
+        step: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.name, self.role, self.bits, self.signed = name, role, tuple(bits), signed
+        start = torch.full((len(self.bits), channels), step or 1.0)
+        if step is None:
+            self.step = nn.Parameter(start)
+        else:
+            self.register_buffer("step", start)
+        self.selected: int | None = None
+        self.mix: Tensor | None = None
+        self.observed: Tensor | None = None
+        self.observing = False
+
+    def limits(self, bits: int) -> tuple[int, int]:
+        """Return (Qn, Qp): the number of negative and positive codes at `bits`."""
+        if self.role == "weight":
+            return weight_limit(bits), weight_limit(bits)
+        window = activation_window(bits, self.signed)
+        return window.zero_point - window.lo, window.hi - window.zero_point
+
+    def scale(self, bits: int) -> Tensor:
+        """Return the positive step at `bits`: scalar, or (C,) for weights."""
+        step = self.step[self.bits.index(bits)].abs().clamp_min(MIN_STEP)
+        return step if self.role == "weight" else step[0]
+
+    def quantize_at(self, x: Tensor, bits: int) -> Tensor:
+        """Fake-quantize `x` at one candidate."""
+        step = self.scale(bits)
+        if step.ndim:
+            step = step.reshape(-1, *[1] * (x.ndim - 1))
+        return lsq(x, step, *self.limits(bits))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` on the selected grid (same shape and dtype)."""
+        if torch.onnx.is_in_onnx_export():
+            out: Tensor = fake_quant_op(
+                x, self.step, self.name, self.role, list(self.bits), self.signed
+            )
+            return out
+        if self.observing:
+            self._observe(x)
+        if self.mix is not None:
+            parts = (
+                w * self.quantize_at(x, b) for w, b in zip(self.mix, self.bits, strict=True)
+            )
+            return torch.stack(tuple(parts)).sum(0)
+        return x if self.selected is None else self.quantize_at(x, self.selected)
+
+    def _observe(self, x: Tensor) -> None:
+        flat = x.detach().reshape(-1)
+        self.observed = flat[:: max(1, flat.numel() // _SAMPLES)].clone()
+
+    @torch.no_grad()
+    def initialise(self, values: Tensor) -> None:
+        """Set learned steps to the least-squares ones for `values` ((C, ...) for weights)."""
+        if not isinstance(self.step, nn.Parameter):
+            return
+        rows = values.detach().reshape(self.step.shape[1], -1)
+        for index, bits in enumerate(self.bits):
+            self.step[index] = mse_step(rows, *self.limits(bits))[:, 0]

@@ -1,0 +1,90 @@
+"""A convolution or linear layer with quantized input and weight, and its BatchNorm.
+
+In training BatchNorm works on batch statistics. In evaluation the layer computes what the
+device
+will: BatchNorm as a per-channel factor and a bias that is rounded to the int32 accumulator's
+unit, ``xs * ws * |gamma / sigma|``. So the fake-quantized and the integer model agree.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qtool.errors import UnsupportedError
+from qtool.nn.fake_quant import FakeQuantizer
+
+Layer = nn.Conv2d | nn.Linear
+
+
+class QuantLayer(nn.Module):
+    """``norm(layer(input_quant(x), weight_quant(weight)))``.
+
+    Args:
+        name: the layer's name in the user's model.
+        layer: convolution (zero padding) or linear.
+        norm: the BatchNorm that follows, None where there is none.
+        input_quant: quantizer of the input activation.
+        weight_quant: per-channel quantizer of the weight.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layer: Layer,
+        norm: nn.BatchNorm2d | None,
+        input_quant: FakeQuantizer,
+        weight_quant: FakeQuantizer,
+    ) -> None:
+        super().__init__()
+        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            raise UnsupportedError(
+                f"layer {name}: padding mode {layer.padding_mode!r}; use zeros"
+            )
+        self.name = name
+        self.layer, self.norm = layer, norm
+        self.input_quant, self.weight_quant = input_quant, weight_quant
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C, H', W'), or (N, C_in) -> (N, C)."""
+        x = self.input_quant(x)
+        weight = self.weight_quant(self.layer.weight)
+        if self._as_on_device():
+            return self._device_forward(x, weight)
+        y = self._linear_map(x, weight, self.layer.bias)
+        return y if self.norm is None else cast(Tensor, self.norm(y))
+
+    def _as_on_device(self) -> bool:
+        quantized = (
+            self.input_quant.selected is not None and self.weight_quant.selected is not None
+        )
+        return quantized and not self.training and not torch.onnx.is_in_onnx_export()
+
+    def _device_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        factor, shift = self._affine()
+        x_scale = self.input_quant.scale(cast(int, self.input_quant.selected))
+        w_scale = self.weight_quant.scale(cast(int, self.weight_quant.selected))
+        unit = (x_scale * w_scale * factor.abs()).double()
+        rounded = torch.where(unit > 0, (shift.double() / unit).round() * unit, shift.double())
+        y = self._linear_map(x, weight, None)
+        shape = (1, -1, *[1] * (y.ndim - 2))
+        return y * factor.reshape(shape) + rounded.float().reshape(shape)
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Return BatchNorm and bias as (factor, shift), each (C,)."""
+        weight, bias, norm = self.layer.weight, self.layer.bias, self.norm
+        bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        if norm is None:
+            return torch.ones_like(bias), bias
+        mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        factor = norm.weight * torch.rsqrt(var + norm.eps)
+        return factor, norm.bias + (bias - mean) * factor
+
+    def _linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self.layer
+        if isinstance(layer, nn.Linear):
+            return functional.linear(x, weight, bias)
+        return functional.conv2d(
+            x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups
+        )

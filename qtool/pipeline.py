@@ -1,0 +1,143 @@
+"""From a run directory to artifacts, and from an artifact back to the integer dialect."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from onnx.checker import ValidationError
+
+import qtool
+from passes.emit.onnx_qdq import emit_onnx_qdq
+from passes.pipelines import import_qdq, lower
+from qtool.cost import total_bops, total_macs
+from qtool.dialect import Program, read_program
+from qtool.errors import UserError
+from qtool.files import atomic_path, refuse_existing
+from qtool.qspec import Selection, read_selection
+
+DATASET_KEY = "qtool.dataset"
+VERSION_KEY = "qtool.version"
+
+
+def adaptive_graph(folder: Path) -> tuple[ir.Model, Selection, dict[str, str]]:
+    """Trace the model of a run.
+
+    Returns:
+        The adaptive graph, the run's chosen bits, and metadata for artifacts.
+    """
+    from qtool.frontends.pretrain import build_prepared, load_state
+    from qtool.run import Run
+    from qtool.trace import trace
+
+    run = Run.open(folder)
+    model = build_prepared(run)
+    load_state(model, run, "model")
+    metadata = {DATASET_KEY: run.config.dataset, VERSION_KEY: qtool.__version__}
+    return trace(model, run.input_shape), run.selection(), metadata
+
+
+def integer_model(folder: Path, bits: str | None) -> ir.Model:
+    """Return the run in the integer dialect, at its own bits or at those that `bits` names.
+
+    Raises:
+        UserError: bits that were not trained; an operator with no integer form.
+    """
+    chosen = None if bits is None else read_selection(bits)
+    graph, selection, metadata = adaptive_graph(folder)
+    dialect = lower(graph, selection if chosen is None else chosen)
+    dialect.metadata_props.update(metadata)
+    return dialect
+
+
+def write_onnx(dialect: ir.Model, path: Path) -> None:
+    """Write `dialect` as an ONNX QDQ file."""
+    keys = (DATASET_KEY, VERSION_KEY)
+    metadata = {k: v for k, v in dialect.metadata_props.items() if k in keys}
+    proto = ir.to_proto(emit_onnx_qdq(dialect, metadata))
+    del proto.graph.value_info[:]
+    del proto.graph.metadata_props[:]
+    onnx.checker.check_model(proto, full_check=True)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+
+
+def write_tvm(dialect: ir.Model, path: Path) -> None:
+    """Compile `dialect` for this CPU with TVM and write the shared library."""
+    from runtimes.tvm_env import TVM, require_tvm
+
+    require_tvm()
+    from passes.emit.relax import build_library, emit_relax, host_target
+
+    program = read_program(dialect)
+    metadata = describe(program) | {"batch": 1, "tvm": TVM, "target": str(host_target())}
+    build_library(emit_relax(program, metadata), path)
+
+
+def describe(program: Program) -> dict[str, Any]:
+    """Return what a check needs to know about an artifact, as JSON values."""
+    costs, grid = program.layer_costs(), program.output_grid
+    return {
+        "digest": program.digest(),
+        "qtool": qtool.__version__,
+        "dataset": program.metadata.get(DATASET_KEY),
+        "input_shape": list(program.input_shape),
+        "output_scale": float(grid.scale),
+        "output_zero_point": grid.zero_point,
+        "tensors": [op.output for op in program.ops],
+        "layers": {cost.name: [cost.bits.weight, cost.bits.activation] for cost in costs},
+        "macs": total_macs(costs),
+        "bops": total_bops(costs),
+        "weight_bytes": program.weight_bytes(),
+    }
+
+
+_WRITERS: dict[str, Callable[[ir.Model, Path], None]] = {"onnx": write_onnx, "tvm": write_tvm}
+
+
+def export(folder: Path, target: str, bits: str | None, output: Path, force: bool) -> None:
+    """Export the run in `folder` for `target` ("onnx" or "tvm") to `output`."""
+    refuse_existing(output, force)
+    if target == "tvm":
+        from runtimes.tvm_env import require_tvm
+
+        require_tvm()
+    _WRITERS[target](integer_model(folder, bits), output)
+
+
+def export_float(folder: Path, output: Path) -> None:
+    """Write the run's float network as ONNX, BatchNorm folded: what size is compared with."""
+    from qtool.frontends.pretrain import load_float
+    from qtool.run import Run
+    from qtool.trace import trace_float
+
+    run = Run.open(folder)
+    proto = ir.to_proto(trace_float(load_float(run), run.input_shape))
+    del proto.graph.value_info[:]
+    del proto.graph.metadata_props[:]
+    with atomic_path(output) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+
+
+def read_onnx(path: Path) -> Program:
+    """Return an ONNX QDQ file as the integer dialect.
+
+    Raises:
+        UserError: missing, damaged, or with an operator that is not integer; says which.
+    """
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        onnx.checker.check_model(proto)
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    except FileNotFoundError:
+        raise UserError(f"model {path} does not exist") from None
+    except (ValidationError, onnx.shape_inference.InferenceError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model {path} is not a valid ONNX file: {reason}") from None
+    except Exception as error:  # protobuf's DecodeError, whose module differs between versions
+        raise UserError(f"model {path} is truncated or not ONNX: {error}") from None
+    try:
+        return read_program(import_qdq(ir.from_proto(inferred)))
+    except UserError as error:
+        raise type(error)(f"model {path}: {error}") from None

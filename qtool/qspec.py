@@ -1,0 +1,142 @@
+"""Grids and bit selections: the vocabulary that training, passes and runtimes share.
+
+A *grid* is an integer code window with a scale: value = (code - zero_point) * scale.
+Activations live in uint8 containers, weights in int8 containers; the b-bit meaning is a
+window inside the container (``design``: unsigned windows start at 0, signed ones are centred
+on 128, weights are symmetric and narrow).
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qtool.errors import UserError
+from qtool.files import read_json
+
+ACTIVATION_BITS = range(1, 9)
+WEIGHT_BITS = range(2, 9)
+BITS_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Window:
+    """Codes `lo`..`hi` (inclusive) of a uint8 container, value 0 at `zero_point`."""
+
+    zero_point: int
+    lo: int
+    hi: int
+
+    @property
+    def full(self) -> bool:
+        """True when the container's own saturation already is the window."""
+        return self.lo == 0 and self.hi == 255
+
+
+def activation_window(bits: int, signed: bool) -> Window:
+    """Return the uint8 window of a `bits`-bit activation.
+
+    Unsigned: [0, 2^b - 1] around 0. Signed: [-2^(b-1), 2^(b-1) - 1] around 128.
+    """
+    if signed:
+        half = 1 << (bits - 1)
+        return Window(128, 128 - half, 128 + half - 1)
+    return Window(0, 0, (1 << bits) - 1)
+
+
+def weight_limit(bits: int) -> int:
+    """Return Q of the symmetric, narrow weight range [-Q, Q], Q = 2^(b-1) - 1.
+
+    Narrow, so that a negative BatchNorm gamma can flip a channel's codes without overflow.
+    """
+    return (1 << (bits - 1)) - 1
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """Bit-widths of one convolution or linear layer: its weights and its input activation."""
+
+    weight: int
+    activation: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Bits for every layer: explicit `layers`, or one `default` for all that may vary."""
+
+    layers: Mapping[str, LayerBits] = field(default_factory=dict)
+    default: LayerBits | None = None
+
+    def of(self, layer: str) -> LayerBits | None:
+        """Return the bits asked for `layer`, None when the selection is silent."""
+        return self.layers.get(layer, self.default)
+
+
+_UNIFORM = re.compile(r"w(\d+)a(\d+)", re.IGNORECASE)
+
+
+def parse_uniform(text: str) -> LayerBits | None:
+    """Parse ``w4a8``; None when `text` has another form (a file name, say)."""
+    match = _UNIFORM.fullmatch(text)
+    if match is None:
+        return None
+    weight, activation = int(match[1]), int(match[2])
+    _check_range("weight", weight, WEIGHT_BITS, text)
+    _check_range("activation", activation, ACTIVATION_BITS, text)
+    return LayerBits(weight, activation)
+
+
+def _check_range(what: str, got: int, known: range, where: str) -> None:
+    if got not in known:
+        raise UserError(
+            f"{where}: {what} bits {got} not supported, expected {known.start} to "
+            f"{known.stop - 1}"
+        )
+
+
+def read_selection(text: str) -> Selection:
+    """Return the selection that ``--bits`` names: ``w4a4`` or the path of a bits.json."""
+    uniform = parse_uniform(text)
+    if uniform is not None:
+        return Selection(default=uniform)
+    if not Path(text).exists():
+        raise UserError(f"--bits {text!r}: neither a pattern like w4a4 nor an existing file")
+    return selection_from_json(read_json(Path(text), "bits file"), text)
+
+
+def selection_from_json(value: Mapping[str, Any], where: str) -> Selection:
+    """Check and convert the content of a bits.json."""
+    check_format(value, BITS_FORMAT, f"bits file {where}")
+    layers = value.get("layers")
+    if not isinstance(layers, dict):
+        raise UserError(f"bits file {where}: no 'layers' object (layer: [weight, activation])")
+    return Selection({name: _pair(name, pair, where) for name, pair in layers.items()})
+
+
+def _pair(name: str, pair: Any, where: str) -> LayerBits:
+    if not (isinstance(pair, list) and len(pair) == 2 and all(type(b) is int for b in pair)):
+        raise UserError(
+            f"bits file {where}: layer {name}: got {json.dumps(pair)}, expected [w, a]"
+        )
+    _check_range(f"layer {name}: weight", pair[0], WEIGHT_BITS, where)
+    _check_range(f"layer {name}: activation", pair[1], ACTIVATION_BITS, where)
+    return LayerBits(*pair)
+
+
+def check_format(value: Mapping[str, Any], newest: int, what: str) -> None:
+    """Refuse a file whose ``format`` number this qtool does not know."""
+    got = value.get("format")
+    if type(got) is not int:
+        raise UserError(f"{what}: no 'format' number: not written by qtool")
+    if got > newest:
+        raise UserError(
+            f"{what}: format {got} is newer than this qtool reads (up to {newest}); "
+            "upgrade qtool"
+        )
+
+
+def layers_to_json(layers: Iterable[tuple[str, LayerBits]]) -> dict[str, list[int]]:
+    """Return the ``layers`` object of a bits.json."""
+    return {name: [bits.weight, bits.activation] for name, bits in layers}

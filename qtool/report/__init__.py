@@ -1,0 +1,1 @@
+"""What people look at: tables, bars and pictures of a report."""

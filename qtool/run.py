@@ -1,0 +1,200 @@
+"""The run directory: what training leaves behind, and what search, export and check read.
+
+    recipe.json            the config, with a format number
+    float.safetensors      float weights (the FP reference)
+    meta.safetensors       prepared model after bit-meta (where every search starts)
+    searched.safetensors   prepared model after bit-search (where fine-tuning starts)
+    model.safetensors      prepared model as it is deployed now
+    bits.json              chosen bits (after `qtool search`)
+    metrics.jsonl          one JSON object per epoch and result
+    checkpoint.safetensors unfinished training
+
+Every file is written whole, under a temporary name, and renamed. Nothing is ever unpickled.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import qtool
+from qtool.config import MetaMixConfig, from_json, to_json
+from qtool.data.images import DataSet
+from qtool.errors import UserError
+from qtool.files import atomic_path, read_json, refuse_existing, write_json
+from qtool.qspec import BITS_FORMAT, Selection, check_format, selection_from_json
+
+RUN_FORMAT = 1
+_MARK = {"writer": "qtool", "format": str(RUN_FORMAT)}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Unfinished training: `epochs_done` epochs of `phase`."""
+
+    phase: str
+    epochs_done: int
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths and content of one run directory.
+
+    Args:
+        folder: the directory.
+        config: the recipe.
+        input_shape: (C, H, W) of the images it was trained on.
+        classes: number of logits.
+    """
+
+    folder: Path
+    config: MetaMixConfig
+    input_shape: tuple[int, ...]
+    classes: int
+
+    @classmethod
+    def create(
+        cls, folder: Path, config: MetaMixConfig, data: DataSet, resume: bool, force: bool
+    ) -> "Run":
+        """Start a run in `folder`, or return the one there if `resume`."""
+        recipe = folder / "recipe.json"
+        if resume and recipe.exists():
+            run = cls.open(folder)
+            if run.config != config:
+                raise UserError(
+                    f"{recipe} holds other settings than this command: repeat the first "
+                    "command's recipe and --set, or choose another --out"
+                )
+            return run
+        if not resume:
+            refuse_existing(recipe, force)
+        if force:
+            _clear(folder)
+        header = {
+            "format": RUN_FORMAT, "qtool": qtool.__version__, "recipe": to_json(config),
+            "input_shape": list(data.shape), "classes": data.classes,
+        }  # fmt: skip
+        write_json(recipe, header)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """Return the run in `folder`.
+
+        Raises:
+            UserError: no run there, a newer format, or damaged JSON.
+        """
+        if not folder.is_dir():
+            raise UserError(
+                f"run {folder}: no such directory (make one with qtool train --out)"
+            )
+        value = read_json(folder / "recipe.json", "run recipe")
+        check_format(
+            value, RUN_FORMAT, f"run {folder} (written by qtool {value.get('qtool')})"
+        )
+        try:
+            recipe, shape = dict(value["recipe"]), tuple(int(n) for n in value["input_shape"])
+            classes = int(value["classes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"run {folder}: recipe.json is damaged: {error!r}") from None
+        return cls(folder, from_json(recipe, f"run {folder}"), shape, classes)
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of this run."""
+        return self.folder / name
+
+    def has_weights(self, stage: str) -> bool:
+        """True when `stage` ("float", "meta", "model") has been saved."""
+        return self.path(f"{stage}.safetensors").exists()
+
+    def save_weights(self, stage: str, state: dict[str, Tensor]) -> None:
+        """Write a state dict."""
+        _save_tensors(self.path(f"{stage}.safetensors"), state, {"stage": stage})
+
+    def load_weights(self, stage: str) -> dict[str, Tensor]:
+        """Read a state dict.
+
+        Raises:
+            UserError: missing, truncated, or not written by qtool.
+        """
+        path = self.path(f"{stage}.safetensors")
+        if not path.exists():
+            raise UserError(
+                f"run {self.folder}: no {path.name}; training has not finished "
+                "(qtool train ... --resume continues it)"
+            )
+        return _load_tensors(path)[0]
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write unfinished training."""
+        extra = {"phase": checkpoint.phase, "epochs_done": str(checkpoint.epochs_done)}
+        _save_tensors(self.path("checkpoint.safetensors"), checkpoint.tensors, extra)
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """Return unfinished training, None where there is none."""
+        path = self.path("checkpoint.safetensors")
+        if not path.exists():
+            return None
+        tensors, extra = _load_tensors(path)
+        return Checkpoint(extra["phase"], int(extra["epochs_done"]), tensors)
+
+    def drop_checkpoint(self) -> None:
+        """Forget unfinished training: a stage was completed."""
+        self.path("checkpoint.safetensors").unlink(missing_ok=True)
+
+    def add_metrics(self, **values: Any) -> None:
+        """Append a line to metrics.jsonl."""
+        with self.path("metrics.jsonl").open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def save_bits(self, content: dict[str, Any]) -> None:
+        """Write bits.json."""
+        write_json(self.path("bits.json"), {"format": BITS_FORMAT, **content})
+
+    def load_bits(self) -> dict[str, Any] | None:
+        """Return the content of bits.json, None before the first search."""
+        path = self.path("bits.json")
+        return read_json(path, "bits file") if path.exists() else None
+
+    def selection(self) -> Selection:
+        """Return the searched bits; the widest candidates before any search."""
+        content = self.load_bits()
+        return Selection() if content is None else selection_from_json(content, "bits.json")
+
+
+_OWN_FILES = (
+    "float.safetensors", "meta.safetensors", "searched.safetensors", "model.safetensors",
+    "checkpoint.safetensors", "bits.json", "metrics.jsonl",
+)  # fmt: skip
+
+
+def _clear(folder: Path) -> None:
+    """Remove the files of an earlier run, and only those."""
+    for name in _OWN_FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor], extra: dict[str, str]) -> None:
+    with atomic_path(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, _MARK | extra)
+
+
+def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"checkpoint {path} is truncated or damaged: {error}") from None
+    if metadata.get("writer") != "qtool":
+        raise UserError(f"checkpoint {path} was not written by qtool; nothing was loaded")
+    if int(metadata["format"]) > RUN_FORMAT:
+        raise UserError(
+            f"checkpoint {path}: format {metadata['format']} is newer; upgrade qtool"
+        )
+    return tensors, metadata

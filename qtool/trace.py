@@ -1,0 +1,110 @@
+"""Prepared ``nn.Module`` -> adaptive graph: `onnx_ir.Model` with ``qtool::FakeQuant`` nodes.
+
+A FakeQuant node has inputs (x, steps) and attributes ``name``, ``role``, ``bits`` (every
+candidate) and ``signed``; ``steps`` is (candidates, channels). BatchNorm is not folded. Which
+bits are used is decided later, by `passes.resolve_bits`.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx import defs
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript import optimizer, values
+from torch import nn
+
+import qtool.nn.fake_quant  # noqa: F401  (registers torch.ops.qtool.fake_quant)
+from qtool.errors import UnsupportedError
+
+DOMAIN = "qtool"
+OPSET = 21
+
+
+def _schema() -> defs.OpSchema:
+    parameter, attribute = defs.OpSchema.FormalParameter, defs.OpSchema.Attribute
+    kinds = defs.OpSchema.AttrType
+    return defs.OpSchema(
+        "FakeQuant", DOMAIN, 1,
+        inputs=[parameter("x", "T"), parameter("steps", "T")],
+        outputs=[parameter("y", "T")],
+        type_constraints=[("T", ["tensor(float)"], "")],
+        attributes=[
+            attribute("name", kinds.STRING, ""), attribute("role", kinds.STRING, ""),
+            attribute("bits", kinds.INTS, ""), attribute("signed", kinds.INT, ""),
+        ],
+    )  # fmt: skip
+
+
+_FAKE_QUANT = values.Op(values.Opset(DOMAIN, 1), "FakeQuant", _schema())
+
+
+def _translate(
+    x: Any, steps: Any, name: str, role: str, bits: Sequence[int], signed: bool
+) -> Any:
+    return _FAKE_QUANT(x, steps, name=name, role=role, bits=list(bits), signed=int(signed))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about things that are none of the user's business."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def trace(model: nn.Module, input_shape: Sequence[int]) -> ir.Model:
+    """Export a prepared `model` in evaluation mode; the batch dimension stays symbolic.
+
+    Args:
+        model: result of `qtool.nn.prepare.prepare`.
+        input_shape: (C, H, W).
+
+    Raises:
+        UnsupportedError: torch.export does not accept the model.
+    """
+    exported = _export(model, input_shape, optimize=False)
+    # The exporter leaves shape arithmetic and casts of constants; BatchNorm survives this.
+    optimizer.fold_constants(exported)
+    RemoveUnusedNodesPass()(exported)
+    return exported
+
+
+def trace_float(model: nn.Module, input_shape: Sequence[int]) -> ir.Model:
+    """Export a float `model` as plain ONNX, BatchNorm folded."""
+    return _export(model, input_shape, optimize=True)
+
+
+def _export(model: nn.Module, input_shape: Sequence[int], optimize: bool) -> ir.Model:
+    was_training = model.training
+    # Channels-last weights would be traced as strided views.
+    model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model, (torch.zeros(2, *input_shape),), dynamo=True, opset_version=OPSET,
+                optimize=optimize, verbose=False,
+                custom_translation_table={torch.ops.qtool.fake_quant.default: _translate},
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                input_names=["input"], output_names=["logits"],
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UnsupportedError(f"torch.export refused the model: {reason}") from error
+    finally:
+        model.train(was_training)
+    if program is None:
+        raise UnsupportedError("torch.onnx.export returned nothing")
+    for node in program.model.graph:
+        node.metadata_props.clear()
+    return program.model

@@ -1,0 +1,25 @@
+"""The protocol that every runtime keeps."""
+
+from collections import Counter
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.uint8]
+
+
+class Runtime(Protocol):
+    """A loaded model."""
+
+    name: str
+
+    def run(self, x: Floats) -> Floats:
+        """Return the float output (N, classes) for input `x` (N, C, H, W)."""
+
+    def intermediates(self, x: Floats) -> dict[str, Codes]:
+        """Return every integer tensor by name, each (N, ...)."""
+
+    def float_ops(self) -> Counter[str]:
+        """Count operators that compute in floating point between input Q and output DQ."""

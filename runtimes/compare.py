@@ -1,0 +1,53 @@
+"""Parity, counted in integers: how many codes differ, by how much, where first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runtimes.base import Codes, Floats
+
+
+@dataclass
+class Parity:
+    """Differences of one runtime from the baseline, over any number of tensors."""
+
+    mismatched: int = 0
+    compared: int = 0
+    max_lsb: int = 0
+    first_divergence: dict[str, Any] | None = None
+
+    def add(self, tensor: str, expected: Codes, got: Codes) -> None:
+        """Compare one tensor (N, ...); a wrong shape counts as all wrong."""
+        self.compared += expected.size
+        if expected.shape != got.shape:
+            self._differ(tensor, expected.size, 255, {"shape": [*got.shape]})
+            return
+        wrong = expected != got
+        count = int(wrong.sum())
+        if count:
+            where = tuple(int(i) for i in np.argwhere(wrong)[0])
+            lsb = int(np.abs(expected.astype(np.int64) - got.astype(np.int64)).max())
+            detail = {"expected": int(expected[where]), "got": int(got[where])}
+            self._differ(tensor, count, lsb, {"index": list(where), **detail})
+
+    def _differ(self, tensor: str, count: int, lsb: int, detail: dict[str, Any]) -> None:
+        self.mismatched += count
+        self.max_lsb = max(self.max_lsb, lsb)
+        if self.first_divergence is None:
+            self.first_divergence = {"tensor": tensor, **detail}
+
+    def add_all(self, expected: Mapping[str, Codes], got: Mapping[str, Codes]) -> None:
+        """Compare tensors in the order of `expected`, which is execution order."""
+        for name, codes in expected.items():
+            self.add(name, codes, got[name])
+
+
+def output_codes(y: Floats, scale: float, zero_point: int) -> Codes:
+    """Return the integer codes behind dequantized outputs, unclipped int64.
+
+    Exact for values that a DequantizeLinear of this grid made; others show up as differences.
+    """
+    codes: Codes = np.rint(y / np.float32(scale)).astype(np.int64) + zero_point
+    return codes

@@ -1,0 +1,143 @@
+"""ONNX Runtime on the CPU."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+
+from qtool.errors import UserError
+from runtimes.base import Codes, Floats
+
+# Operators of ONNX Runtime's optimized graphs that compute on integers only.
+_INTEGER = {
+    "QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul", "QLinearConcat",
+    "QLinearGlobalAveragePool", "QLinearAveragePool", "QLinearLeakyRelu", "QLinearSigmoid",
+    "MatMulInteger", "ConvInteger",
+}  # fmt: skip
+# Operators that keep the type of what they read.
+_NEUTRAL = {
+    "Clip", "MaxPool", "NhwcMaxPool", "Flatten", "Reshape", "Transpose", "Identity", "Max",
+    "Min",    "Squeeze", "Unsqueeze", "Pad", "Gather", "Concat",
+}  # fmt: skip
+
+
+class OrtRuntime:
+    """An ONNX file in ONNX Runtime, all graph optimizations on.
+
+    Args:
+        path: model.onnx.
+        tensors: names of integer tensors that `intermediates` returns.
+        threads: intra-op threads.
+    """
+
+    name = "ort"
+
+    def __init__(self, path: Path, tensors: Sequence[str] = (), threads: int = 1) -> None:
+        self.path, self.tensors, self.threads = path, list(tensors), threads
+        self._session = _session(path.read_bytes(), threads, path)
+        self._traced: Any = None
+
+    def run(self, x: Floats) -> Floats:
+        """Return the first output."""
+        feeds = {self._session.get_inputs()[0].name: x}
+        result: Floats = self._session.run(None, feeds)[0]
+        return result
+
+    def intermediates(self, x: Floats) -> dict[str, Codes]:
+        """Return the integer tensors, read from a session that has them as further outputs."""
+        if self._traced is None:
+            self._traced = _session(
+                _with_outputs(self.path, self.tensors), self.threads, self.path
+            )
+        feeds = {self._traced.get_inputs()[0].name: x}
+        return dict(zip(self.tensors, self._traced.run(self.tensors, feeds), strict=True))
+
+    def float_ops(self) -> Counter[str]:
+        """Count float operators of the graph that ONNX Runtime really executes."""
+        with tempfile.TemporaryDirectory() as folder:
+            dumped = Path(folder) / "optimized.onnx"
+            _session(self.path.read_bytes(), self.threads, self.path, dumped)
+            return count_float_ops(onnx.load(dumped))
+
+
+def _session(
+    model: bytes, threads: int, path: Path, dump: Path | None = None
+) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Fatal only: its warning that a dumped graph is tied to this machine is no news here.
+    options.log_severity_level = 4
+    if dump is not None:
+        options.optimized_model_filepath = str(dump)
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: ONNX Runtime cannot load it: {reason}") from None
+
+
+def _with_outputs(path: Path, tensors: Sequence[str]) -> bytes:
+    """Return the model with `tensors` as its only outputs."""
+    model = onnx.load(path)
+    known = {info.name: info for info in model.graph.value_info}
+    del model.graph.output[:]
+    for name in tensors:
+        if name in known:
+            model.graph.output.append(known[name])
+        else:
+            model.graph.output.append(
+                onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None)
+            )
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def count_float_ops(model: onnx.ModelProto) -> Counter[str]:
+    """Count operators on float activations between the first Q and the last DQ.
+
+    Types are followed from the inputs, because shape inference does not know contrib
+    operators.
+    """
+    is_float = {
+        value.name: value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        for value in model.graph.input
+    }
+    constants = {init.name for init in model.graph.initializer}
+    ends = {value.name for value in [*model.graph.input, *model.graph.output]}
+    counts: Counter[str] = Counter()
+    for node in model.graph.node:
+        data = [name for name in node.input if name and name not in constants]
+        reads_float = any(is_float.get(name, False) for name in data)
+        makes_float = _makes_float(node, reads_float)
+        is_float |= dict.fromkeys(node.output, makes_float)
+        boundary = node.op_type in ("QuantizeLinear", "DequantizeLinear") and (
+            ends & {*node.input, *node.output}
+        )
+        moves = node.op_type in ("Transpose", "Reshape", "Flatten") and ends & {*node.input}
+        if (reads_float or makes_float) and not (boundary or moves):
+            counts[node.op_type] += 1
+    return counts
+
+
+def _makes_float(node: onnx.NodeProto, reads_float: bool) -> bool:
+    if node.op_type == "QuantizeLinear":
+        return False
+    if node.op_type == "QGemm":
+        return len(node.input) < 9 or not node.input[7]
+    if node.op_type in _INTEGER:
+        return False
+    if node.op_type == "Cast":
+        return bool(node.attribute[0].i == onnx.TensorProto.FLOAT)
+    if node.op_type in _NEUTRAL:
+        return reads_float
+    return True
+
+
+def version() -> str:
+    """Return ONNX Runtime's version."""
+    return str(onnxruntime.__version__)

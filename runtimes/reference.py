@@ -1,0 +1,156 @@
+"""The reference runtime: the integer dialect in numpy, on `qtool.numerics`.
+
+It defines the numbers; it is written to be read, and fast enough for a test set. Suffixes: N
+batch, C channels, H and W height and width, O outputs, G groups, K kernel positions.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from qtool import numerics
+from qtool.dialect import (
+    Add,
+    Average,
+    Conv,
+    Flatten,
+    Gemm,
+    MaxPool,
+    Op,
+    Program,
+    Quantize,
+    Rescale,
+)
+from qtool.numerics import Accumulators, Codes, Floats
+
+# Above this many products of magnitude 255 * 127, float32 sums are not exact.
+_EXACT_FLOAT32 = 1 << 24
+
+
+class ReferenceRuntime:
+    """Executes a `Program` operator by operator."""
+
+    name = "reference"
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def run(self, x: Floats) -> Floats:
+        """Return dequantized outputs."""
+        codes = dict(self._execute(x))[self.program.output]
+        grid = self.program.output_grid
+        return numerics.dequantize(codes, grid.scale, grid.zero_point)
+
+    def intermediates(self, x: Floats) -> dict[str, Codes]:
+        """Return every operator's result."""
+        return dict(self._execute(x))
+
+    def float_ops(self) -> Counter[str]:
+        """The dialect has none."""
+        return Counter()
+
+    def _execute(self, x: Floats) -> Iterator[tuple[str, Codes]]:
+        tensors: dict[str, Codes] = {}
+        for op in self.program.ops:
+            if isinstance(op, Quantize):
+                result = numerics.quantize(x, op.grid.scale, op.grid.zero_point, op.lo, op.hi)
+            else:
+                result = execute(op, [tensors[name] for name in op.inputs])
+            tensors[op.output] = result
+            yield op.output, result
+
+
+def execute(op: Op, inputs: list[Codes]) -> Codes:
+    """Return the result of one operator on integer `inputs`."""
+    zero, lo, hi, x = op.grid.zero_point, op.lo, op.hi, inputs[0]
+    if isinstance(op, Conv | Gemm):
+        acc = conv_accumulate(op, x) if isinstance(op, Conv) else gemm_accumulate(op, x)
+        factor = numerics.multiplier(op.x.scale, op.w_scale, op.grid.scale)
+        return numerics.requantize(acc, factor, zero, lo, hi)
+    if isinstance(op, Add):
+        return numerics.add(
+            x, op.a.scale, op.a.zero_point, inputs[1], op.b.scale, op.b.zero_point,
+            op.grid.scale, zero, lo, hi,
+        )  # fmt: skip
+    if isinstance(op, Average):
+        total = (x.astype(np.int32) - op.x.zero_point).sum(
+            (2, 3), keepdims=True, dtype=np.int32
+        )
+        return numerics.average(total, op.x.scale, op.grid.scale, op.count, zero, lo, hi)
+    if isinstance(op, Rescale):
+        table = numerics.rescale_table(
+            op.x.scale, op.x.zero_point, op.grid.scale, zero, lo, hi
+        )
+        return table[x]
+    if isinstance(op, MaxPool):
+        return _max_pool(op, x)
+    if isinstance(op, Flatten):
+        return x.reshape(len(x), -1)
+    raise TypeError(f"{op.name}: {type(op).__name__} has no reference")
+
+
+def gemm_accumulate(op: Gemm, x_NI: Codes) -> Accumulators:
+    """Return ``(x - zx) @ w.T + bias`` as int32 (N, O)."""
+    kind = _exact_type(op.w_OI)
+    centred = (x_NI.astype(np.int16) - op.x.zero_point).astype(kind)
+    acc: Accumulators = (centred @ op.w_OI.T.astype(kind)).astype(np.int32) + op.bias
+    return acc
+
+
+def conv_accumulate(op: Conv, x_NCHW: Codes) -> Accumulators:
+    """Return the int32 accumulators (N, O, H', W'), bias included."""
+    kind = _exact_type(op.w_OIHW)
+    top, left, bottom, right = op.pads
+    # Padding is 0 in real terms: the zero point, which centring makes 0.
+    centred = np.pad(
+        (x_NCHW.astype(np.int16) - op.x.zero_point).astype(kind),
+        ((0, 0), (0, 0), (top, bottom), (left, right)),
+    )
+    acc = _grouped(_patches(op, centred), op)
+    return acc.astype(np.int32) + op.bias.reshape(1, -1, 1, 1)
+
+
+def _patches(op: Conv, x: Floats) -> Floats:
+    """Return windows (N, C, H', W', KH, KW), a view."""
+    kernel = [(n - 1) * d + 1 for n, d in zip(op.w_OIHW.shape[2:], op.dilations, strict=True)]
+    windows = sliding_window_view(x, kernel, axis=(2, 3))
+    (sy, sx), (dy, dx) = op.strides, op.dilations
+    view: Floats = windows[:, :, ::sy, ::sx, ::dy, ::dx]
+    return view
+
+
+def _grouped(patches: Floats, op: Conv) -> Floats:
+    """Multiply and sum each group; exact in the type that `_exact_type` chose."""
+    kind = patches.dtype
+    batch, channels, height, width = patches.shape[:4]
+    outputs, per_group = op.w_OIHW.shape[:2]
+    if per_group == 1 and outputs == channels:
+        weight = op.w_OIHW[:, 0].astype(kind)
+        result: Floats = np.einsum("nchwij,cij->nchw", patches, weight, optimize=False)
+        return result
+    grouped = patches.reshape(batch, op.groups, per_group, height, width, *patches.shape[4:])
+    columns = grouped.transpose(1, 0, 3, 4, 2, 5, 6).reshape(
+        op.groups, batch * height * width, -1
+    )
+    weights = op.w_OIHW.reshape(op.groups, outputs // op.groups, -1).astype(kind)
+    product = columns @ weights.transpose(0, 2, 1)
+    shaped = product.reshape(op.groups, batch, height, width, -1)
+    return shaped.transpose(1, 0, 4, 2, 3).reshape(batch, outputs, height, width)
+
+
+def _max_pool(op: MaxPool, x: Codes) -> Codes:
+    top, left, bottom, right = op.pads
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=0)
+    windows = sliding_window_view(padded, op.kernel, axis=(2, 3))
+    (sy, sx) = op.strides
+    result: Codes = windows[:, :, ::sy, ::sx].max((4, 5))
+    return result
+
+
+def _exact_type(weight: NDArray[np.int8]) -> type[np.float32] | type[np.float64]:
+    """float32 where every partial sum is below 2^24 and so exact, else float64."""
+    flat = np.abs(weight.astype(np.int64)).reshape(len(weight), -1)
+    return np.float32 if 255 * int(flat.sum(1).max()) < _EXACT_FLOAT32 else np.float64

@@ -1,0 +1,69 @@
+"""TVM's virtual machine on a library that `passes.emit.relax` made."""
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qtool.errors import UserError
+from runtimes.base import Codes, Floats
+from runtimes.tvm_env import require_tvm
+
+
+class TvmRuntime:
+    """A model.so, called with one batch of its compiled size at a time.
+
+    Args:
+        path: shared library. Loading it runs native code: only open files you trust.
+    """
+
+    name = "tvm"
+
+    def __init__(self, path: Path) -> None:
+        require_tvm()
+        import tvm
+        from tvm import relax
+
+        self._tensor = tvm.runtime.tensor
+        # The loader hands out the library that it first saw under a name: use a fresh name.
+        self._folder = tempfile.TemporaryDirectory(prefix="qtool-tvm-")
+        fresh = Path(self._folder.name) / "model.so"
+        try:
+            shutil.copyfile(path, fresh)
+            self._vm = relax.VirtualMachine(tvm.runtime.load_module(str(fresh)), tvm.cpu())
+            text = self._vm["metadata"]().numpy().tobytes()
+            self.metadata: dict[str, Any] = json.loads(text)
+        except (OSError, RuntimeError, AttributeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"{path}: not a TVM module written by qtool: {reason}") from None
+
+    def run(self, x: Floats) -> Floats:
+        """Return the float output of every image."""
+        parts = [self._vm["main"](self._tensor(part)).numpy() for part in self._parts(x)]
+        return np.concatenate(parts)
+
+    def intermediates(self, x: Floats) -> dict[str, Codes]:
+        """Return every integer tensor."""
+        calls = [self._vm["trace"](self._tensor(part)) for part in self._parts(x)]
+        names = self.metadata["tensors"]
+        return {
+            name: np.concatenate([call[index].numpy() for call in calls])
+            for index, name in enumerate(names)
+        }
+
+    def float_ops(self) -> Counter[str]:
+        """Count tensors between kernels that are not uint8, by running one batch of zeros."""
+        size, shape = int(self.metadata["batch"]), self.metadata["input_shape"]
+        call = self._vm["trace"](self._tensor(np.zeros((size, *shape), np.float32)))
+        kinds = [str(call[index].dtype) for index in range(len(self.metadata["tensors"]))]
+        return Counter(kind for kind in kinds if kind != "uint8")
+
+    def _parts(self, x: Floats) -> list[Floats]:
+        size = int(self.metadata["batch"])
+        if len(x) % size:
+            raise UserError(f"module was compiled for batches of {size}, got {len(x)} images")
+        return [np.ascontiguousarray(x[i : i + size]) for i in range(0, len(x), size)]

@@ -1,0 +1,76 @@
+"""Fixtures: a trained tiny run, made once a session, and graphs written as text."""
+
+import shutil
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+
+from qtool import cli
+
+TINY = [
+    "--set", "train_images=256", "--set", "batch_size=64", "--set", "meta_epochs=1",
+    "--set", "search_epochs=1", "--set", "finetune_epochs=1", "--set", "norm_batches=2",
+]  # fmt: skip
+
+
+class Result:
+    """Exit code and output of a command, run in this process."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+def run_qtool(*args: object) -> Result:
+    """Run `qtool args` through `main`, which maps errors to exit codes."""
+
+    def invoke() -> None:
+        cli.main()
+
+    runner = CliRunner()
+    with runner.isolation() as (out, err, _):
+        import sys
+        from unittest import mock
+
+        code = 0
+        with mock.patch.object(sys, "argv", ["qtool", *map(str, args)]):
+            try:
+                invoke()
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+        return Result(code, out.getvalue().decode(), err.getvalue().decode())
+
+
+@pytest.fixture(scope="session")
+def searched_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run, trained and searched: seconds, not accurate, but real in every link."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    trained = run_qtool("train", "metamix_fashion", "--epochs", 1, *TINY, "--out", folder)
+    assert trained.code == 0, trained.err
+    found = run_qtool("search", folder, "--bops", "48M")
+    assert found.code == 0, found.err
+    return folder
+
+
+@pytest.fixture
+def run_copy(searched_run: Path, tmp_path: Path) -> Path:
+    """A copy of the searched run that a test may damage."""
+    return Path(shutil.copytree(searched_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def exported(searched_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model.onnx and model.so of the searched run."""
+    folder = tmp_path_factory.mktemp("exported")
+    for target, name in (("onnx", "model.onnx"), ("tvm", "model.so")):
+        done = run_qtool("export", searched_run, "--target", target, "-o", folder / name)
+        assert done.code == 0, done.err
+    return folder
+
+
+def graph(text: str) -> ir.Model:
+    """Return the model that ONNX text syntax describes, with inferred shapes."""
+    proto = onnx.parser.parse_model(text)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
