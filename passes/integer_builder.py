@@ -19,6 +19,7 @@ from qtool.numerics import bias_scale, quantize_bias
 from qtool.qspec import Window
 
 INT32_MAX = 2**31 - 1
+BIAS_MAX = 2**30
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class IntegerBuilder:
         attributes: dict[str, Any],
     ) -> ir.Value:
         """QLinearConv."""
+        layer = fit_accumulator(layer, x.grid.scale)
         inputs = [
             x.value, *self._grid(x.grid), *self._weight(layer), *self._grid(grid),
             self._bias(x, layer),
@@ -114,6 +116,7 @@ class IntegerBuilder:
         self, x: Quantized, layer: Layer, grid: Grid, window: Window, like: ir.Value
     ) -> ir.Value:
         """com.microsoft QGemm with the weight as (outputs, inputs)."""
+        layer = fit_accumulator(layer, x.grid.scale)
         inputs = [
             x.value, *self._grid(x.grid), *self._weight(layer), self._bias(x, layer),
             *self._grid(grid),
@@ -167,21 +170,8 @@ class IntegerBuilder:
         ]
 
     def _bias(self, x: Quantized, layer: Layer) -> ir.Value:
-        """int32 bias in units of xs * ws, checked against overflow of the accumulator."""
-        unit = bias_scale(x.grid.scale, layer.scale)
-        if not np.all(unit >= np.finfo(np.float32).tiny):
-            raise UnsupportedError(
-                f"layer {layer.name}: input scale * weight scale underflows"
-            )
+        """int32 bias in units of xs * ws."""
         bias = quantize_bias(layer.bias.astype(np.float64), x.grid.scale, layer.scale)
-        reach = np.abs(layer.codes.astype(np.int64)).reshape(len(bias), -1).sum(1) * 255
-        worst = np.abs(bias) + reach
-        if worst.max() > INT32_MAX:
-            channel = int(worst.argmax())
-            raise UnsupportedError(
-                f"layer {layer.name}: bias {layer.bias[channel]:g} of channel {channel} is "
-                f"{bias[channel]:.3g} accumulator units; the int32 accumulator overflows"
-            )
         return add_constant(self.graph, f"{layer.name}.bias", bias.astype(np.int32))
 
     def _mark(self, result: ir.Value, layer: Layer, x: Quantized) -> ir.Value:
@@ -192,6 +182,43 @@ class IntegerBuilder:
             node.metadata_props[WEIGHT_BITS_KEY] = str(layer.bits)
             node.metadata_props[ACTIVATION_BITS_KEY] = str(x.bits)
         return result
+
+
+def fit_accumulator(layer: Layer, x_scale: np.float32) -> Layer:
+    """Return `layer` with every channel's bias and sums inside the int32 accumulator.
+
+    A channel whose BatchNorm gamma is almost 0 has so fine a scale that its bias would exceed
+    int32. It gets a scale on which the bias is 2^30, and its codes are rounded to that scale:
+    an error below ``bias * fan_in * 2^-23``, far below the result's grid. Others stay.
+
+    Raises:
+        UnsupportedError: bias or scale is not finite; names layer and channel.
+    """
+    codes = layer.codes.astype(np.int64).reshape(len(layer.scale), -1)
+    bias = layer.bias.astype(np.float64)
+    unit = bias_scale(x_scale, layer.scale).astype(np.float64)
+    broken = ~(np.isfinite(bias) & np.isfinite(unit))
+    if broken.any():
+        channel = int(broken.argmax())
+        raise UnsupportedError(
+            f"layer {layer.name}: channel {channel} has bias {bias[channel]} and weight scale "
+            f"{layer.scale[channel]}; both must be finite"
+        )
+    finest = np.maximum(np.abs(bias) / BIAS_MAX, float(np.finfo(np.float32).tiny))
+    coarse = (unit < finest) & (np.abs(bias / np.maximum(unit, 1e-300)) > _room(codes))
+    if not coarse.any():
+        return layer
+    scale = np.where(coarse, finest * (1 + 1e-6) / np.float64(x_scale), layer.scale)
+    scale = scale.astype(np.float32)
+    ratio = np.where(coarse, layer.scale.astype(np.float64) / scale, 1.0)
+    rounded = np.rint(codes * ratio[:, None]).astype(np.int8).reshape(layer.codes.shape)
+    return Layer(layer.name, rounded, scale, layer.bias, layer.bits)
+
+
+def _room(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the largest bias per channel that cannot overflow int32 with 8-bit inputs."""
+    room: NDArray[np.int64] = INT32_MAX - 255 * np.abs(codes).sum(1)
+    return room
 
 
 def _describe(value: ir.Value, name: str, like: ir.Value) -> ir.Value:

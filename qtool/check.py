@@ -17,6 +17,7 @@ from qtool.dialect import Program
 from qtool.errors import MissedBar, UserError, unknown_name
 from qtool.pipeline import describe, read_onnx
 from qtool.progress import Progress
+from qtool.sealed import read_seal
 from runtimes import RUNTIMES
 from runtimes.base import Floats, Runtime
 from runtimes.compare import Parity, output_codes
@@ -77,20 +78,12 @@ def open_models(files: Sequence[Path]) -> list[Model]:
             model = models.setdefault(facts["digest"], Model(facts))
             model.program, model.onnx = program, path
         elif path.suffix == ".so":
-            facts = _library_facts(path)
+            facts = read_seal(path)
             model = models.setdefault(facts["digest"], Model(facts))
             model.library = path
         else:
             raise UserError(f"{path}: unknown kind of file; expected .onnx or .so")
     return list(models.values())
-
-
-def _library_facts(path: Path) -> dict[str, Any]:
-    from runtimes.tvm import TvmRuntime
-
-    if not path.exists():
-        raise UserError(f"model {path} does not exist")
-    return TvmRuntime(path).metadata
 
 
 def choose_runtimes(model: Model, wanted: Sequence[str] | None) -> list[str]:

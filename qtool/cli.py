@@ -169,7 +169,7 @@ def check(
 def bops(
     model: str, bits: str | None, first_last: int | None, shape: str | None, as_json: bool
 ) -> None:
-    """Count the MACs and BOPs of MODEL (a name from `qtool list models`) or of an ONNX file.
+    """Count the MACs and BOPs of MODEL (see `qtool list models`) or of a deployed file.
 
     BOPs = sum of MACs x weight bits x activation bits over convolution and linear layers.
     """
@@ -242,13 +242,16 @@ def main() -> None:
         click.echo("qtool: interrupted; training commands continue with --resume", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        click.echo(f"qtool: error: {error.format_message()}", err=True)
+        sys.exit(2)
     except MissedBar as error:
         click.echo(f"qtool: missed: {error}", err=True)
         sys.exit(1)
     except UserError as error:
         click.echo(f"qtool: error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        click.echo(f"qtool: error: {error.filename}: {error.strerror}", err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _EXTRA_OF:

@@ -6,7 +6,7 @@ from typing import Any
 
 from qtool.cost import FLOAT_BITS, LayerCost, format_count, total_bops, total_macs, with_bits
 from qtool.errors import UserError
-from qtool.qspec import Selection, read_selection
+from qtool.qspec import LayerBits, Selection, read_selection
 
 
 def count(
@@ -15,7 +15,7 @@ def count(
     """Return the layers' costs and a title.
 
     Args:
-        model: a model's name, or the path of an ONNX file.
+        model: a model's name, or the path of a deployed file.
         bits: ``w4a4`` or a bits file; None is floating point (a file's own bits).
         first_last: bits of the first and last layer.
         shape: ``CxHxW``; None is the model's usual image.
@@ -23,7 +23,7 @@ def count(
     Raises:
         UserError: unknown model, malformed shape, layers that do not exist.
     """
-    if model.endswith(".onnx"):
+    if model.endswith((".onnx", ".so")):
         return _count_file(Path(model), bits, first_last, shape), model
     from qtool.models import model_entry, model_factory
     from qtool.models.macs import count_macs
@@ -58,9 +58,13 @@ def _count_file(
         raise UserError(
             f"{path}: a file has its own bits and input; drop --bits, --first-last, --input"
         )
-    from qtool.pipeline import read_onnx
+    from qtool.check import open_models
 
-    return read_onnx(path).layer_costs()
+    facts = open_models([path])[0].facts
+    return [
+        LayerCost(name, facts["layer_macs"][name], LayerBits(*pair))
+        for name, pair in facts["layers"].items()
+    ]
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

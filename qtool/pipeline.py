@@ -14,8 +14,9 @@ from passes.pipelines import import_qdq, lower
 from qtool.cost import total_bops, total_macs
 from qtool.dialect import Program, read_program
 from qtool.errors import UserError
-from qtool.files import atomic_path, refuse_existing
+from qtool.files import refuse_existing, write_bytes
 from qtool.qspec import Selection, read_selection
+from qtool.sealed import seal
 
 DATASET_KEY = "qtool.dataset"
 VERSION_KEY = "qtool.version"
@@ -59,8 +60,7 @@ def write_onnx(dialect: ir.Model, path: Path) -> None:
     del proto.graph.value_info[:]
     del proto.graph.metadata_props[:]
     onnx.checker.check_model(proto, full_check=True)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(proto.SerializeToString())
+    write_bytes(path, proto.SerializeToString())
 
 
 def write_tvm(dialect: ir.Model, path: Path) -> None:
@@ -72,7 +72,7 @@ def write_tvm(dialect: ir.Model, path: Path) -> None:
 
     program = read_program(dialect)
     metadata = describe(program) | {"batch": 1, "tvm": TVM, "target": str(host_target())}
-    build_library(emit_relax(program, metadata), path)
+    write_bytes(path, seal(build_library(emit_relax(program)), metadata))
 
 
 def describe(program: Program) -> dict[str, Any]:
@@ -87,6 +87,7 @@ def describe(program: Program) -> dict[str, Any]:
         "output_zero_point": grid.zero_point,
         "tensors": [op.output for op in program.ops],
         "layers": {cost.name: [cost.bits.weight, cost.bits.activation] for cost in costs},
+        "layer_macs": {cost.name: cost.macs for cost in costs},
         "macs": total_macs(costs),
         "bops": total_bops(costs),
         "weight_bytes": program.weight_bytes(),
@@ -116,8 +117,7 @@ def export_float(folder: Path, output: Path) -> None:
     proto = ir.to_proto(trace_float(load_float(run), run.input_shape))
     del proto.graph.value_info[:]
     del proto.graph.metadata_props[:]
-    with atomic_path(output) as temporary:
-        temporary.write_bytes(proto.SerializeToString())
+    write_bytes(output, proto.SerializeToString())
 
 
 def read_onnx(path: Path) -> Program:

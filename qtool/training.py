@@ -114,10 +114,13 @@ class Phase:
 
     Args:
         name: as in checkpoints and metrics.
+        epochs: passes over the training batches.
         model: module whose state is saved.
         optimizers: their states are saved too; learning rates follow `schedule`.
         step: does one batch, returns what the progress line shows.
+        schedule: learning-rate factor at the share of the phase that is done.
         extra: further tensors to save (architecture parameters).
+        tag: a checkpoint is only continued by a phase of equal name and tag.
     """
 
     name: str
@@ -127,6 +130,12 @@ class Phase:
     step: Callable[[Tensor, Tensor, Averages], str]
     schedule: Callable[[float], float] = lambda _: 1.0
     extra: dict[str, Tensor] = field(default_factory=dict)
+    tag: str = ""
+
+    @property
+    def key(self) -> str:
+        """What its checkpoints are marked with."""
+        return f"{self.name} {self.tag}".rstrip()
 
 
 def run_phase(
@@ -140,6 +149,8 @@ def run_phase(
     for epoch in range(first, phase.epochs):
         averages = Averages()
         phase.model.train()
+        # Dropout draws from this generator; a resumed epoch must draw the same.
+        torch.manual_seed(batches.seed * 100_003 + epoch)
         for index, (x, labels) in enumerate(batches.epoch(epoch + 1)):
             factor = phase.schedule((epoch * len(batches) + index) / total)
             for opt, rates in zip(phase.optimizers, base, strict=True):
@@ -148,8 +159,9 @@ def run_phase(
             note = phase.step(x, labels, averages)
             if not math.isfinite(averages.loss):
                 raise UserError(
-                    f"{phase.name} epoch {epoch + 1}: the loss became {averages.loss}; the last "
-                    "good checkpoint is kept: lower the learning rate (--set), then --resume"
+                    f"{phase.name} epoch {epoch + 1}: the loss became {averages.loss}; "
+                    "the last good checkpoint is kept: lower the learning rate (--set), "
+                    "then --resume"
                 )
             progress.step(
                 f"epoch {epoch + 1}/{phase.epochs} {averages.text()} {note}".rstrip()
@@ -168,13 +180,13 @@ def _save(phase: Phase, run: Run, epochs_done: int) -> None:
         for key, state in opt.state_dict()["state"].items():
             values = {n: torch.as_tensor(v) for n, v in state.items() if v is not None}
             tensors |= {f"optim.{index}.{key}.{n}": v for n, v in values.items()}
-    run.save_checkpoint(Checkpoint(phase.name, epochs_done, tensors))
+    run.save_checkpoint(Checkpoint(phase.key, epochs_done, tensors))
 
 
 def _restore(phase: Phase, run: Run) -> int:
     """Load the checkpoint if it belongs to `phase`; return the number of epochs done."""
     saved = run.load_checkpoint()
-    if saved is None or saved.phase != phase.name:
+    if saved is None or saved.phase != phase.key:
         return 0
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "extra": {}, "optim": {}}
     for name, tensor in saved.tensors.items():

@@ -1,6 +1,5 @@
 """TVM's virtual machine on a library that `passes.emit.relax` made."""
 
-import json
 import shutil
 import tempfile
 from collections import Counter
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qtool.errors import UserError
+from qtool.sealed import read_seal
 from runtimes.base import Codes, Floats
 from runtimes.tvm_env import require_tvm
 
@@ -25,6 +25,7 @@ class TvmRuntime:
 
     def __init__(self, path: Path) -> None:
         require_tvm()
+        self.metadata: dict[str, Any] = read_seal(path)
         import tvm
         from tvm import relax
 
@@ -35,11 +36,9 @@ class TvmRuntime:
         try:
             shutil.copyfile(path, fresh)
             self._vm = relax.VirtualMachine(tvm.runtime.load_module(str(fresh)), tvm.cpu())
-            text = self._vm["metadata"]().numpy().tobytes()
-            self.metadata: dict[str, Any] = json.loads(text)
-        except (OSError, RuntimeError, AttributeError, ValueError) as error:
+        except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"{path}: not a TVM module written by qtool: {reason}") from None
+            raise UserError(f"model {path}: TVM cannot load it: {reason}") from None
 
     def run(self, x: Floats) -> Floats:
         """Return the float output of every image."""

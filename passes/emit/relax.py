@@ -1,43 +1,34 @@
 """Integer dialect -> a TVM Relax module, and from there a shared library.
 
-The module has three functions: ``main`` (float image -> float logits), ``trace`` (the same
-input -> every integer tensor) and ``metadata`` (a uint8 JSON text). ``main`` and ``trace``
-call the same kernels, one per dialect operator, so what a check sees is what runs.
+The module has two functions: ``main`` (float image -> float logits) and ``trace`` (the same
+input -> every integer tensor). They call the same kernels, one per dialect operator, so what a
+check sees is what runs.
 """
 
-import json
-from collections.abc import Mapping
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax, te
 
 from passes.emit.te_kernels import Kernel, dequantize, kernel
 from qtool.dialect import Op, Program, Quantize
 from qtool.errors import UserError
-from qtool.files import atomic_path
 
 
-def emit_relax(program: Program, metadata: Mapping[str, Any], batch: int = 1) -> tvm.IRModule:
+def emit_relax(program: Program, batch: int = 1) -> tvm.IRModule:
     """Return the IRModule of `program` at a fixed batch size.
 
     Args:
         program: the integer dialect.
-        metadata: JSON values that ``metadata`` returns.
         batch: images per call.
     """
     builder = relax.BlockBuilder()
     emitter = _Emitter(builder, program, batch)
     emitter.function("main", trace=False)
     emitter.function("trace", trace=True)
-    text = np.frombuffer(json.dumps(dict(metadata)).encode(), np.uint8)
-    with builder.function("metadata", []):
-        with builder.dataflow():
-            result = builder.emit_output(relax.const(text))
-        builder.emit_func_output(result)
     return builder.get()
 
 
@@ -116,19 +107,21 @@ def host_target() -> tvm.target.Target:
     )
 
 
-def build_library(module: tvm.IRModule, path: Path) -> None:
-    """Compile `module` for this CPU and write the shared library to `path`, atomically.
+def build_library(module: tvm.IRModule) -> bytes:
+    """Compile `module` for this CPU and return the shared library.
 
     Raises:
         UserError: no C compiler to link with.
     """
     executable = tvm.compile(module, host_target())
-    with atomic_path(path) as temporary:
+    with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
+        path = Path(folder) / "model.so"
         try:
-            executable.export_library(str(temporary))
+            executable.export_library(str(path))
         except (RuntimeError, OSError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(
-                f"{path}: linking the TVM module failed ({reason}); a C++ compiler (g++, "
+                f"linking the TVM module failed ({reason}); a C++ compiler (g++, "
                 "clang++) must be on PATH"
             ) from None
+        return path.read_bytes()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from qtool.config import MetaMixConfig
 from qtool.cost import format_count, total_bops, total_macs
 from qtool.data.images import DataSet
+from qtool.errors import UserError
 from qtool.frontends.bit_search import BitSearch
 from qtool.frontends.pretrain import (
     build_prepared,
@@ -36,7 +37,13 @@ from qtool.frontends.pretrain import (
 )
 from qtool.nn.control import bit_costs, calibrate, initialise_weight_steps, select
 from qtool.progress import Progress
-from qtool.qspec import LayerBits, Selection, layers_to_json
+from qtool.qspec import (
+    BITS_FORMAT,
+    LayerBits,
+    Selection,
+    layers_to_json,
+    selection_from_json,
+)
 from qtool.run import Run
 from qtool.training import (
     Averages,
@@ -110,7 +117,7 @@ def search(
     model = build_prepared(run)
     load_state(model, run, "meta")
     bit_search = BitSearch(run.config, model, data.shape, budget)
-    content = run.load_bits() if resume else None
+    content = _resumed_bits(run, budget) if resume else None
     if content is None:
         content = _search_bits(run, bit_search, data, progress, resume)
     if finetune and not content["finetuned"]:
@@ -118,6 +125,17 @@ def search(
         content["finetuned"] = True
         run.save_bits(content)
         run.drop_checkpoint()
+    return content
+
+
+def _resumed_bits(run: Run, budget: float) -> dict[str, Any] | None:
+    """Return bits.json if it answers this search."""
+    content = run.load_bits()
+    if content is not None and content.get("budget_bops") != budget:
+        raise UserError(
+            f"{run.path('bits.json')} answers budget {content.get('budget_bops')}, not "
+            f"{budget:.0f}: resume with that one, or start anew with --force"
+        )
     return content
 
 
@@ -142,11 +160,17 @@ def _search_bits(
 
     phase = Phase(
         "bit-search", config.search_epochs, model, [weights, alphas], step, cosine,
-        extra={"alpha": bit_search.alpha},
+        extra={"alpha": bit_search.alpha}, tag=f"{bit_search.budget:.0f}",
     )  # fmt: skip
-    run_phase(phase, run, make_batches(config, data), progress, resume)
+    batches = make_batches(config, data)
+    run_phase(phase, run, batches, progress, resume)
     content = _bits_content(bit_search, data)
+    # Also what is deployed without fine-tuning: quantized weights, statistics at these bits.
+    initialise_weight_steps(model)
+    select(model, selection_from_json({"format": BITS_FORMAT, **content}, "search"))
+    recalibrate_norms(model, batches, config.norm_batches)
     run.save_weights("searched", model.state_dict())
+    run.save_weights("model", model.state_dict())
     run.save_bits(content)
     run.drop_checkpoint()
     progress.note(_describe(content))
@@ -181,7 +205,6 @@ def _finetune(
     """Train weights (quantized) and steps at the chosen bits; leaves ``model.safetensors``."""
     config, batches = run.config, make_batches(run.config, data)
     load_state(model, run, "searched")
-    initialise_weight_steps(model)
     select(model, run.selection())
     phase = plain_phase(
         "fine-tune", config, model, config.finetune_epochs, config.finetune_lr, 0.0

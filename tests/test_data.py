@@ -1,0 +1,85 @@
+"""The embedded images, the IDX reader, and the full set where it is at hand."""
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qtool.data import load_dataset
+from qtool.data.fashion_mnist import EMBEDDED, make_subset
+from qtool.data.idx import encode_idx, read_idx
+from qtool.data.images import to_float
+from qtool.errors import UserError
+
+FULL = os.environ.get("QTOOL_DATA")
+needs_full = pytest.mark.skipif(
+    FULL is None or not (Path(FULL) / "fashion-mnist").is_dir(),
+    reason="QTOOL_DATA holds no fashion-mnist folder",
+)
+
+
+def test_embedded_subset_is_balanced_and_small() -> None:
+    data = load_dataset("fashion_mnist_12k")
+    assert data.train.pixels.shape == (12_000, 1, 28, 28)
+    assert data.test.pixels.shape == (2_000, 1, 28, 28)
+    assert np.bincount(data.train.labels).tolist() == [1200] * 10
+    assert np.bincount(data.test.labels).tolist() == [200] * 10
+    assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) <= 6_000_000
+    assert (EMBEDDED / "LICENSE").read_text().startswith("The MIT License")
+
+
+def test_pixels_become_their_own_grid() -> None:
+    x = to_float(np.arange(256, dtype=np.uint8))
+    step = np.float32(1 / 255)
+    assert np.array_equal(np.rint(x / step), np.arange(256))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_round_trip(tmp_path: Path, suffix: str) -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    path = tmp_path / f"x-ubyte{suffix}"
+    data = encode_idx(array)
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    assert np.array_equal(read_idx(path), array)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not an IDX file"),
+        (b"\0\0\x0d\x01\0\0\0\1\0\0\0\0", "not an IDX file of bytes"),
+        (b"\0\0\x08\x01\0\0\0\5abc", "got 11 bytes, expected 13"),
+        (b"PK\3\4 something else", "not an IDX file"),
+    ],
+)
+def test_idx_refuses_other_files(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        read_idx(path)
+
+
+def test_labels_must_fit_images(tmp_path: Path) -> None:
+    for split in ("train", "t10k"):
+        images = np.zeros((3, 28, 28), np.uint8)
+        (tmp_path / f"{split}-images-idx3-ubyte").write_bytes(encode_idx(images))
+        labels = np.zeros(2, np.uint8)
+        (tmp_path / f"{split}-labels-idx1-ubyte").write_bytes(encode_idx(labels))
+    with pytest.raises(UserError, match="does not fit labels"):
+        load_dataset("fashion_mnist_12k", tmp_path)
+
+
+@needs_full
+def test_full_set_in_its_published_format() -> None:
+    data = load_dataset("fashion_mnist")
+    assert len(data.train) == 60_000 and len(data.test) == 10_000
+
+
+@needs_full
+def test_embedded_subset_comes_from_the_full_set(tmp_path: Path) -> None:
+    assert FULL is not None
+    make_subset(Path(FULL), tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        assert np.array_equal(read_idx(path), read_idx(EMBEDDED / path.name))

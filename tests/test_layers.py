@@ -1,0 +1,59 @@
+"""The code's own rules: who may import whom, and how long a file may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# What passes and runtimes may use of qtool: vocabulary and arithmetic, nothing that trains.
+SHARED = {"qspec", "numerics", "cost", "errors", "dialect", "files", "sealed"}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules that `path` imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", ["passes", "runtimes"])
+def test_passes_and_runtimes_use_only_the_shared_part_of_qtool(package: str) -> None:
+    other = {"passes": "runtimes", "runtimes": "passes"}[package]
+    for path in sources(package):
+        for name in imports(path):
+            top, _, rest = name.partition(".")
+            assert top not in ("torch", "onnxscript", other), f"{path}: imports {name}"
+            if top == "qtool" and rest:
+                assert rest.split(".")[0] in SHARED, f"{path}: imports {name}"
+
+
+def test_the_shared_part_imports_nothing_above_it() -> None:
+    for module in SHARED:
+        for name in imports(ROOT / "qtool" / f"{module}.py"):
+            top, _, rest = name.partition(".")
+            assert top not in ("torch", "passes", "runtimes"), f"{module}: imports {name}"
+            if top == "qtool" and rest:
+                assert rest.split(".")[0] in SHARED, f"{module}: imports {name}"
+
+
+def test_tvm_is_imported_only_where_it_was_asked_for() -> None:
+    allowed = {"passes/emit/relax.py", "passes/emit/te_kernels.py", "runtimes/tvm.py"}
+    for package in ("qtool", "passes", "runtimes"):
+        for path in sources(package):
+            uses = any(name.split(".")[0] == "tvm" for name in imports(path))
+            assert not uses or str(path.relative_to(ROOT)) in allowed, path
+
+
+@pytest.mark.parametrize("package", ["qtool", "passes", "runtimes", "examples"])
+def test_no_file_is_longer_than_400_lines(package: str) -> None:
+    for path in sources(package):
+        assert len(path.read_text().splitlines()) <= 400, path

@@ -1,0 +1,134 @@
+"""Random networks, from torch to three runtimes: the same integers at every tensor."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+from passes.emit.onnx_qdq import emit_onnx_qdq
+from passes.emit.relax import build_library, emit_relax
+from passes.pipelines import import_qdq, lower
+from qtool.dialect import read_program
+from qtool.models import model_factory
+from qtool.nn.control import calibrate, quant_layers, select
+from qtool.nn.prepare import QuantSpec, prepare
+from qtool.pipeline import describe
+from qtool.qspec import LayerBits, Selection
+from qtool.sealed import seal
+from qtool.trace import trace
+from runtimes.compare import Parity
+from runtimes.ort import OrtRuntime
+from runtimes.reference import ReferenceRuntime
+from runtimes.tvm import TvmRuntime
+
+
+class RandomNet(nn.Module):
+    """Convolutions of random shape, some added to their input, pooled and classified."""
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__()
+        channels = draw.choice([3, 5, 8])
+        self.stem = self._conv(draw, 3, channels, 1)
+        self.blocks = nn.ModuleList()
+        for _ in range(draw.randint(1, 3)):
+            groups = channels if draw.random() < 0.4 else 1
+            self.blocks.append(self._conv(draw, channels, channels, groups))
+        self.last = nn.Conv2d(channels, 7, 1)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(7, 4)
+
+    @staticmethod
+    def _conv(draw: random.Random, inputs: int, outputs: int, groups: int) -> nn.Sequential:
+        kernel, dilation = draw.choice([1, 3, 5]), draw.choice([1, 1, 2])
+        padding = dilation * (kernel // 2)
+        conv = nn.Conv2d(
+            inputs, outputs, kernel, 1, padding, dilation, groups, bias=draw.random() < 0.5
+        )
+        tail = draw.choice([[nn.ReLU()], [nn.ReLU6()], []])
+        return nn.Sequential(conv, nn.BatchNorm2d(outputs), *tail)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(self.stem(x), 2)
+        for block in self.blocks:
+            x = x + block(x)
+        x = nn.functional.adaptive_avg_pool2d(self.relu(self.last(x)), 1)
+        y: Tensor = self.fc(torch.flatten(x, 1))
+        return y
+
+
+def randomise_norms(model: nn.Module) -> None:
+    """Negative, zero and tiny gammas; statistics away from 0 and 1."""
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+            with torch.no_grad():
+                norm.weight[0] = 0.0
+                norm.weight[1] *= 1e-3
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.1, 3)
+
+
+def compare(model: nn.Module, shape: tuple[int, ...], seed: int, folder: Path) -> None:
+    """Lower `model` at random bits and compare every tensor of three runtimes."""
+    draw = random.Random(seed)
+    randomise_norms(model)
+    candidates = (8, 4, 3, 2)
+    prepared = prepare(model, QuantSpec(candidates, weight_bits=draw.choice([2, 3, 4, 8])))
+    x = torch.rand(3, *shape)
+    calibrate(prepared, x)
+    layers = [layer.name for layer in quant_layers(prepared)][1:-1]
+    weight = quant_layers(prepared)[1].weight_quant.bits[0]
+    bits = {name: LayerBits(weight, draw.choice(candidates)) for name in layers}
+    dialect = lower(trace(prepared, shape), Selection(bits))
+    path = folder / "model.onnx"
+    ir.save(emit_onnx_qdq(dialect, {}), path)
+    proto = onnx.shape_inference.infer_shapes(onnx.load(path))
+    program = read_program(import_qdq(ir.from_proto(proto)))
+    assert program.digest() == read_program(dialect).digest()
+    library = folder / "model.so"
+    facts = describe(program) | {"batch": 3}
+    library.write_bytes(seal(build_library(emit_relax(program, batch=3)), facts))
+    expected = ReferenceRuntime(program).intermediates(x.numpy())
+    ort = OrtRuntime(path, list(expected))
+    assert not ort.float_ops(), f"seed {seed}"
+    for runtime in (ort, TvmRuntime(library)):
+        parity = Parity()
+        parity.add_all(expected, runtime.intermediates(x.numpy()))
+        assert parity.mismatched == 0, (
+            f"seed {seed}, {runtime.name}: {parity.first_divergence}"
+        )
+        assert np.array_equal(runtime.run(x.numpy()), ReferenceRuntime(program).run(x.numpy()))
+    select(prepared.eval(), Selection(bits))
+    with torch.no_grad():
+        fake = prepared(x).numpy() / program.output_grid.scale
+    exact = ReferenceRuntime(program).run(x.numpy()) / program.output_grid.scale
+    # Float sums may cross a rounding boundary in torch; more than that is a modelling error.
+    assert np.mean(np.abs(fake - exact) > 0.5) < 0.1, f"seed {seed}"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_network(seed: int, tmp_path: Path) -> None:
+    torch.manual_seed(seed)
+    compare(RandomNet(random.Random(seed)), (3, 11, 9), seed, tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(100, 140))
+def test_random_network_sweep(seed: int, tmp_path: Path) -> None:
+    torch.manual_seed(seed)
+    compare(RandomNet(random.Random(seed)), (3, 11, 9), seed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("mobilenet_v2", (3, 32, 32)), ("resnet18", (3, 32, 32))]
+)
+def test_standard_topology(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    compare(model_factory(name)(classes=10), shape, 0, tmp_path)

@@ -1,0 +1,213 @@
+"""Quantizer gradients, prepared models, the bit-search's loss, and the budget's repair."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from qtool.budget import LEAST_USE, Choice, fit
+from qtool.config import MetaMixConfig, override
+from qtool.errors import UnsupportedError
+from qtool.frontends.bit_search import BitSearch
+from qtool.models.mobilenet_v2 import mobilenet_v2_small
+from qtool.nn.control import bit_costs, calibrate, quantizers, select
+from qtool.nn.prepare import QuantSpec, prepare
+from qtool.qspec import LayerBits, Selection, activation_window
+from qtool.quantizers.lsq import lsq, mse_step
+
+
+def lsq_by_hand(x: Tensor, s: float, qn: int, qp: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Esser et al. Eq. 1-3 and 5 in float64: value, dx_hat/dx, dx_hat/ds, elementwise."""
+    v = x.double() / s
+    inside = (v >= -qn) & (v <= qp)
+    rounded = v.clamp(-qn, qp).round()
+    slope = torch.where(inside, rounded - v, torch.where(v < 0, -float(qn), float(qp)))
+    return rounded * s, inside.double(), slope
+
+
+@pytest.mark.parametrize(("qn", "qp"), [(0, 255), (0, 15), (0, 7), (8, 7), (7, 7), (128, 127)])
+def test_lsq_matches_its_published_gradient(qn: int, qp: int) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(4, 50) * 3).requires_grad_()
+    s = torch.tensor(0.21, requires_grad=True)
+    upstream = torch.randn(4, 50)
+    out = lsq(x, s, qn, qp)
+    out.backward(upstream)
+    value, dx, ds = lsq_by_hand(x.detach(), float(s), qn, qp)
+    scale = 1 / math.sqrt(x.numel() * qp)
+    assert torch.equal(out, (value / float(s)).float() * s.detach())
+    assert x.grad is not None and torch.equal(x.grad, dx.float() * upstream)
+    expected = float((ds * upstream.double()).sum() * scale)
+    assert s.grad is not None and abs(float(s.grad) - expected) <= 1e-5 * max(1, abs(expected))
+
+
+def test_lsq_per_channel_shares_a_step_within_its_channel() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 2, 2)
+    s = torch.tensor([0.1, 0.3, 0.7]).reshape(3, 1, 1, 1).requires_grad_()
+    upstream = torch.randn_like(x)
+    lsq(x, s, 7, 7).backward(upstream)
+    assert s.grad is not None and s.grad.shape == s.shape
+    for c in range(3):
+        _, _, ds = lsq_by_hand(x[c], float(s[c].detach()), 7, 7)
+        expected = float((ds * upstream[c].double()).sum()) / math.sqrt(x[c].numel() * 7)
+        assert abs(float(s.grad[c]) - expected) < 1e-5
+
+
+def test_mse_step_finds_the_grid_that_the_data_lies_on() -> None:
+    x = torch.arange(0, 16).float() * 0.25
+    assert float(mse_step(x[None], 0, 15)) == 0.25
+
+
+def test_mse_step_clips_an_outlier() -> None:
+    torch.manual_seed(0)
+    x = torch.cat([torch.rand(10_000), torch.tensor([30.0])])
+    assert float(mse_step(x[None], 0, 7)) * 7 < 15
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_windows_hold_two_to_the_bits_codes(bits: int) -> None:
+    for signed in (False, True):
+        window = activation_window(bits, signed)
+        assert window.hi - window.lo + 1 == 2**bits
+        assert window.lo <= window.zero_point <= window.hi
+
+
+def small() -> torch.fx.GraphModule:
+    torch.manual_seed(0)
+    return prepare(mobilenet_v2_small(), QuantSpec())
+
+
+def test_prepared_but_switched_off_is_the_same_function() -> None:
+    torch.manual_seed(0)
+    model = mobilenet_v2_small().eval()
+    x = torch.rand(2, 1, 28, 28)
+    expected = model(x)
+    assert torch.equal(prepare(model, QuantSpec()).eval()(x), expected)
+
+
+def test_prepare_gives_every_rounded_edge_a_grid() -> None:
+    roles = [q.role for q in quantizers(small())]
+    assert roles.count("activation") == roles.count("weight") == 20
+    assert roles.count("output") == 1
+    # Three residual adds read two tensors each; the seventh is pooled.
+    assert roles.count("glue") == 7
+
+
+def test_signs_follow_the_activation_functions() -> None:
+    signed = {q.name: q.signed for q in quantizers(small()) if q.role == "activation"}
+    assert not signed["features.0.0"] and not signed["classifier.1"]
+    assert signed["features.2.conv.0.0"] and not signed["features.2.conv.1.0"]
+
+
+def test_parameters_are_neither_lost_nor_doubled() -> None:
+    torch.manual_seed(0)
+    plain = sum(p.numel() for p in mobilenet_v2_small().parameters())
+    model = small()
+    steps = sum(q.step.numel() for q in quantizers(model) if isinstance(q.step, nn.Parameter))
+    assert sum(p.numel() for p in model.parameters()) == plain + steps
+    pointers = [t.data_ptr() for t in model.state_dict().values() if t.numel() > 1]
+    assert len(pointers) == len(set(pointers))
+
+
+def test_prepare_refuses_what_it_cannot_trace() -> None:
+    class Branchy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(UnsupportedError, match="model Branchy cannot be traced"):
+        prepare(Branchy(), QuantSpec())
+
+
+def test_prepare_refuses_batchnorm_without_convolution() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1))
+    with pytest.raises(UnsupportedError, match="layer 1: BatchNorm with no convolution"):
+        prepare(model, QuantSpec())
+
+
+def test_bops_of_a_selection() -> None:
+    model = small()
+    costs = bit_costs(model, (1, 28, 28), Selection(default=LayerBits(4, 4)))
+    assert sum(cost.bops for cost in costs) == 50_995_200
+
+
+def bit_search(budget: float, **settings: str) -> BitSearch:
+    model = small()
+    calibrate(model, torch.rand(16, 1, 28, 28))
+    config = override(
+        MetaMixConfig("test", "mobilenet_v2_small", "none"),
+        [f"{key}={value}" for key, value in settings.items()],
+    )
+    return BitSearch(config, model.eval(), (1, 28, 28), budget)
+
+
+def test_bit_search_changes_nothing_but_alpha() -> None:
+    search = bit_search(48e6)
+    loss, _, _ = search.loss(torch.rand(8, 1, 28, 28), torch.randint(10, (8,)))
+    (gradient,) = torch.autograd.grad(loss, [search.alpha])
+    assert gradient.shape == (18, 3) and bool((gradient != 0).any(1).all())
+    # softmax's gradient: shifting all of a layer's alphas changes nothing
+    assert float(gradient.sum(1).abs().max()) < 1e-5
+
+
+def test_bit_search_runs_the_argmax_forward() -> None:
+    search = bit_search(48e6)
+    x, labels = torch.rand(8, 1, 28, 28), torch.randint(10, (8,))
+    _, mixed, bops = search.loss(x, labels)
+    bits = [search.config.activation_bits[i] for i in search.alpha.argmax(1).tolist()]
+    chosen = {layer.name: LayerBits(4, b) for layer, b in zip(search.open, bits, strict=True)}
+    select(search.model, Selection(chosen), weights=False)
+    assert torch.equal(mixed, search.model(x))
+    costs = bit_costs(search.model, (1, 28, 28), Selection(chosen))
+    assert bops == pytest.approx(sum(cost.bops for cost in costs), rel=1e-6)
+
+
+def test_bit_search_penalty_is_the_distance_to_the_budget() -> None:
+    x, labels = torch.rand(8, 1, 28, 28), torch.randint(10, (8,))
+    near, far = (bit_search(b, search_lambda="7") for b in (48e6, 90e6))
+    losses = [float(search.loss(x, labels)[0].detach()) for search in (near, far)]
+    bops = near.loss(x, labels)[2]
+    expected = 7 * (abs(bops - 90e6) - abs(bops - 48e6)) / 1e9
+    assert losses[1] - losses[0] == pytest.approx(expected, abs=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    slopes=st.lists(st.integers(1, 600), min_size=4, max_size=20),
+    share=st.floats(0.0, 1.0),
+    seed=st.integers(0, 1000),
+)
+def test_fit_never_exceeds_the_budget(slopes: list[int], share: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    layers = [
+        [Choice(b, slope * b, float(rng.normal())) for b in (8, 4, 3)] for slope in slopes
+    ]
+    low, high = sum(3 * s for s in slopes), sum(8 * s for s in slopes)
+    budget = low + share * (high - low)
+    chosen = fit(layers, budget)
+    used = sum(choice.cost for choice in chosen)
+    assert used <= budget
+    favourite = [max(row, key=lambda c: c.score) for row in layers]
+    wanted = sum(choice.cost for choice in favourite)
+    if LEAST_USE * budget <= wanted <= budget:
+        assert chosen == favourite
+    # nothing affordable is left: every single upgrade would exceed the budget
+    upgrades = [
+        choice.cost - now.cost
+        for row, now in zip(layers, chosen, strict=True)
+        for choice in row
+        if choice.cost > now.cost
+    ]
+    if chosen != favourite:
+        assert all(used + extra > budget for extra in upgrades)
+
+
+def test_fit_moves_the_least_certain_layer() -> None:
+    sure = [Choice(8, 80, -0.01), Choice(4, 40, -5.0)]
+    unsure = [Choice(8, 80, -0.69), Choice(4, 40, -0.70)]
+    chosen = fit([sure, unsure], 120)
+    assert [choice.bits for choice in chosen] == [8, 4]
