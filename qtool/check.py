@@ -237,8 +237,8 @@ def check(
     return reports
 
 
-def require(report: dict[str, Any], bars: Bars) -> None:
-    """Raise `MissedBar` naming every bar that `report` misses, and by how much."""
+def missed_bars(report: dict[str, Any], bars: Bars) -> list[str]:
+    """Return a sentence for every bar that `report` misses: which, and by how much."""
     deployed = {k: v for k, v in report["accuracy"].items() if k in RUNTIMES}
     missed = [
         f"accuracy in {name} is {value:.2f} %, {bars.min_accuracy - value:.2f} below the "
@@ -251,6 +251,12 @@ def require(report: dict[str, Any], bars: Bars) -> None:
         missed.append(f"BOPs are {report['bops']:,}, {over:,.0f} above {bars.max_bops:,.0f}")
     if bars.parity:
         missed += _missed_parity(report["parity"])
+    return missed
+
+
+def require(reports: Sequence[dict[str, Any]], bars: Bars) -> None:
+    """Raise `MissedBar` if any of `reports` misses any of `bars`."""
+    missed = [sentence for report in reports for sentence in missed_bars(report, bars)]
     if missed:
         raise MissedBar("; ".join(missed))
 

@@ -154,8 +154,7 @@ def check(
         write_json(output, reports[0] if len(reports) == 1 else {"models": reports})
     for report in reports:
         _print(check_table(report))
-    for report in reports:
-        require(report, Bars(min_accuracy, limit, require_parity))
+    require(reports, Bars(min_accuracy, limit, require_parity))
 
 
 @cli.command()
@@ -175,14 +174,13 @@ def bops(
     """
     import json
 
-    from qtool.count import count, describe_count
+    from qtool.count import count, count_text, describe_count
 
     costs, title = count(model, bits, first_last, shape)
-    content = describe_count(costs)
     if as_json:
-        click.echo(json.dumps({"model": model, **content}, indent=2))
-        return
-    click.echo(f"{title}: {content['text']}")
+        click.echo(json.dumps({"model": model, **describe_count(costs)}, indent=2))
+    else:
+        click.echo(f"{title}: {count_text(costs)}")
 
 
 @cli.command()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from qtool.errors import UserError, unknown_name
+from qtool.qspec import ACTIVATION_BITS, WEIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,26 @@ def _show(value: Any) -> str:
 
 def _replace(config: ConfigT, changes: dict[str, Any]) -> ConfigT:
     new: Any = dataclasses.replace(config, **changes)  # type: ignore[type-var]
-    for name in (
-        "batch_size",
-        "finetune_epochs",
-        "float_epochs",
-        "meta_epochs",
-        "search_epochs",
-    ):
-        if getattr(new, name) < (1 if name == "batch_size" else 0):
-            raise UserError(f"recipe setting {name}: got {getattr(new, name)}, expected more")
+    for name, lowest, highest in _RANGES:
+        got = getattr(new, name)
+        for value in got if isinstance(got, tuple) else (got,):
+            if not lowest <= value <= highest:
+                raise UserError(
+                    f"recipe setting {name}: got {value}, expected {lowest} to {highest}"
+                )
     return new  # type: ignore[no-any-return]
+
+
+_MANY = 10**9
+_RANGES = (
+    ("activation_bits", ACTIVATION_BITS.start, ACTIVATION_BITS.stop - 1),
+    ("weight_bits", WEIGHT_BITS.start, WEIGHT_BITS.stop - 1),
+    ("first_last_bits", WEIGHT_BITS.start, WEIGHT_BITS.stop - 1),
+    ("glue_bits", ACTIVATION_BITS.start, ACTIVATION_BITS.stop - 1),
+    ("batch_size", 1, _MANY), ("train_images", 0, _MANY), ("norm_batches", 1, _MANY),
+    ("float_epochs", 0, _MANY), ("meta_epochs", 0, _MANY), ("search_epochs", 0, _MANY),
+    ("finetune_epochs", 0, _MANY),
+)  # fmt: skip
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -76,14 +76,18 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 
 
 def describe_count(costs: Sequence[LayerCost]) -> dict[str, Any]:
-    """Return totals, layers and a sentence as JSON values."""
-    bops, macs = total_bops(costs), total_macs(costs)
+    """Return totals and layers as JSON values."""
     return {
-        "bops": bops,
-        "macs": macs,
-        "text": f"{format_count(bops)} ({bops:,} from {macs:,} MACs)",
+        "bops": total_bops(costs),
+        "macs": total_macs(costs),
         "layers": {
             cost.name: {"macs": cost.macs, "bits": [cost.bits.weight, cost.bits.activation]}
             for cost in costs
         },
     }
+
+
+def count_text(costs: Sequence[LayerCost]) -> str:
+    """Return ``5.394 G (5,394,053,120 from 300,774,272 MACs)``."""
+    bops = total_bops(costs)
+    return f"{format_count(bops)} ({bops:,} from {total_macs(costs):,} MACs)"

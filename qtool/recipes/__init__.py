@@ -14,7 +14,7 @@ def metamix_fashion() -> MetaMixConfig:
         dataset="fashion_mnist_12k",
         search_lambda=5.0,
         alpha_lr=0.02,
-        finetune_epochs=8,
+        finetune_epochs=10,
         finetune_lr=0.1,
     )
 
