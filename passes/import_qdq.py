@@ -22,7 +22,7 @@ from passes.emit.onnx_qdq import BITS_KEY
 from passes.graph import operand
 from passes.integer_builder import IntegerBuilder, Layer, Quantized
 from passes.lower_to_integer import CONV_ATTRIBUTES
-from qtool.dialect import MS, Grid, constant, ints, scalar
+from qtool.dialect import MS, Grid, constant, ints, require_plain, scalar
 from qtool.errors import UnsupportedError, UserError
 from qtool.numerics import bias_scale
 from qtool.qspec import Window
@@ -91,6 +91,8 @@ class _Importer:
         if core is None:
             raise UnsupportedError(f"node {node.name}: quantizes a constant at run time")
         like = core.outputs[0]
+        if core.op_type in ("Conv", "Gemm"):
+            require_plain(core, f"tensor {name}")
         if core.op_type == "Conv":
             attributes: dict[str, Any] = {
                 k: list(v) for k in CONV_ATTRIBUTES if (v := ints(core, k, ()))

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from passes.graph import add_constant
-from qtool.dialect import ACTIVATION_BITS_KEY, MS, WEIGHT_BITS_KEY, Grid
+from qtool.dialect import ACTIVATION_BITS_KEY, MS, WEIGHT_BITS_KEY, Grid, require_plain
 from qtool.errors import UnsupportedError
 from qtool.numerics import bias_scale, quantize_bias
 from qtool.qspec import Window
@@ -157,6 +157,7 @@ class IntegerBuilder:
 
     def move(self, node: ir.Node, x: Quantized, name: str) -> ir.Value:
         """The same data movement on codes."""
+        require_plain(node, f"tensor {name}")
         attributes = {k: v for k, v in node.attributes.items() if k != "auto_pad"}
         new = ir.Node("", node.op_type, [x.value], list(attributes.values()), name=name)
         self.graph.append(new)

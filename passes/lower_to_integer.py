@@ -24,7 +24,15 @@ from onnx_ir.passes import InPlacePass, PassResult
 from passes.graph import LAYER_KEY, FakeQuant, as_fake_quant, operand
 from passes.integer_builder import IntegerBuilder, Layer, Quantized
 from passes.quantize_glue import MOVES, layer_name
-from qtool.dialect import MS, WEIGHT_BITS_KEY, Grid, constant, ints, scalar
+from qtool.dialect import (
+    MS,
+    WEIGHT_BITS_KEY,
+    Grid,
+    constant,
+    ints,
+    require_plain,
+    scalar,
+)
 from qtool.errors import UnsupportedError
 from qtool.numerics import clip_code
 from qtool.qspec import Window, activation_window
@@ -144,24 +152,14 @@ class _Lowering:
         attributes = {name: ints(node, name, ()) for name in CONV_ATTRIBUTES}
         attributes = {name: list(value) for name, value in attributes.items() if value}
         group = {"group": node.attributes.get_int("group", 1)}
-        if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
-            raise UnsupportedError(f"layer {layer_name(node)}: auto_pad; give explicit pads")
+        require_plain(node, f"layer {layer_name(node)}")
         return self.build.conv(
             self._input(node, 0), self._layer(node), grid, window, node.outputs[0],
             attributes | group,
         )  # fmt: skip
 
     def _gemm(self, node: ir.Node, grid: Grid, window: Window) -> ir.Value:
-        attributes = node.attributes
-        plain = (
-            attributes.get_float("alpha", 1.0) == 1.0
-            and attributes.get_float("beta", 1.0) == 1.0
-            and attributes.get_int("transA", 0) == 0 and attributes.get_int("transB", 0) == 1
-        )  # fmt: skip
-        if not plain:
-            raise UnsupportedError(
-                f"layer {layer_name(node)}: Gemm with alpha, beta or transA"
-            )
+        require_plain(node, f"layer {layer_name(node)}")
         layer = self._layer(node)
         return self.build.gemm(self._input(node, 0), layer, grid, window, node.outputs[0])
 

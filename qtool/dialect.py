@@ -347,6 +347,27 @@ class _Reader:
         return self._common(node, (0,), source.grid) | {"lo": source.lo, "hi": source.hi}
 
 
+# Attributes that change what an operator computes, and the only value the dialect knows.
+_PLAIN = {
+    "auto_pad": "NOTSET", "ceil_mode": 0, "storage_order": 0, "alpha": 1.0, "beta": 1.0,
+    "transA": 0, "transB": 1,
+}  # fmt: skip
+
+
+def require_plain(node: ir.Node, where: str) -> None:
+    """Refuse a MaxPool, Conv or Gemm whose attributes ask for more than the dialect has."""
+    for name, attribute in node.attributes.items():
+        got = attribute.value
+        if name in _PLAIN and got != _PLAIN[name]:
+            raise UnsupportedError(
+                f"{where}: {node.op_type} with {name} {got}; {_PLAIN[name]} is supported"
+            )
+    if node.op_type == "Gemm" and "transB" not in node.attributes:
+        raise UnsupportedError(f"{where}: Gemm with transB 0; 1 is supported")
+    if node.op_type == "MaxPool" and set(ints(node, "dilations", (1,))) != {1}:
+        raise UnsupportedError(f"{where}: dilated MaxPool; dilation 1 is supported")
+
+
 def ints(node: ir.Node, name: str, default: tuple[int, ...]) -> Any:
     """Return an INTS attribute as a tuple."""
     return tuple(node.attributes.get_ints(name, default))

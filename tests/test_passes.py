@@ -296,3 +296,40 @@ def test_import_refuses_weights_wider_than_stated() -> None:
 def test_user_errors_come_out_of_the_pipeline_unwrapped() -> None:
     with pytest.raises(UserError, match="were not trained"):
         lower(net(), Selection({"conv": LayerBits(4, 6)}))
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        ("ceil_mode=1, strides=[2, 2]", "MaxPool with ceil_mode 1; 0 is supported"),
+        ("dilations=[2, 2]", "dilated MaxPool"),
+        ('auto_pad="SAME_UPPER"', "MaxPool with auto_pad SAME_UPPER"),
+    ],
+)
+def test_max_pools_beyond_the_dialect_are_refused(pool: str, message: str) -> None:
+    nodes = (
+        fq("q", "x", "s", "a", "glue", "8") + f"y = MaxPool<kernel_shape=[2, 2], {pool}>(q)"
+    )
+    model = graph(
+        f"{HEADER} g (float[N, 1, 5, 5] x) => (float[N, 1, H, W] y) "
+        f"<float[1, 1] s = {{0.5}}> {{ {nodes} }}"
+    )
+    for node in model.graph:
+        node.outputs[0].shape = ir.Shape([ir.SymbolicDim("N"), 1, 3, 3])
+    with pytest.raises(UnsupportedError, match=message):
+        read_program(lower(model, Selection()))
+
+
+def test_transposed_gemm_is_refused() -> None:
+    nodes = (
+        fq("q", "x", "s", "fc", "activation", "8")
+        + fq("w", "k", "s", "fc", "weight", "8", 1)
+        + "t = Gemm(q, w)\n"
+        + fq("y", "t", "s", "b", "output", "8")
+    )
+    model = graph(
+        f"{HEADER} g (float[N, 2] x) => (float[N, 2] y) "
+        f"<float[1, 1] s = {{0.5}}, float[2, 2] k = {{1, 2, 3, 4}}> {{ {nodes} }}"
+    )
+    with pytest.raises(UnsupportedError, match="layer fc: Gemm with transB 0; 1 is supported"):
+        lower(model, Selection())
