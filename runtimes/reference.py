@@ -1,11 +1,12 @@
 """The reference runtime: the integer dialect in numpy, on `qtool.numerics`.
 
 It defines the numbers; it is written to be read, and fast enough for a test set. Suffixes: N
-batch, C channels, H and W height and width, O outputs, G groups, K kernel positions.
+batch, C channels, H and W height and width, O outputs.
 """
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -26,7 +27,7 @@ from qtool.dialect import (
 )
 from qtool.numerics import Accumulators, Codes, Floats
 
-# Above this many products of magnitude 255 * 127, float32 sums are not exact.
+# From here on not every integer is a float32.
 _EXACT_FLOAT32 = 1 << 24
 
 
@@ -109,36 +110,31 @@ def conv_accumulate(op: Conv, x_NCHW: Codes) -> Accumulators:
         (x_NCHW.astype(np.int16) - op.x.zero_point).astype(kind),
         ((0, 0), (0, 0), (top, bottom), (left, right)),
     )
-    acc = _grouped(_patches(op, centred), op)
-    return acc.astype(np.int32) + op.bias.reshape(1, -1, 1, 1)
-
-
-def _patches(op: Conv, x: Floats) -> Floats:
-    """Return windows (N, C, H', W', KH, KW), a view."""
-    kernel = [(n - 1) * d + 1 for n, d in zip(op.w_OIHW.shape[2:], op.dilations, strict=True)]
-    windows = sliding_window_view(x, kernel, axis=(2, 3))
+    weight = op.w_OIHW.astype(kind)
+    outputs, _, kh, kw = weight.shape
     (sy, sx), (dy, dx) = op.strides, op.dilations
-    view: Floats = windows[:, :, ::sy, ::sx, ::dy, ::dx]
-    return view
+    height = (centred.shape[2] - (kh - 1) * dy - 1) // sy + 1
+    width = (centred.shape[3] - (kw - 1) * dx - 1) // sx + 1
+    total = np.zeros((len(x_NCHW), outputs, height, width), kind)
+    for i, j in np.ndindex(kh, kw):
+        rows = slice(i * dy, i * dy + sy * (height - 1) + 1, sy)
+        columns = slice(j * dx, j * dx + sx * (width - 1) + 1, sx)
+        total += _product(centred[:, :, rows, columns], weight[:, :, i, j], op.groups)
+    acc: Accumulators = total.astype(np.int32) + op.bias.reshape(1, -1, 1, 1)
+    return acc
 
 
-def _grouped(patches: Floats, op: Conv) -> Floats:
-    """Multiply and sum each group; exact in the type that `_exact_type` chose."""
-    kind = patches.dtype
-    batch, channels, height, width = patches.shape[:4]
-    outputs, per_group = op.w_OIHW.shape[:2]
+def _product(x_NCHW: NDArray[Any], w_OI: NDArray[Any], groups: int) -> NDArray[Any]:
+    """Multiply one kernel position: (N, C, H, W) x (O, C / groups) -> (N, O, H, W)."""
+    batch, channels, height, width = x_NCHW.shape
+    outputs, per_group = w_OI.shape
     if per_group == 1 and outputs == channels:
-        weight = op.w_OIHW[:, 0].astype(kind)
-        result: Floats = np.einsum("nchwij,cij->nchw", patches, weight, optimize=False)
-        return result
-    grouped = patches.reshape(batch, op.groups, per_group, height, width, *patches.shape[4:])
-    columns = grouped.transpose(1, 0, 3, 4, 2, 5, 6).reshape(
-        op.groups, batch * height * width, -1
-    )
-    weights = op.w_OIHW.reshape(op.groups, outputs // op.groups, -1).astype(kind)
-    product = columns @ weights.transpose(0, 2, 1)
-    shaped = product.reshape(op.groups, batch, height, width, -1)
-    return shaped.transpose(1, 0, 4, 2, 3).reshape(batch, outputs, height, width)
+        scaled: NDArray[Any] = x_NCHW * w_OI.reshape(1, -1, 1, 1)
+        return scaled
+    x = x_NCHW.reshape(batch, groups, per_group, height * width)
+    w = w_OI.reshape(1, groups, outputs // groups, per_group)
+    product: NDArray[Any] = (w @ x).reshape(batch, outputs, height, width)
+    return product
 
 
 def _max_pool(op: MaxPool, x: Codes) -> Codes:

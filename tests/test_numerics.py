@@ -245,19 +245,21 @@ def covering(acc, x_grid, w_scale, zero_point):
     return Grid(F32(max(real.max(), 1e-6) / 250), zero_point)
 
 
-def any_accumulators(rng, count):
-    """int32 values of every magnitude, both signs, most of them small."""
-    wide = rng.integers(-(2**31), 2**31, count)
-    return (wide >> rng.integers(0, 31, count)).astype(np.int32)
+def any_accumulators(rng, factor):
+    """int32 values of every magnitude and both signs, half of them near rounding ties."""
+    wide = rng.integers(-(2**31), 2**31, len(factor)) >> rng.integers(0, 31, len(factor))
+    ties = np.rint((rng.integers(-300, 300, len(factor)) + 0.5) / factor)
+    chosen = np.where(rng.random(len(factor)) < 0.5, wide, ties)
+    return np.clip(chosen, -(2**31), 2**31 - 1).astype(np.int32)
 
 
 @many
 @given(grids, grids, seeds)
 def test_requantize_is_qlinear_conv_for_any_accumulator(x_grid, y_grid, seed):
     rng = np.random.default_rng(seed)
-    bias, w_scale = any_accumulators(rng, 256), random_scales(rng, 256)
+    w_scale, w = random_scales(rng, 1024), random_weights(rng, 1024, 1, 1, 1)
+    bias = any_accumulators(rng, x_grid.scale * w_scale.astype(np.float64) / y_grid.scale)
     x = np.full((1, 1, 1, 1), x_grid.zero_point, np.uint8)
-    w = random_weights(rng, 256, 1, 1, 1)
     expected = qlinear_conv(x, x_grid, w, w_scale, bias, y_grid)
     assert_same(requantized(bias.reshape(1, -1, 1, 1), x_grid, w_scale, y_grid), expected)
 
@@ -266,9 +268,10 @@ def test_requantize_is_qlinear_conv_for_any_accumulator(x_grid, y_grid, seed):
 @given(grids, grids, seeds)
 def test_requantize_is_qgemm_for_any_accumulator(x_grid, y_grid, seed):
     rng = np.random.default_rng(seed)
-    bias, w_scale = any_accumulators(rng, 256), random_scales(rng, 256)
+    w_scale, w = random_scales(rng, 1024), random_weights(rng, 1024, 1)
+    bias = any_accumulators(rng, x_grid.scale * w_scale.astype(np.float64) / y_grid.scale)
     x = np.full((1, 1), x_grid.zero_point, np.uint8)
-    expected = qgemm(x, x_grid, random_weights(rng, 256, 1), w_scale, bias, y_grid)
+    expected = qgemm(x, x_grid, w, w_scale, bias, y_grid)
     assert_same(requantized(bias.reshape(1, -1), x_grid, w_scale, y_grid), expected)
 
 
@@ -371,16 +374,19 @@ def test_fma_recovers_the_rounding_error_of_a_product(pairs):
 
 @st.composite
 def products_half_way(draw):
-    """Odd a and b whose 25-bit product lies half-way between two float32, and a tiny c."""
+    """Odd a and b whose 25-bit product lies half-way between two float32, and a small c."""
     a = draw(st.integers(1, 511)) * 2 + 1
     b = draw(st.integers(2**24 // a + 1, (2**25 - 1) // a)) | 1
     assume(a * b < 2**25)
-    return a, b, draw(st.sampled_from([-1, 1])) * 2.0 ** -draw(st.integers(29, 100))
+    size = draw(st.sampled_from([1, 3])) * 2.0 ** -draw(
+        st.integers(26, 32) | st.integers(26, 99)
+    )
+    return a, b, draw(st.sampled_from([-size, size]))
 
 
 @many
 @given(st.lists(products_half_way(), min_size=1, max_size=10))
-def test_fma_breaks_ties_towards_an_addend_that_float64_loses(triples):
+def test_fma_breaks_ties_towards_the_addend_however_small(triples):
     a, b, c = columns(triples)
     product = a.astype(np.int64) * b.astype(np.int64)
     expected = np.where(c > 0, product + 1, product - 1).astype(F32)
@@ -422,13 +428,24 @@ def test_add_is_qlinear_add_for_every_pair_of_codes(a_grid, b_grid, y_grid):
     assert_same(added(a, a_grid, b, b_grid, y_grid), expected)
 
 
-@pytest.mark.parametrize("zero_point", range(0, 256, 15))
-def test_add_is_qlinear_add_for_zero_points_across_the_range(zero_point):
+@pytest.mark.parametrize("seed", range(5))
+def test_add_is_qlinear_add_on_tie_heavy_grids(seed):
+    rng = np.random.default_rng(seed)
     a, b = (np.ascontiguousarray(axis) for axis in np.meshgrid(ALL_CODES, ALL_CODES))
-    a_grid, b_grid = Grid(F32(0.1), zero_point), Grid(F32(0.025), 255 - zero_point)
-    y_grid = Grid(F32(0.05), zero_point)
-    expected = qlinear_add(a, a_grid, b, b_grid, y_grid)
-    assert_same(added(a, a_grid, b, b_grid, y_grid), expected)
+    for _ in range(20):
+        zeros = rng.integers(0, 256, 3).tolist()
+        three = [Grid(*pair) for pair in zip(random_scales(rng, 3), zeros, strict=True)]
+        assert_same(added(a, three[0], b, *three[1:]), qlinear_add(a, three[0], b, *three[1:]))
+
+
+def test_add_fuses_the_offset_of_the_zero_points():
+    a, b = (np.ascontiguousarray(axis) for axis in np.meshgrid(ALL_CODES, ALL_CODES))
+    three = Grid(F32(0.3), 216), Grid(F32(1 / 3), 86), Grid(F32(1 / 3), 96)
+    ra, rb, c = numerics.add_coefficients(*[v for g in three for v in (g.scale, g.zero_point)])
+    unfused = F32(96) - (ra * F32(216) + rb * F32(86))
+    swapped = F32(96) - numerics.fma(rb, F32(86), ra * F32(216))
+    assert c not in (unfused, swapped)
+    assert_same(added(a, three[0], b, *three[1:]), qlinear_add(a, three[0], b, *three[1:]))
 
 
 # ONNX Runtime takes a tensor of one single element for a scalar and swaps the operands.
@@ -536,18 +553,20 @@ def to_codes(values, grid):
 
 
 @st.composite
-def values_and_bounds(draw):
-    """A clipping bound, and values of which some are the bound or beside it."""
-    bound = F32(draw(st.floats(-100, 100, width=32)))
+def clipped_values(draw):
+    """A grid, a clipping bound (often half-way between codes), and values, some beside it."""
+    grid = draw(grids)
+    half_way = F32(draw(st.integers(-300, 300)) + 0.5) * grid.scale
+    bound = draw(st.just(half_way) | st.floats(-100, 100, width=32).map(F32))
     values = np.array(draw(st.lists(st.floats(-200, 200, width=32), max_size=30)), F32)
-    beside = [bound, np.nextafter(bound, F32(-300)), np.nextafter(bound, F32(300))]
-    return np.append(values, beside).astype(F32), bound
+    beside = [bound, np.nextafter(bound, F32(-1e6)), np.nextafter(bound, F32(1e6))]
+    return np.append(values, beside).astype(F32), bound, grid
 
 
 @many
-@given(values_and_bounds(), grids)
-def test_clip_code_commutes_with_rounding(values_and_bound, grid):
-    values, bound = values_and_bound
+@given(clipped_values())
+def test_clip_code_commutes_with_rounding(case):
+    values, bound, grid = case
     code = numerics.clip_code(float(bound), grid.scale, grid.zero_point)
     codes = to_codes(values, grid)
     assert_same(to_codes(np.minimum(values, bound), grid), np.minimum(codes, code))

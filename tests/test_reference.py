@@ -38,16 +38,21 @@ UNIT = Grid(F32(1), 0)
 ALL_CODES = np.arange(256, dtype=np.uint8)
 
 
-def make(kind, grid=UNIT, lo=0, hi=255, inputs=("x",), **fields):
-    """An operator of the dialect called "op"; its shape does not matter here."""
-    return kind("op", "y", inputs, grid, lo, hi, (), **fields)
+def make(kind, grid=UNIT, lo=0, hi=255, inputs=("x",), shape=(), **fields):
+    """An operator of the dialect called "op"; only a convolution's shape matters here."""
+    return kind("op", "y", inputs, grid, lo, hi, shape, **fields)
 
 
-def conv_op(w, x_zero=0, bias=None, **fields):
+def conv_op(w, size, x_zero=0, bias=None, **fields):
+    """A convolution of images of `size`, (height, width)."""
     attributes = {"strides": (1, 1), "pads": (0,) * 4, "dilations": (1, 1), "groups": 1}
     attributes |= {"w_scale": np.ones(len(w), F32), "bits": BITS, "x": Grid(F32(1), x_zero)}
+    attributes |= fields
+    padded = np.add(size, np.add(attributes["pads"][:2], attributes["pads"][2:]))
+    reach = np.subtract(w.shape[2:], 1) * attributes["dilations"] + 1
+    shape = (len(w), *((padded - reach) // attributes["strides"] + 1).tolist())
     bias = np.zeros(len(w), np.int32) if bias is None else bias
-    return make(Conv, w_OIHW=w, bias=bias, **attributes | fields)
+    return make(Conv, w_OIHW=w, bias=bias, shape=shape, **attributes)
 
 
 def gemm_op(w, x_zero=0, bias=None, **fields):
@@ -106,6 +111,8 @@ CASES = {
     "1x1": Case((7, 5, 4), 9, (1, 1)),
     "1x1 image": Case((16, 1, 1), 11, (1, 1), batch=3),
     "1x1 image, padded 3x3": Case((5, 1, 1), 4, pads=(1, 1, 1, 1)),
+    "as many outputs as channels": Case((6, 5, 5), 6),
+    "grouped, as many outputs as channels": Case((8, 5, 5), 8, groups=2),
     "one channel": Case((1, 6, 6), 1),
     "one channel, two outputs": Case((1, 6, 6), 2),
     "odd channels": Case((13, 6, 5), 17, (2, 3), batch=2),
@@ -138,11 +145,11 @@ def random_conv(case, x_zero, seed):
     w = random_weights(rng, case.outputs, per_group, *case.kernel)
     shared = ("groups", "strides", "pads", "dilations")
     attributes = {name: getattr(case, name) for name in shared}
-    op = conv_op(w, x_zero, random_bias(rng, case.outputs), **attributes)
+    op = conv_op(w, case.image[1:], x_zero, random_bias(rng, case.outputs), **attributes)
     return op, random_codes(rng, case.batch, *case.image)
 
 
-@pytest.mark.parametrize("x_zero", [0, 3, 128, 255])
+@pytest.mark.parametrize("x_zero", [0, 128, 255])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_conv_accumulators_are_torch_conv2d(case, x_zero):
     op, x = random_conv(case, x_zero, seed=x_zero)
@@ -183,14 +190,14 @@ def test_conv_accumulators_are_torch_conv2d_for_drawn_attributes(case, x_zero, s
 
 @pytest.mark.parametrize("x_zero", [0, 77, 255])
 def test_padding_counts_as_the_real_zero(x_zero):
-    op = conv_op(np.full((2, 3, 3, 3), 127, np.int8), x_zero, pads=(1, 1, 1, 1))
+    op = conv_op(np.full((2, 3, 3, 3), 127, np.int8), (4, 4), x_zero, pads=(1, 1, 1, 1))
     x = np.full((1, 3, 4, 4), x_zero, np.uint8)
     assert_same(conv_accumulate(op, x), np.zeros((1, 2, 4, 4), np.int32))
 
 
 def test_conv_bias_is_added_per_output():
     bias = np.array([-(2**30), 0, 2**30], np.int32)
-    op = conv_op(np.ones((3, 1, 1, 1), np.int8), 5, bias)
+    op = conv_op(np.ones((3, 1, 1, 1), np.int8), (2, 2), 5, bias)
     acc = conv_accumulate(op, np.full((2, 1, 2, 2), 9, np.uint8))
     assert_same(acc, np.broadcast_to(bias.reshape(1, 3, 1, 1) + np.int32(4), (2, 3, 2, 2)))
 
@@ -258,7 +265,7 @@ def test_gemm_is_exact_where_float32_is_not():
 @pytest.mark.parametrize("image", [(519, 1, 1), (1, 3, 173)], ids=["dense", "depthwise"])
 def test_conv_is_exact_where_float32_is_not(image):
     w, x, total = odd_sum_above_2_to_24()
-    op = conv_op(w.reshape(1, *image))
+    op = conv_op(w.reshape(1, *image), image[1:])
     assert conv_accumulate(op, x.reshape(1, *image)).item() == total
 
 
@@ -281,7 +288,7 @@ RESULT = {"grid": Grid(F32(2), 131), "lo": 112, "hi": 143}
 
 def test_conv_codes_are_requantized_per_channel_into_the_window():
     x = ALL_CODES.reshape(1, 1, 16, 16)
-    op = conv_op(np.array([3, -5], np.int8).reshape(2, 1, 1, 1), **LAYER | RESULT)
+    op = conv_op(np.array([3, -5], np.int8).reshape(2, 1, 1, 1), (16, 16), **LAYER | RESULT)
     centred = x.astype(np.int64) - 7
     rounded = [half_even(centred * 3, 16), half_even(centred * -5, 32)]
     assert_same(execute(op, [x]), windowed(np.concatenate(rounded, 1) + 131, 112, 143))
@@ -365,7 +372,7 @@ def halving_program():
     fine, coarse = Grid(F32(0.5), 128), Grid(F32(1), 10)
     ops = [
         make(Quantize, fine, 0, 250),
-        conv_op(np.full((1, 1, 1, 1), -1, np.int8), x=fine, grid=fine),
+        conv_op(np.full((1, 1, 1, 1), -1, np.int8), (1, 3), x=fine, grid=fine),
         make(Rescale, coarse, 3, 255, x=fine),
         make(Flatten, coarse),
     ]
