@@ -13,13 +13,22 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from passes.graph import add_constant
-from qtool.dialect import ACTIVATION_BITS_KEY, MS, WEIGHT_BITS_KEY, Grid, require_plain
+from qtool.dialect import (
+    ACTIVATION_BITS_KEY,
+    MS,
+    WEIGHT_BITS_KEY,
+    Grid,
+    require_plain,
+    static_shape,
+)
 from qtool.errors import UnsupportedError
-from qtool.numerics import bias_scale, quantize_bias
+from qtool.numerics import average_factor, bias_scale, quantize_bias
 from qtool.qspec import Window
 
 INT32_MAX = 2**31 - 1
 BIAS_MAX = 2**30
+# 2^31 / (2 * 255), rounded down: sums of two scaled codes stay inside int32.
+ADD_RATIO_MAX = 2**22
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,7 @@ class IntegerBuilder:
         self, a: Quantized, b: Quantized, grid: Grid, window: Window, like: ir.Value, name: str
     ) -> ir.Value:
         """com.microsoft QLinearAdd."""
+        _check_add(a.grid, b.grid, grid, like, name)
         inputs = [
             a.value,
             *self._grid(a.grid),
@@ -142,6 +152,7 @@ class IntegerBuilder:
         self, x: Quantized, grid: Grid, window: Window, like: ir.Value, name: str
     ) -> ir.Value:
         """com.microsoft QLinearGlobalAveragePool."""
+        _check_average(x, grid, name)
         inputs = [x.value, *self._grid(x.grid), *self._grid(grid)]
         attributes = {"channels_last": 0}
         return self._emit(
@@ -183,6 +194,30 @@ class IntegerBuilder:
             node.metadata_props[WEIGHT_BITS_KEY] = str(layer.bits)
             node.metadata_props[ACTIVATION_BITS_KEY] = str(x.bits)
         return result
+
+
+def _check_add(a: Grid, b: Grid, y: Grid, like: ir.Value, name: str) -> None:
+    """Refuse what ONNX Runtime's QLinearAdd computes by another formula."""
+    if int(np.prod(static_shape(like))) == 1:
+        raise UnsupportedError(
+            f"tensor {name}: Add of one-element tensors; ONNX Runtime swaps their operands"
+        )
+    ratio = max(a.scale / y.scale, b.scale / y.scale)
+    if ratio >= ADD_RATIO_MAX:
+        raise UnsupportedError(
+            f"tensor {name}: Add onto a grid {ratio:.3g} times finer than its input's; ONNX "
+            f"Runtime's int32 overflows from {ADD_RATIO_MAX}"
+        )
+
+
+def _check_average(x: Quantized, y: Grid, name: str) -> None:
+    """Refuse factors that ONNX Runtime's QLinearGlobalAveragePool rejects when it runs."""
+    _, height, width = static_shape(x.value)
+    factor = average_factor(x.grid.scale, y.scale, height * width)
+    if not 2**-32 < factor < 256:
+        raise UnsupportedError(
+            f"tensor {name}: average with factor {factor:.3g}; ONNX Runtime takes 2^-32 to 256"
+        )
 
 
 def fit_accumulator(layer: Layer, x_scale: np.float32) -> Layer:

@@ -298,6 +298,7 @@ class _Reader:
         }  # fmt: skip
 
     def _conv(self, node: ir.Node) -> Op:
+        require_plain(node, f"node {node.name}")
         fields = self._layer(node, 0, 3, 8, 6)
         weight = fields.pop("w")
         spatial = weight.ndim - 2
@@ -337,6 +338,7 @@ class _Reader:
         return Flatten(**self._moved(node))
 
     def _max_pool(self, node: ir.Node) -> Op:
+        require_plain(node, f"node {node.name}")
         return MaxPool(
             **self._moved(node), kernel=ints(node, "kernel_shape", ()),
             strides=ints(node, "strides", (1, 1)), pads=ints(node, "pads", (0, 0, 0, 0)),

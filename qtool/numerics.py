@@ -32,7 +32,8 @@ def quantize(
 
     NaN has no code in the ONNX specification; it maps to `lo` here.
     """
-    rounded = np.rint(np.asarray(x, F32) / F32(scale)) + F32(zero_point)
+    with np.errstate(over="ignore"):  # beyond float32 saturates like any other large value
+        rounded = np.rint(np.asarray(x, F32) / F32(scale)) + F32(zero_point)
     return saturate(np.nan_to_num(rounded, nan=lo, posinf=hi, neginf=lo), lo, hi)
 
 
@@ -182,5 +183,10 @@ def rescale_table(
 
 
 def clip_code(bound: float, scale: np.float32, zero_point: int) -> int:
-    """Code of a float clipping bound: ``min(v, c)`` and rounding commute, so this is exact."""
-    return int(np.rint(F32(bound) / F32(scale))) + zero_point
+    """Code of a float clipping bound: ``min(v, c)`` and rounding commute, so this is exact.
+
+    Bounds beyond int32 codes, infinite ones too, come back as the nearest int32.
+    """
+    with np.errstate(over="ignore"):
+        code = np.rint(F32(bound) / F32(scale))
+    return int(np.clip(float(code), -(2**31), 2**31 - 1)) + zero_point

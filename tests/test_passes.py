@@ -333,3 +333,45 @@ def test_transposed_gemm_is_refused() -> None:
     )
     with pytest.raises(UnsupportedError, match="layer fc: Gemm with transB 0; 1 is supported"):
         lower(model, Selection())
+
+
+def added(sx: float, sy: float, shape: str = "4") -> ir.Model:
+    nodes = fq("q", "x", "sx", "a", "glue", "8") + "t = Add(q, q)\n"
+    nodes += fq("y", "t", "sy", "b", "output", "8")
+    model = graph(
+        f"{HEADER} g (float[N, {shape}] x) => (float[N, {shape}] y) "
+        f"<float[1, 1] sx = {{{sx}}}, float[1, 1] sy = {{{sy}}}> {{ {nodes} }}"
+    )
+    for node in model.graph:
+        node.outputs[0].shape = model.graph.inputs[0].shape
+    return model
+
+
+def test_additions_that_onnx_runtime_computes_otherwise_are_refused() -> None:
+    assert len(read_program(lower(added(0.5, 1.0), Selection())).ops) == 2
+    with pytest.raises(UnsupportedError, match="Add of one-element tensors"):
+        lower(added(0.5, 1.0, shape="1"), Selection())
+    with pytest.raises(
+        UnsupportedError, match=r"tensor b: Add onto a grid 5e\+06 times finer"
+    ):
+        lower(added(0.5, 1e-7), Selection())
+
+
+def test_averages_that_onnx_runtime_rejects_are_refused() -> None:
+    nodes = fq("q", "x", "sx", "a", "glue", "8") + "t = GlobalAveragePool(q)\n"
+    nodes += fq("y", "t", "sy", "b", "output", "8")
+    model = graph(
+        f"{HEADER} g (float[N, 1, 2, 2] x) => (float[N, 1, 1, 1] y) "
+        f"<float[1, 1] sx = {{1.0}}, float[1, 1] sy = {{0.0001}}> {{ {nodes} }}"
+    )
+    first(model, "FakeQuant").outputs[0].shape = model.graph.inputs[0].shape
+    with pytest.raises(UnsupportedError, match=r"tensor b: average with factor 2.5e\+03"):
+        lower(model, Selection())
+
+
+def test_an_unbounded_clip_leaves_the_window() -> None:
+    conv = next(
+        op for op in read_program(lower(net(cap="3.4e38"), Selection())).ops
+        if isinstance(op, Conv)
+    )  # fmt: skip
+    assert (conv.lo, conv.hi) == (0, 255)
