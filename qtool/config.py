@@ -42,6 +42,8 @@ class MetaMixConfig:
     alpha_init: float = 1e-3
     finetune_epochs: int = 5
     finetune_lr: float = 0.04
+    # Learning rate of the quantizers' steps, relative to the weights'.
+    step_lr_factor: float = 0.1
     # Batches whose statistics replace BatchNorm's running averages after each phase.
     norm_batches: int = 40
     train_images: int = 0

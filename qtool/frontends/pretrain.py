@@ -73,17 +73,19 @@ def task_loss(config: MetaMixConfig, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sgd(config: MetaMixConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """SGD; weight decay on weight tensors only, not on steps, BatchNorm and biases."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    """SGD in three groups: weight tensors (decayed), BatchNorm and biases, quantizer steps."""
+    groups: dict[str, list[nn.Parameter]] = {"weight": [], "plain": [], "step": []}
     for name, parameter in model.named_parameters():
-        is_weight = parameter.ndim > 1 and not name.endswith("step")
-        (decayed if is_weight else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        is_step = name.endswith("step")
+        kind = "step" if is_step else "weight" if parameter.ndim > 1 else "plain"
+        groups[kind].append(parameter)
+    settings = [
+        {"params": groups["weight"], "weight_decay": config.weight_decay},
+        {"params": groups["plain"], "weight_decay": 0.0},
+        {"params": groups["step"], "weight_decay": 0.0, "lr": lr * config.step_lr_factor},
     ]
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=True)
+    used = [group for group in settings if group["params"]]
+    return torch.optim.SGD(used, lr=lr, momentum=config.momentum, nesterov=True)
 
 
 def plain_phase(
