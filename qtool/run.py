@@ -29,7 +29,8 @@ from qtool.files import atomic_path, read_json, refuse_existing, write_json
 from qtool.qspec import BITS_FORMAT, Selection, check_format, selection_from_json
 
 RUN_FORMAT = 1
-_MARK = {"writer": "qtool", "format": str(RUN_FORMAT)}
+# safetensors writes its metadata in random order: one entry keeps files reproducible.
+_MARK = "qtool"
 
 
 @dataclass(frozen=True)
@@ -180,21 +181,20 @@ def _clear(folder: Path) -> None:
 
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor], extra: dict[str, str]) -> None:
+    mark = json.dumps({"format": RUN_FORMAT, **extra})
     with atomic_path(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, _MARK | extra)
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {_MARK: mark})
 
 
-def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"checkpoint {path} is truncated or damaged: {error}") from None
-    if metadata.get("writer") != "qtool":
+    if _MARK not in metadata:
         raise UserError(f"checkpoint {path} was not written by qtool; nothing was loaded")
-    if int(metadata["format"]) > RUN_FORMAT:
-        raise UserError(
-            f"checkpoint {path}: format {metadata['format']} is newer; upgrade qtool"
-        )
-    return tensors, metadata
+    mark: dict[str, Any] = json.loads(metadata[_MARK])
+    check_format(mark, RUN_FORMAT, f"checkpoint {path}")
+    return tensors, mark
