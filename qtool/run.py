@@ -66,6 +66,7 @@ class Run:
         recipe = folder / "recipe.json"
         if resume and recipe.exists():
             run = cls.open(folder)
+            run.require_shape(data)
             if run.config != config:
                 raise UserError(
                     f"{recipe} holds other settings than this command: repeat the first "
@@ -104,6 +105,14 @@ class Run:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"run {folder}: recipe.json is damaged: {error!r}") from None
         return cls(folder, from_json(recipe, f"run {folder}"), shape, classes)
+
+    def require_shape(self, data: DataSet) -> None:
+        """Refuse images or classes other than those that the run was trained on."""
+        if (data.shape, data.classes) != (self.input_shape, self.classes):
+            raise UserError(
+                f"data set {data.name} has {data.classes} classes of images {data.shape}; run "
+                f"{self.folder} was trained on {self.classes} of {self.input_shape}"
+            )
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this run."""

@@ -11,6 +11,7 @@ from conftest import TINY, Result, run_qtool
 from safetensors.numpy import save_file
 
 from qtool.data.fashion_mnist import EMBEDDED
+from qtool.data.idx import encode_idx
 
 
 def refused(result: Result, *words: str) -> None:
@@ -158,6 +159,17 @@ def test_bits_that_were_not_trained(searched_run: Path, tmp_path: Path) -> None:
     refused(run_qtool(*export, "w4a5"), "activation bits 5 were not trained")
     refused(run_qtool(*export, "w4a99"), "activation bits 99 not supported, expected 1 to 8")
     refused(run_qtool(*export, "nothing.json"), "neither a pattern like w4a4 nor an existing")
+
+
+def test_images_of_another_size(searched_run: Path, tmp_path: Path) -> None:
+    for split in ("train", "t10k"):
+        images = encode_idx(np.zeros((4, 32, 32), np.uint8))
+        (tmp_path / f"{split}-images-idx3-ubyte").write_bytes(images)
+        (tmp_path / f"{split}-labels-idx1-ubyte").write_bytes(
+            encode_idx(np.zeros(4, np.uint8))
+        )
+    search = ("search", searched_run, "--bops", "48M", "--force", "--data", tmp_path)
+    refused(run_qtool(*search), "images (1, 32, 32)", "trained on 10 of (1, 28, 28)")
 
 
 def test_no_run_there(tmp_path: Path) -> None:

@@ -81,8 +81,9 @@ def compare(model: nn.Module, shape: tuple[int, ...], seed: int, folder: Path) -
     randomise_norms(model)
     candidates = (8, 4, 3, 2)
     prepared = prepare(model, QuantSpec(candidates, weight_bits=draw.choice([2, 3, 4, 8])))
-    x = torch.rand(3, *shape)
-    calibrate(prepared, x)
+    images = torch.rand(16, *shape)
+    x = images[:3]
+    calibrate(prepared, images)
     layers = [layer.name for layer in quant_layers(prepared)][1:-1]
     weight = quant_layers(prepared)[1].weight_quant.bits[0]
     bits = {name: LayerBits(weight, draw.choice(candidates)) for name in layers}
@@ -107,10 +108,12 @@ def compare(model: nn.Module, shape: tuple[int, ...], seed: int, folder: Path) -
         assert np.array_equal(runtime.run(x.numpy()), ReferenceRuntime(program).run(x.numpy()))
     select(prepared.eval(), Selection(bits))
     with torch.no_grad():
-        fake = prepared(x).numpy() / program.output_grid.scale
-    exact = ReferenceRuntime(program).run(x.numpy()) / program.output_grid.scale
-    # Float sums may cross a rounding boundary in torch; more than that is a modelling error.
-    assert np.mean(np.abs(fake - exact) > 0.5) < 0.1, f"seed {seed}"
+        fake = prepared(images).numpy() / program.output_grid.scale
+    exact = ReferenceRuntime(program).run(images.numpy()) / program.output_grid.scale
+    # A float sum in torch may cross a rounding boundary and change an image (1 % of images over
+    # 20 seeds). Leaving out just the rounding of biases changes 84 %.
+    same_images = np.all(np.abs(fake - exact) < 0.5, axis=1)
+    assert same_images.mean() >= 0.75, f"seed {seed}"
 
 
 @pytest.mark.parametrize("seed", range(4))

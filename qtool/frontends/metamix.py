@@ -114,6 +114,7 @@ def search(
     Raises:
         UserError: the budget is outside what the candidates reach.
     """
+    run.require_shape(data)
     model = build_prepared(run)
     load_state(model, run, "meta")
     bit_search = BitSearch(run.config, model, data.shape, budget)
