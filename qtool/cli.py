@@ -63,12 +63,13 @@ def train(
         settings = [*settings, f"float_epochs={epochs}"]
     config = override(load_recipe(recipe), settings)
     loaded = load_dataset(config.dataset, data)
-    from qtool.frontends import metamix
+    from qtool.frontends import load_frontend
     from qtool.run import Run
 
+    frontend = load_frontend(config.frontend)
     run = Run.create(out, config, loaded, resume, force)
     with _progress() as progress:
-        metamix.train(run, loaded, progress, resume)
+        frontend.train(run, loaded, progress, resume)
     click.echo(f"trained {config.name} -> {out}; next: qtool search {out} --bops BUDGET")
 
 
@@ -90,16 +91,17 @@ def search(
     bops = parse_count(budget)
     from qtool.data import load_dataset
     from qtool.files import refuse_existing
-    from qtool.frontends import metamix
+    from qtool.frontends import load_frontend
     from qtool.report.bits import bits_table
     from qtool.run import Run
 
     opened = Run.open(run)
+    frontend = load_frontend(opened.config.frontend)
     if not resume:
         refuse_existing(opened.path("bits.json"), force)
     loaded = load_dataset(opened.config.dataset, data)
     with _progress() as progress:
-        content = metamix.search(opened, loaded, bops, not no_finetune, progress, resume)
+        content = frontend.search(opened, loaded, bops, not no_finetune, progress, resume)
     _print(bits_table(content))
 
 
