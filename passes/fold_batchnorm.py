@@ -6,7 +6,8 @@ r.
 Cases:
 1. r > 0: codes unchanged.
 2. r < 0: the channel's codes change sign; weights are symmetric and narrow, so this is exact.
-3. r = 0: codes become 0 and the scale stays, the channel is the constant beta.
+3. r = 0: the channel is the constant beta. Codes become 0, and the scale so fine that the
+   builder chooses it by beta alone: on the old scale beta would be rounded coarsely.
 BatchNorm is folded before rounding elsewhere: peers fold first and quantize the product, which
 changes the codes that training learned.
 Refuses when BatchNorm follows something else, or a flipped code leaves its container.
@@ -25,6 +26,7 @@ from qtool.dialect import constant
 from qtool.errors import UnsupportedError
 
 Doubles = NDArray[np.float64]
+DEAD_SCALE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> None:
     ratio = gamma / np.sqrt(var + norm.attributes.get_float("epsilon", 1e-5))
     bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
     before = np.zeros_like(beta) if bias is None else bias.astype(np.float64)
-    folded_scale = np.where(ratio == 0, scale, scale * np.abs(ratio)).astype(np.float32)
+    folded_scale = np.where(ratio == 0, DEAD_SCALE, scale * np.abs(ratio)).astype(np.float32)
     if not np.all(np.isfinite(folded_scale) & (folded_scale > 0)):
         channel = int(np.argmin(np.isfinite(folded_scale) & (folded_scale > 0)))
         raise UnsupportedError(

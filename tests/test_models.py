@@ -20,6 +20,11 @@ PUBLISHED = {
         {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "fc.bias",
          "layer2.0.downsample.0.weight", "layer4.1.bn2.num_batches_tracked"},
     ),
+    "resnet34": (218, 21_797_672, {"layer3.5.conv2.weight", "layer4.2.bn1.bias"}),
+    "resnet50": (
+        320, 25_557_032,
+        {"layer1.0.downsample.0.weight", "layer3.5.conv3.weight", "layer4.2.bn3.running_var"},
+    ),
 }  # fmt: skip
 # weight and activation bits, first and last, BOPs (MetaMix's convention)
 BOPS = [

@@ -131,7 +131,13 @@ def test_random_network_sweep(seed: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("mobilenet_v2", (3, 32, 32)), ("resnet18", (3, 32, 32))]
+    ("name", "shape"),
+    [
+        ("mobilenet_v2", (3, 32, 32)),
+        ("resnet18", (3, 32, 32)),
+        pytest.param("resnet34", (3, 40, 32), marks=pytest.mark.nightly),
+        pytest.param("resnet50", (3, 40, 32), marks=pytest.mark.nightly),
+    ],
 )
 def test_standard_topology(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     torch.manual_seed(0)

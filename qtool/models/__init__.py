@@ -31,6 +31,12 @@ MODELS = {
     "resnet18": Entry(
         "qtool.models.resnet", "resnet18", (3, 224, 224), "ImageNet, 1.81 G MACs"
     ),
+    "resnet34": Entry(
+        "qtool.models.resnet", "resnet34", (3, 224, 224), "ImageNet, 3.66 G MACs"
+    ),
+    "resnet50": Entry(
+        "qtool.models.resnet", "resnet50", (3, 224, 224), "ImageNet, 4.09 G MACs"
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""ResNet-18 (He et al. 2016) with torchvision's parameter names."""
+"""ResNet-18, 34 and 50 (He et al. 2016) with torchvision's parameter names."""
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +7,8 @@ from torch import Tensor, nn
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the shortcut, 1x1 where the shape changes."""
 
+    expansion = 1
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
@@ -14,11 +16,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+        self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
@@ -29,23 +27,63 @@ class BasicBlock(nn.Module):
         return out
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride, as torchvision's "v1.5"), 1x1 to four times the width."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> (N, 4 * width, H / stride, W / stride)."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out: Tensor = self.relu(y + shortcut)
+        return out
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
+    """1x1 convolution where the shape changes."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+    )
+
+
+Block = type[BasicBlock] | type[Bottleneck]
+
+
 class ResNet(nn.Module):
-    """ResNet of basic blocks for ImageNet-sized images."""
+    """ResNet for ImageNet-sized images: four layers of `block`, 64 to 512 wide."""
 
     def __init__(
-        self, blocks: tuple[int, int, int, int], in_channels: int, classes: int
+        self, block: Block, blocks: tuple[int, int, int, int], in_channels: int, classes: int
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = _layer(64, 64, blocks[0], 1)
-        self.layer2 = _layer(64, 128, blocks[1], 2)
-        self.layer3 = _layer(128, 256, blocks[2], 2)
-        self.layer4 = _layer(256, 512, blocks[3], 2)
+        grow = block.expansion
+        self.layer1 = _layer(block, 64, 64, blocks[0], 1)
+        self.layer2 = _layer(block, 64 * grow, 128, blocks[1], 2)
+        self.layer3 = _layer(block, 128 * grow, 256, blocks[2], 2)
+        self.layer4 = _layer(block, 256 * grow, 512, blocks[3], 2)
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(512, classes)
+        self.fc = nn.Linear(512 * grow, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, classes)."""
@@ -55,11 +93,21 @@ class ResNet(nn.Module):
         return y
 
 
-def _layer(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(inputs, outputs, stride)
-    return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+def _layer(block: Block, inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = (block(width * block.expansion, width, 1) for _ in range(blocks - 1))
+    return nn.Sequential(block(inputs, width, stride), *rest)
 
 
 def resnet18(in_channels: int = 3, classes: int = 1000) -> ResNet:
     """ResNet-18, 1,814,073,344 MACs at 224 px."""
-    return ResNet((2, 2, 2, 2), in_channels, classes)
+    return ResNet(BasicBlock, (2, 2, 2, 2), in_channels, classes)
+
+
+def resnet34(in_channels: int = 3, classes: int = 1000) -> ResNet:
+    """ResNet-34, 3.66 G MACs at 224 px."""
+    return ResNet(BasicBlock, (3, 4, 6, 3), in_channels, classes)
+
+
+def resnet50(in_channels: int = 3, classes: int = 1000) -> ResNet:
+    """ResNet-50, 4.09 G MACs at 224 px."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), in_channels, classes)
