@@ -15,7 +15,7 @@ from passes.emit.relax import build_library, emit_relax
 from passes.pipelines import import_qdq, lower
 from qtool.dialect import read_program
 from qtool.models import model_factory
-from qtool.nn.control import calibrate, quant_layers, select
+from qtool.nn.control import calibrate, quant_layers, quantizers, select
 from qtool.nn.prepare import QuantSpec, prepare
 from qtool.pipeline import describe
 from qtool.qspec import LayerBits, Selection
@@ -75,6 +75,16 @@ def randomise_norms(model: nn.Module) -> None:
             norm.running_var.uniform_(0.1, 3)
 
 
+def jitter_steps(prepared: nn.Module) -> None:
+    """Leave steps as training would: a calibrated one is a simple fraction of the largest
+    value, and equal values then lie on a rounding boundary, all together.
+    """
+    for quantizer in quantizers(prepared):
+        if isinstance(quantizer.step, nn.Parameter):
+            with torch.no_grad():
+                quantizer.step.mul_(torch.empty_like(quantizer.step).uniform_(0.9, 1.1))
+
+
 def compare(model: nn.Module, shape: tuple[int, ...], seed: int, folder: Path) -> None:
     """Lower `model` at random bits and compare every tensor of three runtimes."""
     draw = random.Random(seed)
@@ -84,6 +94,7 @@ def compare(model: nn.Module, shape: tuple[int, ...], seed: int, folder: Path) -
     images = torch.rand(16, *shape)
     x = images[:3]
     calibrate(prepared, images)
+    jitter_steps(prepared)
     layers = [layer.name for layer in quant_layers(prepared)][1:-1]
     weight = quant_layers(prepared)[1].weight_quant.bits[0]
     bits = {name: LayerBits(weight, draw.choice(candidates)) for name in layers}
