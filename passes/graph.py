@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qtool.dialect import constant
+from qtool.dialect import MS, constant
 from qtool.errors import UnsupportedError
 
 QTOOL = "qtool"
@@ -73,6 +73,20 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     )
     graph.register_initializer(value)
     return value
+
+
+def finish_dialect(model: ir.Model, old: list[ir.Node], outputs: list[ir.Value]) -> None:
+    """Let `outputs` of newly appended integer nodes take over; drop the `old` nodes."""
+    model.graph.outputs[:] = outputs
+    model.graph.remove(old[::-1], safe=True)
+    drop_unused_constants(model.graph)
+    model.opset_imports[MS] = 1
+
+
+def drop_unused_constants(graph: ir.Graph) -> None:
+    """Remove initializers that no node reads."""
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
 
 
 def replace_node(old: ir.Node, new: ir.Node) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.emit.onnx_qdq import BITS_KEY
-from passes.graph import operand
+from passes.graph import finish_dialect, operand
 from passes.integer_builder import IntegerBuilder, Layer, Quantized
 from passes.lower_to_integer import CONV_ATTRIBUTES
 from qtool.dialect import MS, Grid, constant, ints, require_plain, scalar
@@ -42,12 +42,7 @@ class ImportQDQ(InPlacePass):
             return PassResult(model, False)
         importer = _Importer(model)
         old = list(model.graph)
-        outputs = importer.run(old)
-        model.graph.outputs[:] = outputs
-        model.graph.remove(old[::-1], safe=True)
-        for name in [n for n, v in model.graph.initializers.items() if not list(v.uses())]:
-            del model.graph.initializers[name]
-        model.opset_imports[MS] = 1
+        finish_dialect(model, old, importer.run(old))
         return PassResult(model, True)
 
 

@@ -21,11 +21,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from passes.graph import LAYER_KEY, FakeQuant, as_fake_quant, operand
+from passes.graph import LAYER_KEY, QTOOL, FakeQuant, as_fake_quant, finish_dialect, operand
 from passes.integer_builder import IntegerBuilder, Layer, Quantized
 from passes.quantize_glue import MOVES, layer_name
 from qtool.dialect import (
-    MS,
     WEIGHT_BITS_KEY,
     Grid,
     constant,
@@ -50,13 +49,8 @@ class LowerToInteger(InPlacePass):
             return PassResult(model, False)
         lowering = _Lowering(model.graph)
         old = list(model.graph)
-        outputs = lowering.run(old)
-        model.graph.outputs[:] = outputs
-        model.graph.remove(old[::-1], safe=True)
-        for name in [n for n, v in model.graph.initializers.items() if not list(v.uses())]:
-            del model.graph.initializers[name]
-        model.opset_imports.pop("qtool", None)
-        model.opset_imports[MS] = 1
+        finish_dialect(model, old, lowering.run(old))
+        model.opset_imports.pop(QTOOL, None)
         return PassResult(model, True)
 
 

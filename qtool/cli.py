@@ -64,8 +64,10 @@ def train(
     config = override(load_recipe(recipe), settings)
     loaded = load_dataset(config.dataset, data)
     from qtool.frontends import load_frontend
+    from qtool.models import model_entry
     from qtool.run import Run
 
+    model_entry(config.model)  # refuse an unknown model before anything is written
     frontend = load_frontend(config.frontend)
     run = Run.create(out, config, loaded, resume, force)
     with _progress() as progress:

@@ -40,6 +40,7 @@ def test_unknown_setting_and_wrong_type(tmp_path: Path) -> None:
     refused(run_qtool(*base, "seed"), "expected key=value")
     refused(run_qtool(*base, "batch_size=0"), "batch_size", "got 0")
     refused(run_qtool(*base, "activation_bits=16,8"), "got 16, expected 1 to 8")
+    refused(run_qtool(*base, "model=resnet81"), "unknown model 'resnet81'", "resnet18")
     assert not (tmp_path / "run").exists()
 
 

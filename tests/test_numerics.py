@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 import onnxruntime
 import pytest
+from arrays import assert_same, random_codes, random_weights
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
@@ -64,18 +65,6 @@ def session(model):
 def on(grid):
     """Scale and zero point as the operators' inputs."""
     return [F32(grid.scale), np.uint8(grid.zero_point)]
-
-
-def assert_same(result, expected):
-    np.testing.assert_array_equal(result, expected, strict=True)
-
-
-def random_codes(rng, *shape):
-    return rng.integers(0, 256, shape).astype(np.uint8)
-
-
-def random_weights(rng, *shape):
-    return rng.integers(-127, 128, shape).astype(np.int8)
 
 
 def random_scales(rng, count):

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from arrays import assert_same, random_codes, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
@@ -59,18 +60,6 @@ def gemm_op(w, x_zero=0, bias=None, **fields):
     attributes = {"w_scale": np.ones(len(w), F32), "bits": BITS, "x": Grid(F32(1), x_zero)}
     bias = np.zeros(len(w), np.int32) if bias is None else bias
     return make(Gemm, w_OI=w, bias=bias, **attributes | fields)
-
-
-def assert_same(result, expected):
-    np.testing.assert_array_equal(result, expected, strict=True)
-
-
-def random_codes(rng, *shape):
-    return rng.integers(0, 256, shape).astype(np.uint8)
-
-
-def random_weights(rng, *shape):
-    return rng.integers(-127, 128, shape).astype(np.int8)
 
 
 def random_bias(rng, count):

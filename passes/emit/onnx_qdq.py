@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from passes.graph import add_constant
+from passes.graph import add_constant, drop_unused_constants
 from passes.integer_builder import IntegerBuilder
 from qtool.dialect import (
     ACTIVATION_BITS_KEY,
@@ -82,8 +82,7 @@ class _Emitter:
                 node.op_type not in ("Flatten", "MaxPool")
             ):
                 raise UnsupportedError(f"node {node.name}: {node.op_type} has no QDQ form")
-        for name in [n for n, v in self.graph.initializers.items() if not list(v.uses())]:
-            del self.graph.initializers[name]
+        drop_unused_constants(self.graph)
         for node in self.graph:
             _strip(node)
 
