@@ -129,6 +129,12 @@ def test_prepare_refuses_batchnorm_without_convolution() -> None:
         prepare(model, QuantSpec())
 
 
+def test_prepare_refuses_a_layer_that_is_called_twice() -> None:
+    shared = nn.Conv2d(3, 3, 1)
+    with pytest.raises(UnsupportedError, match="layer 0 is called more than once"):
+        prepare(nn.Sequential(shared, nn.ReLU(), shared), QuantSpec())
+
+
 def test_bops_of_a_selection() -> None:
     model = small()
     costs = bit_costs(model, (1, 28, 28), Selection(default=LayerBits(4, 4)))

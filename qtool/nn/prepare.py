@@ -6,7 +6,8 @@ Cases:
    *glue* grid, because on the device it exists as integers. A layer's b-bit input is then a
    second, coarser grid on the same tensor.
 3. ReLU, ReLU6, Dropout, Flatten, Identity: no grid of their own.
-Refuses when torch.fx cannot trace the model, or a module's BatchNorm has no layer before it.
+Refuses when torch.fx cannot trace the model, a BatchNorm has no layer before it, or a layer is
+called twice.
 
 The user's classes stay as they are: torch.fx rewrites the calls between them.
 """
@@ -109,7 +110,12 @@ class _Preparer:
         return method or self._is(node, _MOVES) or self._calls(node, _MOVE_CALLS)
 
     def _quantize_layer(self, node: fx.Node, first: bool, last: bool) -> None:
-        name, layer = cast(str, node.target), cast(Layer, self._module(node))
+        name, module = cast(str, node.target), self._module(node)
+        if isinstance(module, QuantLayer):
+            raise UnsupportedError(
+                f"layer {name} is called more than once; its inputs would share one grid"
+            )
+        layer = cast(Layer, module)
         norm_node = self._following_norm(node)
         norm = cast(nn.BatchNorm2d, self._module(norm_node)) if norm_node else None
         ends = (self.spec.first_last_bits,)
