@@ -228,7 +228,8 @@ def fit_accumulator(layer: Layer, x_scale: np.float32) -> Layer:
     an error below ``bias * fan_in * 2^-23``, far below the result's grid. Others stay.
 
     Raises:
-        UnsupportedError: bias or scale is not finite; names layer and channel.
+        UnsupportedError: bias or scale is not finite, or the weights alone can overflow; names
+            layer and channel.
     """
     codes = layer.codes.astype(np.int64).reshape(len(layer.scale), -1)
     bias = layer.bias.astype(np.float64)
@@ -241,14 +242,23 @@ def fit_accumulator(layer: Layer, x_scale: np.float32) -> Layer:
             f"{layer.scale[channel]}; both must be finite"
         )
     finest = np.maximum(np.abs(bias) / BIAS_MAX, float(np.finfo(np.float32).tiny))
-    coarse = (unit < finest) & (np.abs(bias / np.maximum(unit, 1e-300)) > _room(codes))
-    if not coarse.any():
+    over = np.abs(bias / np.maximum(unit, 1e-300)) > _room(codes)
+    if not over.any():
         return layer
+    coarse = over & (unit < finest)
     scale = np.where(coarse, finest * (1 + 1e-6) / np.float64(x_scale), layer.scale)
     scale = scale.astype(np.float32)
     ratio = np.where(coarse, layer.scale.astype(np.float64) / scale, 1.0)
-    rounded = np.rint(codes * ratio[:, None]).astype(np.int8).reshape(layer.codes.shape)
-    return Layer(layer.name, rounded, scale, layer.bias, layer.bits)
+    rounded = np.rint(codes * ratio[:, None])
+    left = np.where(coarse, BIAS_MAX, np.abs(bias / np.maximum(unit, 1e-300)))
+    broken = left > _room(rounded.astype(np.int64))
+    if broken.any():
+        raise UnsupportedError(
+            f"layer {layer.name}: channel {int(broken.argmax())} can overflow its int32 "
+            f"accumulator: {codes.shape[1]} products of 8-bit inputs and the bias"
+        )
+    fitted = rounded.astype(np.int8).reshape(layer.codes.shape)
+    return Layer(layer.name, fitted, scale, layer.bias, layer.bits)
 
 
 def _room(codes: NDArray[np.int64]) -> NDArray[np.int64]:

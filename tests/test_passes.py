@@ -10,6 +10,7 @@ from passes.emit.onnx_qdq import emit_onnx_qdq
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.freeze_weights import FreezeWeights
 from passes.import_qdq import ImportQDQ
+from passes.integer_builder import Layer, fit_accumulator
 from passes.lower_to_integer import LowerToInteger
 from passes.pipelines import lower
 from passes.quantize_glue import QuantizeGlue
@@ -223,6 +224,17 @@ def test_a_bias_beyond_int32_gets_a_coarser_scale() -> None:
     assert extreme.bias[0] * unit == pytest.approx(1e9, rel=1e-6)
     assert np.array_equal(extreme.w_OIHW[1], plain.w_OIHW[1])
     assert extreme.w_scale[1] == plain.w_scale[1] and extreme.bias[1] == plain.bias[1]
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0, 1e9])
+def test_weights_that_overflow_the_accumulator_are_refused(bias: float) -> None:
+    fits, large = (
+        Layer("fc", np.full((1, n), 127, np.int8), np.float32([1.0]), np.array([bias]), 8)
+        for n in (2**15, 2**17)
+    )
+    assert fit_accumulator(fits, np.float32(1.0)) is fits
+    with pytest.raises(UnsupportedError, match="layer fc: channel 0 can overflow its int32"):
+        fit_accumulator(large, np.float32(1.0))
 
 
 def test_a_bias_that_is_not_finite_is_refused() -> None:
