@@ -20,9 +20,8 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.emit.onnx_qdq import BITS_KEY
 from passes.graph import finish_dialect, operand
-from passes.integer_builder import IntegerBuilder, Layer, Quantized
-from passes.lower_to_integer import CONV_ATTRIBUTES
-from qtool.dialect import MS, Grid, constant, ints, require_plain, scalar
+from passes.integer_builder import IntegerBuilder, Layer, Quantized, conv_attributes
+from qtool.dialect import MS, Grid, constant, require_plain, scalar
 from qtool.errors import UnsupportedError, UserError
 from qtool.numerics import bias_scale
 from qtool.qspec import Window
@@ -89,12 +88,8 @@ class _Importer:
         if core.op_type in ("Conv", "Gemm"):
             require_plain(core, f"tensor {name}")
         if core.op_type == "Conv":
-            attributes: dict[str, Any] = {
-                k: list(v) for k in CONV_ATTRIBUTES if (v := ints(core, k, ()))
-            }
-            attributes["group"] = core.attributes.get_int("group", 1)
-            x = self._input(core, 0)
-            return self.build.conv(*self._layer(core, x, name), grid, window, like, attributes)
+            x, kept = self._input(core, 0), conv_attributes(core)
+            return self.build.conv(*self._layer(core, x, name), grid, window, like, kept)
         if core.op_type == "Gemm":
             x = self._input(core, 0)
             return self.build.gemm(*self._layer(core, x, name), grid, window, like)

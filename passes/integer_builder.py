@@ -18,6 +18,7 @@ from qtool.dialect import (
     MS,
     WEIGHT_BITS_KEY,
     Grid,
+    ints,
     require_plain,
     static_shape,
 )
@@ -49,6 +50,13 @@ class Layer:
     scale: NDArray[np.float32]
     bias: NDArray[Any]
     bits: int
+
+
+def conv_attributes(node: ir.Node) -> dict[str, Any]:
+    """Return the attributes of a Conv that its integer twin keeps."""
+    names = ("kernel_shape", "strides", "pads", "dilations")
+    kept: dict[str, Any] = {name: list(v) for name in names if (v := ints(node, name, ()))}
+    return kept | {"group": node.attributes.get_int("group", 1)}
 
 
 class IntegerBuilder:

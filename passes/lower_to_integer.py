@@ -22,13 +22,12 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.graph import LAYER_KEY, QTOOL, FakeQuant, as_fake_quant, finish_dialect, operand
-from passes.integer_builder import IntegerBuilder, Layer, Quantized
+from passes.integer_builder import IntegerBuilder, Layer, Quantized, conv_attributes
 from passes.quantize_glue import MOVES, layer_name
 from qtool.dialect import (
     WEIGHT_BITS_KEY,
     Grid,
     constant,
-    ints,
     require_plain,
     scalar,
 )
@@ -36,15 +35,13 @@ from qtool.errors import UnsupportedError
 from qtool.numerics import clip_code
 from qtool.qspec import Window, activation_window
 
-CONV_ATTRIBUTES = ("kernel_shape", "strides", "pads", "dilations")
-
 
 @dataclass(frozen=True)
 class LowerToInteger(InPlacePass):
     """Replace the whole float graph by its integer twin."""
 
     def call(self, model: ir.Model) -> PassResult:
-        """Rewrite `model` in place; only when every operator could be lowered."""
+        """Rewrite `model` in place; a model that is refused is left with stray nodes."""
         if not any(as_fake_quant(node) for node in model.graph):
             return PassResult(model, False)
         lowering = _Lowering(model.graph)
@@ -143,13 +140,10 @@ class _Lowering:
         )  # fmt: skip
 
     def _conv(self, node: ir.Node, grid: Grid, window: Window) -> ir.Value:
-        attributes = {name: ints(node, name, ()) for name in CONV_ATTRIBUTES}
-        attributes = {name: list(value) for name, value in attributes.items() if value}
-        group = {"group": node.attributes.get_int("group", 1)}
         require_plain(node, f"layer {layer_name(node)}")
         return self.build.conv(
             self._input(node, 0), self._layer(node), grid, window, node.outputs[0],
-            attributes | group,
+            conv_attributes(node),
         )  # fmt: skip
 
     def _gemm(self, node: ir.Node, grid: Grid, window: Window) -> ir.Value:

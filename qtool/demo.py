@@ -8,6 +8,7 @@ from rich.table import Table
 
 from qtool.check import check
 from qtool.data import load_dataset
+from qtool.dialect import static_shape
 from qtool.files import refuse_existing, write_bytes, write_json
 from qtool.pipeline import export_float, integer_model, write_onnx, write_tvm
 from qtool.progress import Progress
@@ -46,15 +47,11 @@ def run_demo(out: Path, force: bool, progress: Progress) -> list[Table]:
         "budget_bops": BUDGET_BOPS,
         "fp32_file_bytes": (out / "fp32.onnx").stat().st_size,
     }
-    shape = tuple(dialect.graph.inputs[0].shape or ())[1:]
-    report["latency_ms"]["fp32 ort"] = measure(out / "fp32.onnx", "ort", _ints(shape))
+    shape = static_shape(dialect.graph.inputs[0])
+    report["latency_ms"]["fp32 ort"] = measure(out / "fp32.onnx", "ort", shape)
     report["seconds"] = round(time.monotonic() - began, 1)
     write_json(out / "check.json", report)
     return [bits_table(bits), check_table(report)]
-
-
-def _ints(shape: tuple[Any, ...]) -> tuple[int, ...]:
-    return tuple(int(n) for n in shape)
 
 
 def _train_and_search(folder: Path, progress: Progress) -> dict[str, Any]:

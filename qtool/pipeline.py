@@ -56,11 +56,17 @@ def write_onnx(dialect: ir.Model, path: Path) -> None:
     """Write `dialect` as an ONNX QDQ file."""
     keys = (DATASET_KEY, VERSION_KEY)
     metadata = {k: v for k, v in dialect.metadata_props.items() if k in keys}
-    proto = ir.to_proto(emit_onnx_qdq(dialect, metadata))
-    del proto.graph.value_info[:]
-    del proto.graph.metadata_props[:]
+    proto = _compact(emit_onnx_qdq(dialect, metadata))
     onnx.checker.check_model(proto, full_check=True)
     write_bytes(path, proto.SerializeToString())
+
+
+def _compact(model: ir.Model) -> onnx.ModelProto:
+    """Return `model` without what shape inference can say again."""
+    proto: onnx.ModelProto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    del proto.graph.metadata_props[:]
+    return proto
 
 
 def write_tvm(dialect: ir.Model, path: Path) -> None:
@@ -114,9 +120,7 @@ def export_float(folder: Path, output: Path) -> None:
     from qtool.trace import trace_float
 
     run = Run.open(folder)
-    proto = ir.to_proto(trace_float(load_float(run), run.input_shape))
-    del proto.graph.value_info[:]
-    del proto.graph.metadata_props[:]
+    proto = _compact(trace_float(load_float(run), run.input_shape))
     write_bytes(output, proto.SerializeToString())
 
 

@@ -185,27 +185,28 @@ def test_glue_moves_a_grid_before_flatten() -> None:
     assert model.graph.outputs[0].producer() is first(model, "Flatten")
 
 
-def test_glue_refuses_an_edge_without_grid() -> None:
-    nodes = fq("q", "x", "s", "a", "glue", "8") + "t = Add(q, x)\n"
-    nodes += fq("y", "t", "s", "b", "output", "8")
+def between_grids(line: str, sx: float = 0.5, sy: float = 0.5, shape: str = "4") -> ir.Model:
+    """`line` computes t from q, the quantized x; y is t on another grid."""
+    nodes = fq("q", "x", "sx", "a", "glue", "8") + f"{line}\n"
+    nodes += fq("y", "t", "sy", "b", "output", "8")
     model = graph(
-        f"{HEADER} g (float[N, 4] x) => (float[N, 4] y) "
-        f"<float[1, 1] s = {{0.5}}> {{ {nodes} }}"
+        f"{HEADER} g (float[N, {shape}] x) => (float[N, {shape}] y) "
+        f"<float[1, 1] sx = {{{sx}}}, float[1, 1] sy = {{{sy}}}> {{ {nodes} }}"
     )
+    for node in model.graph:
+        node.outputs[0].shape = model.graph.inputs[0].shape
+    return model
+
+
+def test_glue_refuses_an_edge_without_grid() -> None:
     with pytest.raises(UserError) as error:
-        QuantizeGlue()(model)
+        QuantizeGlue()(between_grids("t = Add(q, x)"))
     assert "Add reads x in floating point; no quantizer stands on that edge" in reason(error)
 
 
 def test_lower_refuses_an_operator_without_integer_form() -> None:
-    nodes = fq("q", "x", "s", "a", "glue", "8") + "t = Tanh(q)\n"
-    nodes += fq("y", "t", "s", "b", "output", "8")
-    model = graph(
-        f"{HEADER} g (float[N, 4] x) => (float[N, 4] y) "
-        f"<float[1, 1] s = {{0.5}}> {{ {nodes} }}"
-    )
     with pytest.raises(UnsupportedError, match="operator Tanh has no integer form"):
-        lower(model, Selection())
+        lower(between_grids("t = Tanh(q)"), Selection())
 
 
 def with_beta(*beta: float) -> ir.Model:
@@ -349,15 +350,7 @@ def test_transposed_gemm_is_refused() -> None:
 
 
 def added(sx: float, sy: float, shape: str = "4") -> ir.Model:
-    nodes = fq("q", "x", "sx", "a", "glue", "8") + "t = Add(q, q)\n"
-    nodes += fq("y", "t", "sy", "b", "output", "8")
-    model = graph(
-        f"{HEADER} g (float[N, {shape}] x) => (float[N, {shape}] y) "
-        f"<float[1, 1] sx = {{{sx}}}, float[1, 1] sy = {{{sy}}}> {{ {nodes} }}"
-    )
-    for node in model.graph:
-        node.outputs[0].shape = model.graph.inputs[0].shape
-    return model
+    return between_grids("t = Add(q, q)", sx, sy, shape)
 
 
 def test_additions_that_onnx_runtime_computes_otherwise_are_refused() -> None:

@@ -58,9 +58,11 @@ class _Emitter:
             builder.emit_func_output(output)
 
     def _call(self, op: Op, inputs: list[Any]) -> Any:
-        shapes = [self._input_shape(op, index) for index in range(len(inputs))]
-        kind = "float32" if isinstance(op, Quantize) else "uint8"
-        function, constants = self._kernel(op.output, kernel(op), shapes, kind)
+        if op.output not in self.kernels:
+            shapes = [self._input_shape(op, index) for index in range(len(inputs))]
+            kind = "float32" if isinstance(op, Quantize) else "uint8"
+            self.kernels[op.output] = self._kernel(op.output, kernel(op), shapes, kind)
+        function, constants = self.kernels[op.output]
         out = relax.TensorType((self.batch, *op.shape), "uint8")
         return self.builder.emit(relax.call_tir(function, [*inputs, *constants], out))
 
@@ -82,22 +84,16 @@ class _Emitter:
     def _kernel(
         self, name: str, built: Kernel, shapes: list[tuple[int, ...]], kind: str
     ) -> tuple[Any, list[Any]]:
-        """Return the module's function for this operator, and its constants."""
-        if name not in self.kernels:
-            arrays, build = built
-            inputs = [te.placeholder(shape, kind, f"x{i}") for i, shape in enumerate(shapes)]
-            inputs += [
-                te.placeholder(a.shape, str(a.dtype), f"c{i}") for i, a in enumerate(arrays)
-            ]
-            function = te.create_prim_func([*inputs, build(*inputs)])
-            symbol = f"k{len(self.kernels)}_" + "".join(
-                c if c.isalnum() else "_" for c in name
-            )
-            reference = self.builder.add_func(
-                function.with_attr("global_symbol", symbol), symbol
-            )
-            self.kernels[name] = (reference, [relax.const(a) for a in arrays])
-        return self.kernels[name]
+        """Add a kernel to the module; return its function and its constants."""
+        arrays, build = built
+        inputs = [te.placeholder(shape, kind, f"x{i}") for i, shape in enumerate(shapes)]
+        inputs += [
+            te.placeholder(a.shape, str(a.dtype), f"c{i}") for i, a in enumerate(arrays)
+        ]
+        function = te.create_prim_func([*inputs, build(*inputs)])
+        symbol = f"k{len(self.kernels)}_" + "".join(c if c.isalnum() else "_" for c in name)
+        reference = self.builder.add_func(function.with_attr("global_symbol", symbol), symbol)
+        return reference, [relax.const(a) for a in arrays]
 
 
 def host_target() -> tvm.target.Target:

@@ -38,11 +38,9 @@ from qtool.frontends.pretrain import (
 from qtool.nn.control import bit_costs, calibrate, initialise_weight_steps, select
 from qtool.progress import Progress
 from qtool.qspec import (
-    BITS_FORMAT,
     LayerBits,
     Selection,
     layers_to_json,
-    selection_from_json,
 )
 from qtool.run import Run
 from qtool.training import (
@@ -165,10 +163,11 @@ def _search_bits(
     )  # fmt: skip
     batches = make_batches(config, data)
     run_phase(phase, run, batches, progress, resume)
-    content = _bits_content(bit_search, data)
+    chosen, repaired = bit_search.result()
+    content = _bits_content(bit_search, data, chosen, repaired)
     # Also what is deployed without fine-tuning: quantized weights, statistics at these bits.
     initialise_weight_steps(model)
-    select(model, selection_from_json({"format": BITS_FORMAT, **content}, "search"))
+    select(model, Selection(chosen))
     recalibrate_norms(model, batches, config.norm_batches)
     run.save_weights("searched", model.state_dict())
     run.save_weights("model", model.state_dict())
@@ -178,8 +177,9 @@ def _search_bits(
     return content
 
 
-def _bits_content(bit_search: BitSearch, data: DataSet) -> dict[str, Any]:
-    chosen, repaired = bit_search.result()
+def _bits_content(
+    bit_search: BitSearch, data: DataSet, chosen: dict[str, LayerBits], repaired: list[str]
+) -> dict[str, Any]:
     costs = bit_costs(bit_search.model, data.shape, Selection(chosen))
     return {
         "budget_bops": bit_search.budget,
