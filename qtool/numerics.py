@@ -45,7 +45,9 @@ def quantize(
 
 def dequantize(q: Codes, scale: np.float32, zero_point: int) -> Floats:
     """DequantizeLinear: ``f32(q - zero_point) * scale``."""
-    return (q.astype(np.int32) - zero_point).astype(F32) * F32(scale)
+    with np.errstate(over="ignore"):  # inf, as in every runtime
+        values: Floats = (q.astype(np.int32) - zero_point).astype(F32) * F32(scale)
+    return values
 
 
 def quantize_weight(w: Floats, scale: Floats, limit: int) -> NDArray[np.int8]:
@@ -62,8 +64,12 @@ def quantize_weight(w: Floats, scale: Floats, limit: int) -> NDArray[np.int8]:
 
 
 def multiplier(x_scale: np.float32, w_scale: Floats, y_scale: np.float32) -> Floats:
-    """QLinearConv, QLinearMatMul, QGemm: ``(xs * ws) / ys``, in this order, per channel."""
-    return (F32(x_scale) * w_scale.astype(F32)) / F32(y_scale)
+    """QLinearConv, QLinearMatMul, QGemm: ``(xs * ws) / ys``, in this order, per channel.
+
+    `requantize` is exact for finite factors; an infinite one has no answer for a sum of 0.
+    """
+    with np.errstate(over="ignore"):
+        return (F32(x_scale) * w_scale.astype(F32)) / F32(y_scale)
 
 
 def requantize(
@@ -79,7 +85,9 @@ def requantize(
         hi: largest code of the window.
     """
     shaped = factor.reshape(1, -1, *[1] * (acc.ndim - 2))
-    return saturate(np.rint(acc.astype(F32) * shaped) + F32(zero_point), lo, hi)
+    with np.errstate(over="ignore"):  # saturates like any other large value
+        scaled = acc.astype(F32) * shaped
+    return saturate(np.rint(scaled) + F32(zero_point), lo, hi)
 
 
 def quantize_bias(
@@ -163,7 +171,8 @@ def multiply_factor(
     a_scale: np.float32, b_scale: np.float32, y_scale: np.float32
 ) -> np.float32:
     """QLinearMul's factor, ``(sa * sb) / sy``; exact below `MULTIPLY_FACTOR_MAX`."""
-    return F32(F32(F32(a_scale) * F32(b_scale)) / F32(y_scale))
+    with np.errstate(over="ignore"):
+        return F32(F32(F32(a_scale) * F32(b_scale)) / F32(y_scale))
 
 
 def multiply(
