@@ -45,7 +45,8 @@ SMALL = (
     Row(3, 72, 24, False, _RE, 2), Row(3, 88, 24, False, _RE, 1),
     Row(5, 96, 40, True, _HS, 2), Row(5, 240, 40, True, _HS, 1), Row(5, 240, 40, True, _HS, 1),
     Row(5, 120, 48, True, _HS, 1), Row(5, 144, 48, True, _HS, 1),
-    Row(5, 288, 96, True, _HS, 2), Row(5, 576, 96, True, _HS, 1), Row(5, 576, 96, True, _HS, 1),
+    Row(5, 288, 96, True, _HS, 2), Row(5, 576, 96, True, _HS, 1),
+    Row(5, 576, 96, True, _HS, 1),
 )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 Reads ``.safetensors``, and what ``torch.save`` wrote (``.pt``, ``.pth``, ``.th``) with
 ``weights_only=True``: a pickle that holds more than tensors and plain containers is refused,
-and nothing of it runs. A checkpoint's ``state_dict`` or ``model`` entry is unwrapped, and so is
-the ``module.`` that DataParallel puts before every name.
+and nothing of it runs. A checkpoint's ``state_dict`` or ``model`` entry is unwrapped, and the
+``module.`` that DataParallel puts before every name is dropped.
 """
 
 import pickle
