@@ -39,7 +39,7 @@ def lower_move(
         raise UnsupportedError(f"tensor {name}: {node.op_type} of tensors on different grids")
     name = build.unique(name)
     constants = [_operand(build, node, i, x) for i in range(len(xs), len(node.inputs))]
-    kept = [v for k, v in node.attributes.items() if k != "auto_pad"]
+    kept = list(node.attributes.values())
     new = ir.Node("", node.op_type, [*(q.value for q in xs), *constants], kept, name=name)
     result = new.outputs[0]
     result.name, result.shape = name, node.outputs[0].shape

@@ -48,15 +48,14 @@ def _hoist(node: ir.Node) -> list[ir.Node]:
     moved, values = move.outputs[0], sources(move)
     if not _alone([moved, *values]):
         return []
-    result = node.outputs[0]
-    result.replace_all_uses_with(moved, replace_graph_outputs=True)
-    graph.remove(node)
     fresh = []
     for index, value in enumerate(values):
         twin = _twin(node, value, view.name if len(values) == 1 else f"{view.name}.{index}")
         graph.insert_before(move, twin)
         move.replace_input_with(index, twin.outputs[0])
         fresh.append(twin)
+    node.outputs[0].replace_all_uses_with(moved, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
     return fresh
 
 

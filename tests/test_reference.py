@@ -15,14 +15,14 @@ from qtool.dialect import (
     Add,
     Average,
     Conv,
-    Flatten,
     Gemm,
     Grid,
+    Lookup,
     MaxPool,
     Op,
     Program,
     Quantize,
-    Rescale,
+    Reshape,
 )
 from qtool.qspec import LayerBits
 from runtimes.reference import (

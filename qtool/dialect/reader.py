@@ -162,7 +162,7 @@ class _Reader:
 
     def leaky(self, node: ir.Node) -> Op:
         x, y = _grid(node, 1), _grid(node, 3)
-        alpha = np.float32(node.attributes.get_float("alpha", 0.01))
+        alpha = node.attributes.get_float("alpha", 0.01)
         table = numerics.leaky_table(alpha, x.scale, x.zero_point, y.scale, y.zero_point)
         return Lookup(**_common(node, (0,), y), table=table)
 
