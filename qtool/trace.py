@@ -15,12 +15,12 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from onnx import defs
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import optimizer, values
 from torch import nn
 
 import qtool.nn.fake_quant  # noqa: F401  (registers torch.ops.qtool.fake_quant)
 from qtool.errors import UnsupportedError
+from qtool.trace_shapes import simplify_shapes
 
 DOMAIN = "qtool"
 OPSET = 21
@@ -87,7 +87,7 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> ir.Model:
     exported = _export(model, input_shape, optimize=False)
     # The exporter leaves shape arithmetic and casts of constants; BatchNorm survives this.
     optimizer.fold_constants(exported)
-    RemoveUnusedNodesPass()(exported)
+    simplify_shapes(exported)
     return exported
 
 

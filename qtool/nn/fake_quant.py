@@ -64,6 +64,9 @@ class FakeQuantizer(nn.Module):
         asymmetric: calibration chooses the zero point too (signed activations only).
     """
 
+    step: Tensor
+    zero_point: Tensor
+
     def __init__(
         self,
         name: str,

@@ -63,9 +63,7 @@ _NAMES: dict[Kind, tuple[Callable[..., Any], ...]] = {
         _F.max_pool2d, torch.max_pool2d, _F.pad, _F.interpolate, _F.upsample,
     ),
     Kind.CONCAT: (torch.cat, torch.concat, torch.concatenate),
-    Kind.AVERAGE: (
-        _F.avg_pool2d, _F.adaptive_avg_pool2d, torch.nn.functional.adaptive_avg_pool2d,
-    ),
+    Kind.AVERAGE: (_F.avg_pool2d, _F.adaptive_avg_pool2d),
     Kind.ADD: (operator.add, operator.iadd, torch.add),
     Kind.MUL: (operator.mul, operator.imul, torch.mul, torch.multiply),
     Kind.GATE: (torch.sigmoid, _F.sigmoid, _F.hardsigmoid),
@@ -100,7 +98,7 @@ def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
     elif node.op == "call_function":
         kind = FUNCTIONS.get(node.target, Kind.OTHER)  # type: ignore[arg-type]
         if node.target is getattr:
-            kind = Kind.SHAPE if node.args[1] in ("shape", "ndim") else Kind.OTHER
+            kind = Kind.OTHER if node.args[1] in ("T", "mT", "data") else Kind.SHAPE
         elif node.target is operator.getitem and _only_slices(node.args[1]):
             kind = Kind.MOVE
     elif node.op == "call_method":
@@ -120,8 +118,10 @@ def _module_kind(module: nn.Module | None) -> Kind:
 
 
 def _only_slices(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(isinstance(part, int | slice | type(None) | type(...)) for part in parts)
+    """True for ``x[:, 1:]``, and for the choice of one of several tensors, ``parts[0]``."""
+    if not isinstance(index, tuple):
+        return isinstance(index, int | slice)
+    return all(isinstance(part, slice | type(...)) for part in index)
 
 
 def _exceptional(node: fx.Node, module: nn.Module | None) -> bool:

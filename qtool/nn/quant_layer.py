@@ -1,8 +1,9 @@
 """A convolution or linear layer with quantized input and weight, and its BatchNorm.
 
 In training BatchNorm works on batch statistics. In evaluation the layer computes what the
-device will: BatchNorm as a per-channel factor and a bias that is rounded to the int32 accumulator's
-unit, ``xs * ws * |gamma / sigma|``. So the fake-quantized and the integer model agree.
+device will: BatchNorm as a per-channel factor and a bias that is rounded to the int32
+accumulator's unit, ``xs * ws * |gamma / sigma|``. So the fake-quantized and the integer model
+agree.
 """
 
 from typing import cast

@@ -89,22 +89,22 @@ def mse_grid(x: Tensor, bits: int, candidates: int = 16) -> tuple[Tensor, int]:
     low, high = -float(row.min().clamp_max(0)), float(row.max().clamp_min(0))
     shares = [1 - index / candidates for index in range(candidates)]
     ranges = {(low * a, high * b) for a in shares for b in shares}
-    zeros = {(_zero_point(a, b, codes), max(a + b, 1e-8) / codes) for a, b in ranges}
-    best_zero = min(
-        zeros, key=lambda pair: _error(row, row.new_tensor(pair[1]), pair[0], codes)
-    )
-    found = [
-        (mse_step(row, zero, codes - zero)[0, 0], zero)
-        for zero in sorted({best_zero[0], (codes + 1) // 2})
+    grids = {(max(a + b, 1e-8) / codes, _zero_point(a, b, codes)) for a, b in ranges}
+
+    def error(grid: tuple[float, int]) -> float:
+        step, zero_point = grid
+        rounded = lsq(row, row.new_tensor(step), zero_point, codes - zero_point)
+        return float((rounded - row).square().sum())
+
+    coarse = min(sorted(grids), key=error)
+    refined = [
+        (float(mse_step(row, zero, codes - zero)), zero)
+        for zero in sorted({coarse[1], (codes + 1) // 2})
     ]
-    found.append((row.new_tensor(best_zero[1]), best_zero[0]))
-    return min(found, key=lambda pair: _error(row, *pair, codes))
+    step, zero_point = min([coarse, *refined], key=error)
+    return x.new_tensor(step), zero_point
 
 
 def _zero_point(below: float, above: float, codes: int) -> int:
     """Return the code of value 0 on a grid from -`below` to `above`."""
     return round(codes * below / max(below + above, 1e-8))
-
-
-def _error(x: Tensor, step: Tensor, zero_point: int, codes: int) -> float:
-    return float((lsq(x, step, zero_point, codes - zero_point) - x).square().sum())
