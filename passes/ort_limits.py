@@ -43,6 +43,8 @@ def check_factor(x: Grid, w_scale: NDArray[np.float32], y: Grid, name: str) -> N
 def add_order(a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> tuple[int, int]:
     """Return the operands' order, (0, 1) or (1, 0), in which QLinearAdd computes as written.
 
+    Shapes come without the batch, which is free: what holds for one image holds for many.
+
     Raises:
         UnsupportedError: neither order does; both are scalars along the innermost axis.
     """
