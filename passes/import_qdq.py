@@ -4,7 +4,7 @@
 
 1. Q of the graph input. 2. Q(Conv(DQ(x), DQ(W), DQ(b))) and Q(Gemm(...)). 3. Q(Add(DQ, DQ)).
 4. Q(GlobalAveragePool(DQ)). 5. Q(LeakyRelu(DQ), alpha 1). 6. Flatten, MaxPool on codes.
-7. DQ to the graph output. INT4 weights behind a Cast are unpacked.
+7. DQ to the graph output. Packed weights are unpacked (`passes.unpacking`).
 Refuses any operator that would run in floating point, naming it; a bias whose scale is not
 ``xs * ws``; weights with a zero point.
 """
@@ -21,6 +21,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from passes.emit.onnx_qdq import BITS_KEY
 from passes.graph import finish_dialect, operand
 from passes.integer_builder import IntegerBuilder, Layer, Quantized, conv_attributes
+from passes.unpacking import unpack
 from qtool.dialect import MS, Grid, constant, require_plain, scalar
 from qtool.errors import UnsupportedError, UserError
 from qtool.numerics import bias_scale
@@ -172,16 +173,12 @@ def _weight(core: ir.Node, name: str) -> tuple[NDArray[np.int8], NDArray[np.floa
     dequantize = operand(core, 1).producer()
     if dequantize is None or dequantize.op_type != "DequantizeLinear":
         raise UnsupportedError(f"layer {name}: {core.op_type} has float weights")
-    source = operand(dequantize, 0)
-    cast = source.producer()
-    if cast is not None and cast.op_type == "Cast":
-        source = operand(cast, 0)
-    codes, scale = constant(source), constant(dequantize.inputs[1])
+    codes, scale = unpack(operand(dequantize, 0)), constant(dequantize.inputs[1])
     zero = constant(dequantize.inputs[2]) if len(dequantize.inputs) > 2 else None
     if codes is None or scale is None or (zero is not None and np.any(zero)):
         raise UnsupportedError(f"layer {name}: weights must be constant with zero point 0")
     spread = np.broadcast_to(scale.astype(np.float32), (codes.shape[0],))
-    return codes.astype(np.int8), np.ascontiguousarray(spread)
+    return codes, np.ascontiguousarray(spread)
 
 
 def _bias(

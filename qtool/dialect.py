@@ -170,21 +170,9 @@ class Program:
                 state.update(value.tobytes() if is_array else repr(value).encode())
         return state.hexdigest()[:16]
 
-    def weight_bytes(self) -> int:
-        """Bytes of all weights, packed at 4 bits where 4 or fewer are used, else at 8."""
-        layers = [op for op in self.ops if isinstance(op, Conv | Gemm)]
-        return sum(
-            (_weight(op).size * container_bits(op.bits.weight) + 7) // 8 for op in layers
-        )
-
 
 def _weight(op: Conv | Gemm) -> NDArray[np.int8]:
     return op.w_OIHW if isinstance(op, Conv) else op.w_OI
-
-
-def container_bits(bits: int) -> int:
-    """Bits per weight on disk: INT4 holds 2 to 4 bits, INT8 the others."""
-    return 4 if bits <= 4 else 8
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:

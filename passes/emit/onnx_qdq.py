@@ -6,8 +6,9 @@
 - a change of grid is ``DQ -> LeakyRelu(alpha=1) -> Q``: a bare ``DQ -> Q`` pair would be
   merged with its neighbours and change the numbers;
 - Flatten and MaxPool work on codes, outside any DQ/Q pair;
-- weights of 4 bits or fewer are INT4 initializers -> Cast(INT8), folded when the model is
-  loaded, with an explicit int8 zero point; the int32 bias has scale ``xs * ws``.
+- weights are packed at their own bits (`passes.packing`) and widened to int8 by nodes that
+  fold when the model is loaded, with an explicit int8 zero point; the int32 bias has scale
+  ``xs * ws``.
 
 Layer bits go into the model's metadata (``qtool.bits``), because containers do not show them.
 """
@@ -16,25 +17,21 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from passes.graph import add_constant, drop_unused_constants
 from passes.integer_builder import IntegerBuilder
+from passes.packing import pack, required_versions
 from qtool.dialect import (
     ACTIVATION_BITS_KEY,
     WEIGHT_BITS_KEY,
     constant,
-    container_bits,
     scalar,
 )
 from qtool.errors import UnsupportedError
 from qtool.numerics import bias_scale
 
-OPSET = 21
-# ONNX Runtime refuses newer IR versions than it knows; 10 is the first with INT4.
-IR_VERSION = 10
 BITS_KEY = "qtool.bits"
 # dialect operator: (float operator, domain of result parameters: index of y scale)
 _PLAIN = {
@@ -54,9 +51,11 @@ def emit_onnx_qdq(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
     source = dialect.clone()
     emitter = _Emitter(source.graph)
     emitter.run()
-    model = ir.Model(source.graph, ir_version=IR_VERSION, producer_name="qtool")
+    # ONNX Runtime refuses newer IR versions than it knows.
+    opset, ir_version = required_versions(source.graph)
+    model = ir.Model(source.graph, ir_version=ir_version, producer_name="qtool")
     model.graph.opset_imports.clear()
-    model.opset_imports[""] = OPSET
+    model.opset_imports[""] = opset
     model.metadata_props.update(metadata)
     model.metadata_props[BITS_KEY] = json.dumps(emitter.bits, separators=(",", ":"))
     return model
@@ -146,15 +145,12 @@ class _Emitter:
         self.graph.insert_before(node, core)
         self._requantize(node, core.outputs[0], y)
 
-    def _stored(self, node: ir.Node, name: str, bits: int) -> ir.Value | None:
-        """Return the weight codes as int8, from an INT4 initializer where 4 bits hold them."""
+    def _stored(self, node: ir.Node, name: str, bits: int) -> ir.Value:
+        """Return the weight codes as int8, widened from as few bits as hold them."""
         codes = constant(node.inputs[3])
-        if codes is None or container_bits(bits) == 8:
-            return node.inputs[3]
-        packed = add_constant(self.graph, f"{name}.w{bits}", codes.astype(ml_dtypes.int4))
-        cast = self._append(node, "Cast", [packed], to=int(ir.DataType.INT8))
-        cast.name = f"{name}.w8"
-        return cast
+        if codes is None:
+            raise UnsupportedError(f"layer {name}: weight is not constant")
+        return pack(self.graph, node, f"{name}.w{bits}", codes, bits)
 
 
 def _strip(node: ir.Node) -> None:
