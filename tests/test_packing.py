@@ -5,6 +5,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from conftest import graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
@@ -12,6 +13,7 @@ from onnx import TensorProto
 from passes.packing import PLAIN_VERSIONS, pack, required_versions, stored_bytes
 from passes.unpacking import unpack
 from qtool.errors import UnsupportedError
+from runtimes.ort import OrtRuntime
 
 BITS = range(1, 9)
 # Enough weights for every bit-width to be worth its nodes.
@@ -27,17 +29,17 @@ def draw(rng, bits, shape, odd=False):
 
 def packed(codes, bits, **options):
     """A model whose only output is the int8 tensor, as the bytes of its file."""
-    graph = ir.Graph([], [], nodes=[], name="g")
-    value = pack(graph, None, "w", codes, bits, **options)
+    packing = ir.Graph([], [], nodes=[], name="g")
+    value = pack(packing, None, "w", codes, bits, **options)
     # A runtime wants outputs that are computed.
     node = ir.node("Identity", [value])
-    graph.append(node)
+    packing.append(node)
     node.outputs[0].name = "y"
     node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
-    graph.outputs.append(node.outputs[0])
-    opset, version = required_versions(graph)
-    graph.opset_imports[""] = opset
-    proto = ir.to_proto(ir.Model(graph, ir_version=version))
+    packing.outputs.append(node.outputs[0])
+    opset, version = required_versions(packing)
+    packing.opset_imports[""] = opset
+    proto = ir.to_proto(ir.Model(packing, ir_version=version))
     del proto.graph.value_info[:]
     for item in proto.graph.node:  # as in the emitted file
         item.ClearField("name")
@@ -52,10 +54,12 @@ def reread(proto):
     return unpack(model.graph.outputs[0].producer().inputs[0])
 
 
-def session(proto):
+def session(proto, dump=None):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
+    if dump is not None:
+        options.optimized_model_filepath = str(dump)
     data = proto.SerializeToString()
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
@@ -136,12 +140,12 @@ def test_versions_are_the_smallest_that_know_the_types():
 
 
 def test_layers_share_their_tables():
-    graph = ir.Graph([], [], nodes=[], name="g")
+    shared_by = ir.Graph([], [], nodes=[], name="g")
     rng = np.random.default_rng(0)
     codes = [draw(rng, 3, LARGE) for _ in range(3)]
-    values = [pack(graph, None, "w", item, 3) for item in codes]
+    values = [pack(shared_by, None, "w", item, 3) for item in codes]
     shared = {"qtool.bits", "qtool.bits_3", "qtool.shape_64x32x3x3"}
-    assert set(graph.initializers) == shared | {"w", "w_1", "w_2"}
+    assert set(shared_by.initializers) == shared | {"w", "w_1", "w_2"}
     for value, item in zip(values, codes, strict=True):
         np.testing.assert_array_equal(unpack(value), item, strict=True)
 
@@ -207,3 +211,46 @@ def test_other_constants_are_read_or_refused():
         assert (codes is not None and codes.tolist() == [1, 2, 3]) == known
     assert unpack(None) is None
     assert unpack(ir.Value(name="x", type=ir.TensorType(ir.DataType.INT8))) is None
+
+
+def convolution(codes, bits):
+    """Convolution in QDQ form whose weight is packed, as the bytes of its file."""
+    channels, inputs = codes.shape[:2]
+    scales = ", ".join(["0.01"] * channels)
+    zeros = ", ".join(["0"] * channels)
+    model = graph(
+        f"""<ir_version: 10, opset_import: ["" : 21]> g
+        (float[N, {inputs}, 8, 8] x, int8[{", ".join(map(str, codes.shape))}] w8)
+        => (float[N, {channels}, 6, 6] y)
+        <float xs = {{0.02}}, uint8 xz = {{128}}, float ys = {{0.05}}, uint8 yz = {{100}},
+         float[{channels}] ws = {{{scales}}}, int8[{channels}] wz = {{{zeros}}}> {{
+        q = QuantizeLinear(x, xs, xz)  d = DequantizeLinear(q, xs, xz)
+        w = DequantizeLinear<axis=0>(w8, ws, wz)  c = Conv(d, w)
+        r = QuantizeLinear(c, ys, yz)  y = DequantizeLinear(r, ys, yz) }}"""
+    )
+    placeholder = model.graph.inputs.pop()
+    value = pack(model.graph, next(iter(model.graph)), "codes", codes, bits)
+    ir.convenience.replace_all_uses_with(placeholder, value)
+    opset, model.ir_version = required_versions(model.graph)
+    model.opset_imports[""] = opset
+    return ir.to_proto(model)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_nothing_is_unpacked_at_run_time(bits, tmp_path):
+    codes = draw(np.random.default_rng(bits), bits, LARGE)
+    optimized = []
+    for container in (bits, 8):
+        dump = tmp_path / f"{container}.onnx"
+        path = tmp_path / "model.onnx"
+        onnx.save(convolution(codes, container), path)
+        runtime = OrtRuntime(path)
+        assert not runtime.float_ops()
+        session(onnx.load(path), dump)
+        x = np.random.default_rng(0).normal(size=(1, 32, 8, 8)).astype(np.float32)
+        kernels = [node.op_type for node in onnx.load(dump).graph.node]
+        optimized.append((kernels, runtime.run(x)))
+    (packed_kernels, y), (plain_kernels, expected) = optimized
+    assert packed_kernels == plain_kernels and packed_kernels.count("QLinearConv") == 1
+    np.testing.assert_array_equal(y, expected, strict=True)
+    assert len(np.unique(y)) > 10
