@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -180,6 +181,8 @@ def _weight(core: ir.Node, name: str) -> tuple[NDArray[np.int8], NDArray[np.floa
     zero = constant(dequantize.inputs[2]) if len(dequantize.inputs) > 2 else None
     if codes is None or scale is None or (zero is not None and np.any(zero)):
         raise UnsupportedError(f"layer {name}: weights must be constant with zero point 0")
+    if codes.dtype not in (np.int8, ml_dtypes.int4, ml_dtypes.int2):
+        raise UnsupportedError(f"layer {name}: {codes.dtype} weights; int8 is supported")
     spread = np.broadcast_to(scale.astype(np.float32), (codes.shape[0],))
     return codes.astype(np.int8), np.ascontiguousarray(spread)
 
@@ -212,9 +215,10 @@ def _read_bits(model: ir.Model) -> dict[str, list[int]]:
     try:
         value: dict[str, list[int]] = json.loads(text)
         if all(
-            len(pair) == 2 and all(type(b) is int for b in pair) for pair in value.values()
+            len(pair) == 2 and all(type(b) is int and 1 <= b <= 8 for b in pair)
+            for pair in value.values()
         ):
             return value
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(f"the file's {BITS_KEY} metadata is damaged: {text[:60]!r}")

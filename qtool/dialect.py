@@ -233,6 +233,10 @@ class _Reader:
         for node in graph:
             if node is not final:
                 self._read_node(node)
+        self._require_inputs(final)
+        output = self.ops.get(_name(final.inputs[0]))
+        if output is None or output.grid != self._grid(final, 1):
+            raise UnsupportedError("the graph's output is dequantized on another grid")
         return Program(
             str(source.name), static_shape(source), str(sink.name), _name(final.inputs[0]),
             tuple(self.ops.values()), dict(self.model.metadata_props),
@@ -240,6 +244,7 @@ class _Reader:
 
     def _read_node(self, node: ir.Node) -> None:
         if node.op_type == "Clip":
+            self._require_inputs(node)
             self._narrow(node)
             return
         readers = {
@@ -248,6 +253,7 @@ class _Reader:
             "QLinearLeakyRelu": self._rescale, "Flatten": self._flatten,
             "MaxPool": self._max_pool,
         }  # fmt: skip
+        self._require_inputs(node)
         reader = readers.get(node.op_type)
         if reader is None:
             raise UnsupportedError(
@@ -256,9 +262,25 @@ class _Reader:
         op = reader(node)
         self.ops[op.output] = op
 
+    def _require_inputs(self, node: ir.Node) -> None:
+        needed = _INPUTS.get(node.op_type, 1)
+        if len(node.inputs) < needed:
+            raise UnsupportedError(
+                f"node {node.name}: {node.op_type} with {len(node.inputs)} inputs; "
+                f"{needed} are needed"
+            )
+
+    def _source(self, node: ir.Node) -> Op:
+        """Return the operator whose codes `node` moves or clips."""
+        name = _name(node.inputs[0])
+        if name not in self.ops:
+            raise UnsupportedError(f"node {node.name}: no operator computes its input {name}")
+        return self.ops[name]
+
     def _narrow(self, node: ir.Node) -> None:
         lo, hi = (int(scalar(value, f"{node.name}: bound")) for value in node.inputs[1:])
-        op = self.ops.pop(_name(node.inputs[0]))
+        op = self._source(node)
+        del self.ops[op.output]
         self.ops[_name(node.outputs[0])] = dataclasses.replace(
             op, output=_name(node.outputs[0]), lo=max(lo, op.lo), hi=min(hi, op.hi)
         )
@@ -314,6 +336,7 @@ class _Reader:
         )  # fmt: skip
 
     def _gemm(self, node: ir.Node) -> Op:
+        require_plain(node, f"node {node.name}")
         fields = self._layer(node, 0, 3, 6, 7)
         weight = fields.pop("w")
         return Gemm(**fields, w_OI=weight)
@@ -323,6 +346,7 @@ class _Reader:
         return Add(**common, a=self._grid(node, 1), b=self._grid(node, 4))
 
     def _average(self, node: ir.Node) -> Op:
+        require_plain(node, f"node {node.name}")
         _, height, width = static_shape(node.inputs[0])
         common = self._common(node, (0,), self._grid(node, 3))
         return Average(**common, x=self._grid(node, 1), count=height * width)
@@ -335,6 +359,7 @@ class _Reader:
         return Rescale(**self._common(node, (0,), self._grid(node, 3)), x=self._grid(node, 1))
 
     def _flatten(self, node: ir.Node) -> Op:
+        require_plain(node, f"node {node.name}")
         return Flatten(**self._moved(node))
 
     def _max_pool(self, node: ir.Node) -> Op:
@@ -345,14 +370,20 @@ class _Reader:
         )  # fmt: skip
 
     def _moved(self, node: ir.Node) -> dict[str, Any]:
-        source = self.ops[_name(node.inputs[0])]
+        source = self._source(node)
         return self._common(node, (0,), source.grid) | {"lo": source.lo, "hi": source.hi}
 
+
+# Inputs that the reader takes by position; ONNX leaves some of them optional.
+_INPUTS = {
+    "Clip": 3, "QuantizeLinear": 3, "DequantizeLinear": 3, "QLinearConv": 9, "QGemm": 9,
+    "QLinearAdd": 8, "QLinearGlobalAveragePool": 5, "QLinearLeakyRelu": 5,
+}  # fmt: skip
 
 # Attributes that change what an operator computes, and the only value the dialect knows.
 _PLAIN = {
     "auto_pad": "NOTSET", "ceil_mode": 0, "storage_order": 0, "alpha": 1.0, "beta": 1.0,
-    "transA": 0, "transB": 1,
+    "transA": 0, "transB": 1, "channels_last": 0, "axis": 1,
 }  # fmt: skip
 
 
@@ -364,8 +395,8 @@ def require_plain(node: ir.Node, where: str) -> None:
             raise UnsupportedError(
                 f"{where}: {node.op_type} with {name} {got}; {_PLAIN[name]} is supported"
             )
-    if node.op_type == "Gemm" and "transB" not in node.attributes:
-        raise UnsupportedError(f"{where}: Gemm with transB 0; 1 is supported")
+    if node.op_type in ("Gemm", "QGemm") and "transB" not in node.attributes:
+        raise UnsupportedError(f"{where}: {node.op_type} with transB 0; 1 is supported")
     if node.op_type == "MaxPool" and set(ints(node, "dilations", (1,))) != {1}:
         raise UnsupportedError(f"{where}: dilated MaxPool; dilation 1 is supported")
 
