@@ -311,8 +311,7 @@ class _Reader:
             raise UnsupportedError(
                 f"node {node.name}: weight, scale and bias must be constants"
             )
-        props = node.metadata_props
-        bits = LayerBits(int(props[WEIGHT_BITS_KEY]), int(props[ACTIVATION_BITS_KEY]))
+        bits = _layer_bits(node)
         return self._common(node, (x,), self._grid(node, y)) | {
             "x": self._grid(node, x + 1), "w_scale": scale.astype(np.float32).reshape(-1),
             "bias": offset.astype(np.int32), "bits": bits,
@@ -372,6 +371,15 @@ class _Reader:
     def _moved(self, node: ir.Node) -> dict[str, Any]:
         source = self._source(node)
         return self._common(node, (0,), source.grid) | {"lo": source.lo, "hi": source.hi}
+
+
+def _layer_bits(node: ir.Node) -> LayerBits:
+    keys = (WEIGHT_BITS_KEY, ACTIVATION_BITS_KEY)
+    weight, activation = (node.metadata_props.get(key, "none") for key in keys)
+    if not {weight, activation} <= set("12345678"):
+        found = f"{weight} and {activation}"[:40]
+        raise UnsupportedError(f"layer {node.name}: bits {found}; 1 to 8 are supported")
+    return LayerBits(int(weight), int(activation))
 
 
 # Inputs that the reader takes by position; ONNX leaves some of them optional.

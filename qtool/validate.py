@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, defs, helper, numpy_helper
 
@@ -31,6 +32,8 @@ LARGEST_TENSOR = 2**28
 _FLOAT, _INT = onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT
 
 Shape = tuple[int | None, ...] | None
+
+_DATA_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
 # operator: positions of (codes, scale, zero point); codes is None where only a result has them
 _GRIDS: dict[str, tuple[tuple[int | None, int, int], ...]] = {
@@ -75,6 +78,8 @@ def check_storage(model: onnx.ModelProto) -> None:
             raise UserError(
                 f"tensor {tensor.name} is stored in another file; save the model with its data"
             )
+        _check_shape(tensor.name, tuple(tensor.dims))
+        _check_length(tensor)
 
 
 def check_graph(model: onnx.ModelProto) -> None:
@@ -152,6 +157,23 @@ def _check_shape(name: str, shape: Shape) -> None:
         raise UserError(f"tensor {name}: {known} elements; at most 2^28 are supported")
     if 0 in known:
         raise UserError(f"tensor {name}: empty, its dimensions are {known}")
+
+
+def _check_length(tensor: TensorProto) -> None:
+    """Check that a tensor holds as many elements as its dimensions say."""
+    if not tensor.data_type or tensor.data_type not in TensorProto.DataType.values():
+        return  # no tensor at all, or a type that onnx.checker refuses
+    bits, count = ir.DataType(tensor.data_type).bitwidth, prod(tensor.dims)
+    if tensor.HasField("raw_data"):
+        found, expected = len(tensor.raw_data), (count * bits + 7) // 8
+    else:
+        found = sum(len(getattr(tensor, field)) for field in _DATA_FIELDS)
+        expected = (count * bits + 7) // 8 if bits < 8 else count
+    if found != expected:
+        raise UserError(
+            f"tensor {tensor.name} of shape {tuple(tensor.dims)} holds {found} items of data; "
+            f"{expected} are needed"
+        )
 
 
 def _check_contrib(node: onnx.NodeProto, where: str) -> None:
@@ -262,6 +284,8 @@ def _check_layer(node: onnx.NodeProto, facts: _Facts, where: str) -> None:
     x_shape, w_shape = facts.shapes.get(node.input[0]), facts.shapes.get(weight)
     if not w_shape or len(w_shape) < 2:
         return
+    if x_shape is not None and len(x_shape) != len(w_shape):
+        raise UserError(f"{where}: weight of shape {w_shape} for an input of {x_shape}")
     is_conv, axis = node.op_type.endswith("Conv"), int(not _attribute(node, "transB", 0))
     outputs, inputs = (
         (w_shape[0], w_shape[1]) if is_conv else (w_shape[axis], w_shape[1 - axis])

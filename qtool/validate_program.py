@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from qtool.dialect import Conv, Gemm, Grid, Op, Program
+from qtool.dialect import Average, Conv, Flatten, Gemm, Grid, Op, Program, Rescale
 from qtool.errors import UserError
 from qtool.numerics import multiplier
 
@@ -30,7 +30,9 @@ def check_program(program: Program) -> None:
         for name, source in zip(op.inputs, sources, strict=False):
             if source is None:
                 raise UserError(f"node {op.name}: no operator computes its input {name}")
-        _check_grids(op, [source for source in sources if source is not None])
+        found = [source for source in sources if source is not None]
+        _check_grids(op, found)
+        _check_shape(op, found)
         if isinstance(op, Conv | Gemm) and sources[0] is not None:
             _check_layer(op, sources[0])
         known[op.output] = op
@@ -45,6 +47,21 @@ def _check_grids(op: Op, sources: list[Op]) -> None:
             raise UserError(
                 f"node {op.name}: reads {source.output} on another grid than it is written on"
             )
+
+
+def _check_shape(op: Op, sources: list[Op]) -> None:
+    """Check the shapes that ONNX's own inference does not know, of contrib operators."""
+    shapes = [source.shape for source in sources]
+    if isinstance(op, Flatten):
+        fits = prod(op.shape) == prod(shapes[0])
+    elif isinstance(op, Average):
+        fits = op.shape == (shapes[0][0], *[1] * len(shapes[0][1:]))
+    elif isinstance(op, Rescale):
+        fits = op.shape == shapes[0]
+    else:
+        return
+    if not fits:
+        raise UserError(f"node {op.name}: result of shape {op.shape} from {shapes[0]}")
 
 
 def _check_layer(op: Conv | Gemm, source: Op) -> None:

@@ -10,7 +10,8 @@ QDQ = """
 tiny (float[N, 2, 5, 5] input) => (float[N, 3] output)
 <
     float xs = {0.125}, uint8 xz = {128}, float ys = {0.0625}, uint8 yz = {0},
-    float gs = {0.07}, uint8 gz = {3}, uint8 lo = {1}, uint8 hi = {200},
+    float gs = {0.1}, uint8 gz = {3}, float us = {0.125}, uint8 uz = {9},
+    float zs = {0.75}, uint8 zz = {100}, uint8 lo = {1}, uint8 hi = {200},
     int8[3, 2, 3, 3] w = {
         1, -2, 3, -4, 5, -6, 7, -8, 9, 1, -2, 3, -4, 5, -6, 7, -8, 9,
         11, -12, 13, -14, 15, -16, 17, -18, 19, 1, 2, 3, 4, 5, 6, 7, 8, 9,
@@ -19,7 +20,7 @@ tiny (float[N, 2, 5, 5] input) => (float[N, 3] output)
     float[3] ws = {0.125, 0.25, 0.5}, int8[3] wz = {0, 0, 0},
     int32[3] b = {10, -20, 300}, float[3] bs = {0.015625, 0.03125, 0.0625},
     int8[3, 3] v = {1, 2, 3, -4, 5, 6, 7, -7, 0}, float[3] vs = {0.25, 0.5, 0.125},
-    int32[3] c = {1, 2, 3}, float[3] cs = {0.015625, 0.03125, 0.0078125}
+    int32[3] c = {1, 2, 3}, float[3] cs = {0.03125, 0.0625, 0.015625}
 >
 {
     xq = QuantizeLinear (input, xs, xz)
@@ -36,17 +37,17 @@ tiny (float[N, 2, 5, 5] input) => (float[N, 3] output)
     sq = QuantizeLinear (s, gs, gz)
     sf = DequantizeLinear (sq, gs, gz)
     l = LeakyRelu <alpha = 1.0> (sf)
-    lq = QuantizeLinear (l, ys, yz)
-    lf = DequantizeLinear (lq, ys, yz)
+    lq = QuantizeLinear (l, us, uz)
+    lf = DequantizeLinear (lq, us, uz)
     p = GlobalAveragePool (lf)
-    pq = QuantizeLinear (p, ys, yz)
+    pq = QuantizeLinear (p, us, uz)
     f = Flatten <axis = 1> (pq)
-    ff = DequantizeLinear (f, ys, yz)
+    ff = DequantizeLinear (f, us, uz)
     vf = DequantizeLinear <axis = 0> (v, vs, wz)
     cf = DequantizeLinear <axis = 0> (c, cs)
     z = Gemm <transB = 1> (ff, vf, cf)
-    zq = QuantizeLinear (z, gs, gz)
-    output = DequantizeLinear (zq, gs, gz)
+    zq = QuantizeLinear (z, zs, zz)
+    output = DequantizeLinear (zq, zs, zz)
 }
 """
 
