@@ -181,9 +181,10 @@ def _read_bits(model: ir.Model) -> dict[str, list[int]] | None:
     try:
         value: dict[str, list[int]] = json.loads(text)
         if all(
-            len(pair) == 2 and all(type(b) is int for b in pair) for pair in value.values()
+            len(pair) == 2 and all(type(b) is int and 1 <= b <= 8 for b in pair)
+            for pair in value.values()
         ):
             return value
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(f"the file's {BITS_KEY} metadata is damaged: {text[:60]!r}")
