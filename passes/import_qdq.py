@@ -154,7 +154,8 @@ def _window(node: ir.Node) -> tuple[ir.Value, Window]:
     users = [usage.node for usage in result.uses()]
     if len(users) == 1 and users[0].op_type == "Clip":
         clip = users[0]
-        lo, hi = (int(scalar(v, f"Clip behind {result.name}")) for v in clip.inputs[1:3])
+        bounds = (operand(clip, 1), operand(clip, 2))
+        lo, hi = (int(scalar(v, f"Clip behind {result.name}")) for v in bounds)
         return clip.outputs[0], Window(0, lo, hi)
     return result, FULL
 

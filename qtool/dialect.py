@@ -311,6 +311,9 @@ class _Reader:
             raise UnsupportedError(
                 f"node {node.name}: weight, scale and bias must be constants"
             )
+        zero = constant(node.inputs[w + 2])
+        if zero is None or np.any(zero):
+            raise UnsupportedError(f"node {node.name}: weights must have zero point 0")
         bits = _layer_bits(node)
         return self._common(node, (x,), self._grid(node, y)) | {
             "x": self._grid(node, x + 1), "w_scale": scale.astype(np.float32).reshape(-1),

@@ -187,6 +187,14 @@ def mistype_attribute(model):
     attribute.CopyFrom(onnx.helper.make_attribute("pads", "SAME"))
 
 
+def drop_inputs(op_type, kept):
+    def damage(model):
+        node = next(n for n in model.graph.node if n.op_type == op_type)
+        del node.input[kept:]
+
+    return damage
+
+
 REFUSALS = {
     "zero scale": (set_array("ys", F32(0)), "scale ys is not finite and positive"),
     "negative scale": (set_array("ws", np.array([1, -1, 1], F32)), "scale ws is not finite"),
@@ -200,6 +208,7 @@ REFUSALS = {
     "weight's rank": (set_array("w", np.ones((3, 18), np.int8)), "weight of shape (3, 18)"),
     "weight's channels": (set_array("w", np.ones((3, 4, 3, 3), np.int8)), "weight for 4"),
     "weight's type": (set_array("w", np.ones((3, 2, 3, 3), np.uint8)), "uint8"),
+    "one clip bound": (drop_inputs("Clip", 2), "(Clip): input 2 is missing"),
     "bias's length": (set_array("b", np.ones(2, np.int32)), "scales for 2 channels"),
     "bias's rank": (set_array("c", np.ones((3, 1, 1), np.int32)), "bias of shape (3, 1, 1)"),
     "bias's type": (set_array("b", np.ones(3, np.float32)), "tensor b is tensor(float)"),
@@ -241,14 +250,6 @@ def gemm_attribute(name, value):
     return damage
 
 
-def drop_inputs(op_type, kept):
-    def damage(model):
-        node = next(n for n in model.graph.node if n.op_type == op_type)
-        del node.input[kept:]
-
-    return damage
-
-
 def reread_output(model):
     model.graph.node[-1].input[0] = "pq"
 
@@ -260,6 +261,7 @@ CONTRIB = {
     "invented": (gemm_attribute("bogus", 1), "bogus is unknown or mistyped"),
     "few inputs": (drop_inputs("QLinearAdd", 3), "3 inputs; it takes 7 to 8"),
     "no bias": (drop_inputs("QLinearConv", 8), "QLinearConv with 8 inputs; 9 are needed"),
+    "weights' zero point": (set_array("zeros3", np.int8([0, 0, 1])), "must have zero point 0"),
     "other grid": (reread_output, "the graph's output is dequantized on another grid"),
 }
 
