@@ -147,7 +147,8 @@ def _window(node: ir.Node) -> tuple[ir.Value, Window]:
     users = [usage.node for usage in result.uses()]
     if len(users) == 1 and users[0].op_type == "Clip":
         clip = users[0]
-        bounds = [scalar(v, f"Clip behind {result.name}") for v in clip.inputs[1:3]]
+        ends = (operand(clip, 1), operand(clip, 2))
+        bounds = [scalar(v, f"Clip behind {result.name}") for v in ends]
         lo, hi = (int(bound) + _lift(bound.dtype) for bound in bounds)
         return clip.outputs[0], Window(0, lo, hi)
     return result, FULL

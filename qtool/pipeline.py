@@ -144,22 +144,20 @@ def read_onnx(path: Path) -> Program:
     except FileNotFoundError:
         raise UserError(f"model {path} does not exist") from None
     except UserError as error:
-        raise type(error)(f"model {path}: {error}") from None
+        raise type(error)(f"model {path}: {_one_line(error)}") from None
     except (ValidationError, onnx.shape_inference.InferenceError, OSError) as error:
-        raise UserError(
-            f"model {path} is not a valid ONNX file: {_first_line(error)}"
-        ) from None
+        raise UserError(f"model {path} is not a valid ONNX file: {_one_line(error)}") from None
     except Exception as error:  # protobuf's DecodeError, whose module differs between versions
-        raise UserError(
-            f"model {path} is truncated or not ONNX: {_first_line(error)}"
-        ) from None
+        raise UserError(f"model {path} is truncated or not ONNX: {_one_line(error)}") from None
     try:
         program = read_program(import_qdq(model))
         check_program(program)
         return program
     except UserError as error:
-        raise type(error)(f"model {path}: {error}") from None
+        raise type(error)(f"model {path}: {_one_line(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _one_line(error: Exception) -> str:
+    """Return the message in one line: names in a damaged file hold anything."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line)[:300] or type(error).__name__

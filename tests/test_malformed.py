@@ -187,19 +187,28 @@ def mistype_attribute(model):
     attribute.CopyFrom(onnx.helper.make_attribute("pads", "SAME"))
 
 
+def drop_inputs(op_type, kept):
+    def damage(model):
+        node = next(n for n in model.graph.node if n.op_type == op_type)
+        del node.input[kept:]
+
+    return damage
+
+
 REFUSALS = {
     "zero scale": (set_array("ys", F32(0)), "scale ys is not finite and positive"),
     "negative scale": (set_array("ws", np.array([1, -1, 1], F32)), "scale ws is not finite"),
     "NaN scale": (set_array("xs", F32(np.nan)), "node xq (QuantizeLinear): scale xs is not"),
     "infinite scale": (set_array("gs", F32(np.inf)), "scale gs is not finite and positive"),
     "float64 scale": (set_array("ys", np.float64(1)), "tensor ys is tensor(double)"),
-    "zero point's type": (set_array("xz", np.int8(0)), "int8; uint8 is supported"),
+    "zero point's type": (set_array("xz", np.int16(0)), "int16; uint8 and int8"),
     "zero points' number": (set_array("wz", np.zeros(2, np.int8)), "but zero points of"),
     "scales' number": (set_array("ws", np.ones(2, F32)), "2 scales for 3 channels"),
     "block scales": (set_array("ws", np.ones((3, 2, 1, 1), F32)), "4 dimensions"),
     "weight's rank": (set_array("w", np.ones((3, 18), np.int8)), "weight of shape (3, 18)"),
     "weight's channels": (set_array("w", np.ones((3, 4, 3, 3), np.int8)), "weight for 4"),
     "weight's type": (set_array("w", np.ones((3, 2, 3, 3), np.uint8)), "uint8"),
+    "one clip bound": (drop_inputs("Clip", 2), "(Clip): input 2 is missing"),
     "bias's length": (set_array("b", np.ones(2, np.int32)), "scales for 2 channels"),
     "bias's rank": (set_array("c", np.ones((3, 1, 1), np.int32)), "bias of shape (3, 1, 1)"),
     "bias's type": (set_array("b", np.ones(3, np.float32)), "tensor b is tensor(float)"),
@@ -241,26 +250,12 @@ def gemm_attribute(name, value):
     return damage
 
 
-def drop_inputs(op_type, kept):
-    def damage(model):
-        node = next(n for n in model.graph.node if n.op_type == op_type)
-        del node.input[kept:]
-
-    return damage
-
-
-def reread_output(model):
-    model.graph.node[-1].input[0] = "pq"
-
-
 CONTRIB = {
-    "transposed": (gemm_attribute("transB", None), "QGemm with transB 0; 1 is supported"),
-    "scaled": (gemm_attribute("alpha", 1.5), "QGemm with alpha 1.5; 1.0 is supported"),
+    "scaled": (gemm_attribute("alpha", 1.5), "Gemm with alpha 1.5; 1.0 is supported"),
     "mistyped": (gemm_attribute("alpha", 1), "alpha is unknown or mistyped"),
     "invented": (gemm_attribute("bogus", 1), "bogus is unknown or mistyped"),
     "few inputs": (drop_inputs("QLinearAdd", 3), "3 inputs; it takes 7 to 8"),
-    "no bias": (drop_inputs("QLinearConv", 8), "QLinearConv with 8 inputs; 9 are needed"),
-    "other grid": (reread_output, "the graph's output is dequantized on another grid"),
+    "weights' zero point": (set_array("zeros3", np.int8([0, 0, 1])), "weights with zero point"),
 }
 
 
