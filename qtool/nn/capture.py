@@ -45,7 +45,9 @@ def capture(model: nn.Module, input_shape: Sequence[int] | None = None) -> fx.Gr
                 ) from error
             graph_module = _export(model, input_shape)
         modularise(graph_module, model)
-    graph_module.training = model.training
+    originals = dict(model.named_modules())
+    for name, module in graph_module.named_modules():
+        module.training = originals.get(name, model).training
     return graph_module
 
 

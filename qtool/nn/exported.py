@@ -71,12 +71,6 @@ class _Converter:
         self.new: dict[fx.Node, Any] = {}
 
     def run(self) -> fx.GraphModule:
-        changed = self.program.graph_signature.buffers_to_mutate.values()
-        if changed:
-            raise UnsupportedError(
-                f"model {self._model_name()} changes {', '.join(sorted(changed))} in "
-                "evaluation; a deployed model has no state"
-            )
         for node in self.program.graph_module.graph.nodes:
             self._convert(node)
         self.graph.lint()
@@ -119,12 +113,21 @@ class _Converter:
         if isinstance(target, torch._ops.OpOverload):
             name = target.overloadpacket.__name__
             given = _named(target, args, kwargs)
+            self._refuse_state(name, given.get("self"))
             if name in _SAME:
                 return given["self"]
             target, args, kwargs = _functional(name, target, given) or (target, args, kwargs)
             if target == "size":
                 return self.graph.create_node("call_method", target, args, name=node.name)
         return self.graph.create_node("call_function", target, args, kwargs, name=node.name)
+
+    def _refuse_state(self, name: str, changed: Any) -> None:
+        in_place = name.endswith("_") and isinstance(changed, fx.Node)
+        if in_place and changed.op == "get_attr":
+            raise UnsupportedError(
+                f"model {self._model_name()} changes {changed.target} in evaluation; a "
+                "deployed model has no state"
+            )
 
 
 def _functional(name: str, op: Any, given: dict[str, Any]) -> tuple[Any, Any, Any] | None:

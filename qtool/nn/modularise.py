@@ -2,7 +2,8 @@
 
 Convolution, linear and BatchNorm calls on parameters become modules under the parameters' own
 prefix, so that state dicts keep their keys. A weight that is called something else than
-"weight" becomes a module of its name: ``w`` -> ``w.weight``.
+"weight" becomes a module of its name: ``w`` -> ``w.weight``. Dropout calls become modules too,
+so that they follow the mode of the model.
 A computed weight has no parameter: such a call stays as it is.
 """
 
@@ -19,6 +20,10 @@ _CONVOLUTIONS = (functional.conv2d, torch.conv2d)
 _NORMS: tuple[type[nn.modules.batchnorm._BatchNorm], ...] = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
 )  # fmt: skip
+_DROPOUTS: dict[Any, type[nn.Module]] = {
+    functional.dropout: nn.Dropout,
+    functional.dropout2d: nn.Dropout2d,
+}
 
 
 def modularise(gm: fx.GraphModule, model: nn.Module) -> None:
@@ -32,6 +37,8 @@ def modularise(gm: fx.GraphModule, model: nn.Module) -> None:
             _layer(gm, node, _linear(gm, node))
         elif node.target is functional.batch_norm:
             _norm(gm, node, model)
+        elif node.target in _DROPOUTS:
+            _dropout(gm, node)
     for node in reversed(gm.graph.nodes):
         if node.op == "get_attr" and not node.users:
             gm.graph.erase_node(node)
@@ -117,6 +124,18 @@ def _norm(gm: fx.GraphModule, node: fx.Node, model: nn.Module) -> None:
     _install(gm, node, mean, "running_mean", norm)
 
 
+def _dropout(gm: fx.GraphModule, node: fx.Node) -> None:
+    name = f"{node.name}_module"
+    gm.add_submodule(name, _DROPOUTS[node.target](float(argument(node, 1, "p", 0.5))))
+    _call(node, name)
+
+
+def _call(node: fx.Node, name: str) -> None:
+    """Let `node` call the module `name` on its first argument."""
+    node.args, node.kwargs = (argument(node, 0, "input"),), {}
+    node.op, node.target = "call_module", name
+
+
 def _install(
     gm: fx.GraphModule, node: fx.Node, source: fx.Node, usual: str, module: nn.Module
 ) -> None:
@@ -131,9 +150,7 @@ def _install(
         if last in owner._parameters or last in owner._buffers:
             delattr(owner, last)
         owner.add_module(last, module)
-    module.train()
-    node.args, node.kwargs = (argument(node, 0, "input"),), {}
-    node.op, node.target = "call_module", name
+    _call(node, name)
 
 
 def _replace(gm: fx.GraphModule, name: str, module: nn.Module) -> None:
