@@ -189,6 +189,8 @@ def _parity(model: Model, checked: Checked, isa: Isa) -> dict[str, Any]:
     """Compare all with the first exact runtime: every logit, the first images' tensors."""
     names = list(checked.outputs)
     baseline = next((name for name in names if name in EXACT), names[0])
+    ops = model.program.ops if model.program else ()
+    kinds = {op.output: type(op).__name__ for op in ops}
     result: dict[str, Any] = {}
     for name in names:
         if name == baseline:
@@ -197,6 +199,8 @@ def _parity(model: Model, checked: Checked, isa: Isa) -> dict[str, Any]:
         parity.add_all(checked.tensors[baseline], checked.tensors[name])
         before = parity.mismatched
         parity.add("logits", *(_codes(model, outputs) for outputs in pair))
+        for entry in parity.diverging:
+            entry["operator"] = kinds.get(entry["tensor"])
         result[name] = {
             "against": baseline, "required": name in EXACT, **parity.to_json(),
             "reason": _reason(name, baseline, isa) if parity.mismatched else None,

@@ -59,7 +59,7 @@ def _parity(parity: dict[str, Any]) -> str:
 def _diverging(tensors: list[dict[str, Any]]) -> str:
     """Return a line per diverging tensor, in execution order: the first ones, then a count."""
     lines = [
-        f"{tensor['tensor']}: {tensor['mismatched']:,} of {tensor['compared']:,} "
+        f"{_label(tensor)}: {tensor['mismatched']:,} of {tensor['compared']:,} "
         f"({100 * tensor['mismatched'] / tensor['compared']:.2g} %), "
         f"up to {tensor['max_lsb']} LSB"
         for tensor in tensors[:SHOWN]
@@ -68,6 +68,11 @@ def _diverging(tensors: list[dict[str, Any]]) -> str:
     if len(tensors) > SHOWN:
         lines.append(f"and {len(tensors) - SHOWN} more tensors")
     return "\n".join(lines)
+
+
+def _label(tensor: dict[str, Any]) -> str:
+    operator = tensor.get("operator")
+    return f"{tensor['tensor']} ({operator})" if operator else str(tensor["tensor"])
 
 
 def _logits(parity: dict[str, Any]) -> str:
