@@ -132,16 +132,22 @@ class Qdq:
 Build = Callable[[Qdq], Tensor | tuple[Tensor, ...]]
 
 
-def _input_quantize(b: Qdq) -> Tensor:
-    scale = F32(b.rng.uniform(0.01, 0.05))
-    b.feeds["input_0"] = (b.rng.uniform(-128, 127, IMAGE) * scale).astype(F32)
-    return b.quantize("input_0", scale, 128)
+def _input(b: Qdq, step: float, ties: bool) -> tuple[str, np.float32]:
+    """Return a float graph input and its scale; with `ties` all its values are ties."""
+    scale = F32(step or b.rng.uniform(0.01, 0.05))
+    codes = b.rng.integers(-128, 127, IMAGE) + F32(0.5) if ties else None
+    drawn = b.rng.uniform(-128, 127, IMAGE) if codes is None else codes
+    b.feeds["input_0"] = drawn.astype(F32) * scale
+    return "input_0", scale
 
 
-def _input_ties(b: Qdq) -> Tensor:
-    scale = F32(b.rng.uniform(0.01, 0.05))
-    b.feeds["input_0"] = (b.rng.integers(-128, 127, IMAGE) + F32(0.5)).astype(F32) * scale
-    return b.quantize("input_0", scale, 128)
+def _quantized_input(step: float = 0, ties: bool = False) -> Build:
+    return lambda b: b.quantize(*_input(b, step, ties), 128)
+
+
+def _divided_input(b: Qdq) -> Tensor:
+    x, scale = _input(b, 0, ties=True)
+    return b.quantize(b.node("Div", x, b.constant(scale)), 1, 128)
 
 
 def rescale(b: Qdq, x: Tensor) -> Tensor:
@@ -150,8 +156,8 @@ def rescale(b: Qdq, x: Tensor) -> Tensor:
 
 
 PATTERNS: dict[str, Build] = {
-    "Q of the float input": _input_quantize,
-    "Q of the float input, every value a tie": _input_ties,
+    "Q of the float input": _quantized_input(),
+    "Q of the float input, every value a tie": _quantized_input(ties=True),
     "Conv 3x3": lambda b: b.layer(b.input()),
     "Conv 3x3, Clip to 4 bits": lambda b: b.clip(b.layer(b.input())),
     "Conv 1x1": lambda b: b.layer(b.input(), 1),
@@ -226,4 +232,15 @@ BEFORE_ADD: dict[str, Build] = {
     ),
     "Cast, Gather": _add_after(_look_up),
     "the Conv's codes as a further output": _with_output,
+}
+
+DIVISIONS: dict[str, Build] = {
+    "Q of the float input, ties, as emitted": _quantized_input(ties=True),
+    "Q of the float input, ties, step 2^-6": _quantized_input(2.0**-6, ties=True),
+    "Div by the step, Q with step 1, ties": _divided_input,
+    "Sigmoid, as emitted": PATTERNS["Sigmoid"],
+    "Sigmoid, result on step 1/256": lambda b: b.quantize(
+        b.node("Sigmoid", b.real(b.input())), 1 / 256, 0
+    ),
+    "Sigmoid as a table: Cast, Gather": lambda b: _look_up(b, b.input()),
 }

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import openvino
-from openvino_patterns import BEFORE_ADD, PATTERNS, Build, Qdq
+from openvino_patterns import BEFORE_ADD, DIVISIONS, PATTERNS, Build, Qdq
 
 from qtool.pipeline import read_onnx
 from runtimes.compare import Parity, output_codes
@@ -37,10 +37,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Print both tables of patterns, then that of networks."""
+    """Print the tables of patterns, then that of networks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=8, help="random models per pattern")
-    parser.add_argument("--size", type=int, default=96, help="side of the networks' images")
+    parser.add_argument("--size", type=int, default=96, help="side of the images, of 8 n")
     parser.add_argument("--networks", nargs="*", default=["resnet18", "mobilenet_v2"])
     args = parser.parse_args()
     chosen = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
@@ -48,6 +48,8 @@ def main() -> None:
     print(*table("pattern", PATTERNS, args.draws), sep="\n")
     print()
     print(*table("between Conv and Add", BEFORE_ADD, args.draws), sep="\n")
+    print()
+    print(*table("division by a step", DIVISIONS, args.draws), sep="\n")
     print()
     print(*network_table(args.networks, args.size), sep="\n")
 
@@ -101,8 +103,8 @@ def in_ort(data: bytes, feeds: Mapping[str, Any]) -> Any:
 def network_table(names: Sequence[str], size: int) -> Iterator[str]:
     """Yield a Markdown table of whole networks: logits, classes, milliseconds at batch 1."""
     yield from header(
-        "network", "spelling", "OpenVINO", "logits that differ", "same class", "OpenVINO ms",
-        "ONNX Runtime ms",
+        "network", "spelling", "OpenVINO", "logits that differ", "same class",
+        "float layers", "OpenVINO ms", "ONNX Runtime ms",
     )  # fmt: skip
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
@@ -121,14 +123,24 @@ def write_network(name: str, size: int, folder: Path) -> Path:
     from passes.emit.onnx_qdq import emit_onnx_qdq
     from passes.pipelines import lower
     from qtool.models import model_factory
-    from qtool.nn.control import calibrate
+    from qtool.nn.control import calibrate, quantizers
     from qtool.nn.prepare import QuantSpec, prepare
     from qtool.qspec import Selection
     from qtool.trace import trace
 
     torch.manual_seed(0)
-    prepared = prepare(model_factory(name)(classes=100), QuantSpec((8,), weight_bits=8))
-    calibrate(prepared, torch.rand(16, 3, size, size))
+    model = model_factory(name)(classes=100)
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d) and norm.running_var is not None:
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+            torch.nn.init.normal_(norm.bias, 0, 0.3)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    prepared = prepare(model, QuantSpec((8,), weight_bits=8))
+    calibrate(prepared, torch.from_numpy(images(size)[:16]))
+    for quantizer in quantizers(prepared):
+        if isinstance(quantizer.step, torch.nn.Parameter):
+            # Calibrated steps are simple fractions of a value and make ties; trained ones not.
+            quantizer.step.data.mul_(torch.empty_like(quantizer.step).uniform_(0.9, 1.1))
     path = folder / f"{name}.onnx"
     ir.save(emit_onnx_qdq(lower(trace(prepared, (3, size, size)), Selection({})), {}), path)
     return path
@@ -174,12 +186,14 @@ def network_lines(title: str, emitted: Path, path: Path, size: int) -> Iterator[
         parity.add("logits", *pair)
         same = 100 * np.mean(got.argmax(1) == expected.argmax(1))
         ms = milliseconds(lambda runtime=runtime: runtime.run(x[:1]))
-        yield f"| {title} | {name} | {share(parity)} | {same:.0f} % | {ms:.2f} | {ort_ms:.2f} |"
+        cells = [share(parity), f"{same:.0f} %", str(runtime.float_ops().total())]
+        yield "| " + " | ".join([title, name, *cells, f"{ms:.2f}", f"{ort_ms:.2f}"]) + " |"
 
 
 def images(size: int) -> Any:
-    """Return 64 random images."""
-    return np.random.default_rng(0).random((64, 3, size, size), np.float32)
+    """Return 64 random images: coarse squares, brighter or darker."""
+    coarse = np.random.default_rng(0).random((64, 3, 8, 8), np.float32)
+    return np.ascontiguousarray(coarse.repeat(size // 8, 2).repeat(size // 8, 3))
 
 
 def milliseconds(call: Callable[[], object]) -> float:
