@@ -63,6 +63,11 @@ def quantize_weight(w: Floats, scale: Floats, limit: int) -> NDArray[np.int8]:
     return codes
 
 
+def binary_weight(w: Floats) -> NDArray[np.int8]:
+    """One-bit weight codes: 1 where ``w >= 0``, else -1 (BWN, Rastegari et al. 2016)."""
+    return np.where(w >= 0, 1, -1).astype(np.int8)
+
+
 def multiplier(x_scale: np.float32, w_scale: Floats, y_scale: np.float32) -> Floats:
     """QLinearConv, QLinearMatMul, QGemm: ``(xs * ws) / ys``, in this order, per channel.
 

@@ -174,6 +174,10 @@ def _check_length(tensor: TensorProto) -> None:
             f"tensor {tensor.name} of shape {tuple(tensor.dims)} holds {found} items of data; "
             f"{expected} are needed"
         )
+    low, high = (-128, 127) if tensor.data_type == TensorProto.INT8 else (0, 255)
+    if tensor.data_type in (TensorProto.INT8, TensorProto.UINT8) and tensor.int32_data:
+        if min(tensor.int32_data) < low or max(tensor.int32_data) > high:
+            raise UserError(f"tensor {tensor.name}: codes beyond {low} to {high}")
 
 
 def _check_contrib(node: onnx.NodeProto, where: str) -> None:

@@ -27,8 +27,8 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
 
     Args:
         model: prepared model.
-        selection: input activation bits per layer; a layer it does not name, or whose
-            candidates lack the bits (first and last layer), gets its first candidate.
+        selection: weight and input activation bits per layer; a quantizer whose layer it does
+            not name, or that lacks the bits (first and last layer), gets its first candidate.
         weights: quantize weights too; else they stay floating point.
     """
     for quantizer in quantizers(model):
@@ -37,8 +37,10 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
         chosen = selection.of(quantizer.name)
         if quantizer.role == "weight" and not weights:
             quantizer.selected = None
-        elif quantizer.role == "activation" and chosen and chosen.activation in quantizer.bits:
-            quantizer.selected = chosen.activation
+        elif chosen is not None and quantizer.role in ("weight", "activation"):
+            wanted = chosen.weight if quantizer.role == "weight" else chosen.activation
+            if wanted in quantizer.bits:
+                quantizer.selected = wanted
 
 
 @torch.no_grad()
