@@ -253,6 +253,7 @@ CONTRIB = {
     "scaled": (gemm_attribute("alpha", 1.5), "Gemm with alpha 1.5; 1.0 is supported"),
     "mistyped": (gemm_attribute("alpha", 1), "alpha is unknown or mistyped"),
     "invented": (gemm_attribute("bogus", 1), "bogus is unknown or mistyped"),
+    "no zero point": (drop_inputs("QLinearLeakyRelu", 4), "4 inputs; it takes 5 to 5"),
     "few inputs": (drop_inputs("QLinearAdd", 3), "3 inputs; it takes 7 to 8"),
     "weights' zero point": (
         set_array("zeros3", np.int8([0, 0, 1])),
