@@ -147,8 +147,7 @@ def _window(node: ir.Node) -> tuple[ir.Value, Window]:
     users = [usage.node for usage in result.uses()]
     if len(users) == 1 and users[0].op_type == "Clip":
         clip = users[0]
-        ends = (operand(clip, 1), operand(clip, 2))
-        bounds = [scalar(v, f"Clip behind {result.name}") for v in ends]
+        bounds = [scalar(operand(clip, i), f"Clip behind {result.name}") for i in (1, 2)]
         lo, hi = (int(bound) + _lift(bound.dtype) for bound in bounds)
         return clip.outputs[0], Window(0, lo, hi)
     return result, FULL

@@ -51,13 +51,14 @@ _GRIDS: dict[str, tuple[tuple[int | None, int, int], ...]] = {
 # layer: positions of its weight and bias
 _LAYERS = {"Conv": (1, 2), "QLinearConv": (3, 8), "Gemm": (1, 2), "QGemm": (3, 6)}
 # Contrib operators have no schema in the onnx package: fewest and most inputs, attributes.
+# ONNX Runtime 1.31 aborts the process on a QLinearLeakyRelu without its last zero point.
 _CONTRIB: dict[str, tuple[int, int, dict[str, int]]] = {
     "QLinearAdd": (7, 8, {}),
     "QLinearMul": (7, 8, {}),
     "QGemm": (6, 9, {"alpha": _FLOAT, "transA": _INT, "transB": _INT}),
     "QLinearGlobalAveragePool": (5, 5, {"channels_last": _INT}),
-    "QLinearLeakyRelu": (4, 5, {"alpha": _FLOAT}),
-    "QLinearSigmoid": (4, 5, {}),
+    "QLinearLeakyRelu": (5, 5, {"alpha": _FLOAT}),
+    "QLinearSigmoid": (5, 5, {}),
     "QLinearConcat": (5, 2**16, {"axis": _INT}),
 }
 
@@ -174,6 +175,10 @@ def _check_length(tensor: TensorProto) -> None:
             f"tensor {tensor.name} of shape {tuple(tensor.dims)} holds {found} items of data; "
             f"{expected} are needed"
         )
+    low, high = (-128, 127) if tensor.data_type == TensorProto.INT8 else (0, 255)
+    if tensor.data_type in (TensorProto.INT8, TensorProto.UINT8) and tensor.int32_data:
+        if min(tensor.int32_data) < low or max(tensor.int32_data) > high:
+            raise UserError(f"tensor {tensor.name}: codes beyond {low} to {high}")
 
 
 def _check_contrib(node: onnx.NodeProto, where: str) -> None:

@@ -1,17 +1,18 @@
 """Refuse an integer program whose operators do not fit each other, before anything runs it.
 
 Shapes, types and orders within the file are `qtool.validate`'s; here the operators are typed:
-every tensor read is computed before, and has as many channels as the reader's weights. (A
-tensor may be read on another grid than it is written on: its codes are then other values.)
+every tensor read is computed before, in the shape that its reader's weights are for.
 """
 
 from math import prod
 
 import numpy as np
 
-from qtool.dialect import Average, Conv, Gemm, Lookup, Op, Program, Reshape, weight_of
+from qtool.dialect import Average, Conv, Gemm, Lookup, Op, Program, Quantize
 from qtool.errors import UserError
 from qtool.numerics import multiplier
+
+Shape = tuple[int, ...]
 
 
 def check_program(program: Program) -> None:
@@ -20,46 +21,42 @@ def check_program(program: Program) -> None:
     Raises:
         UserError: names the first operator that does not fit.
     """
-    known: dict[str, Op] = {}
+    shapes = {program.input_name: program.input_shape}
     for op in program.ops:
         if not op.shape or min(op.shape) < 1:
             raise UserError(f"node {op.name}: result of shape {op.shape}")
         if not 0 <= op.lo <= op.hi <= 255:
             raise UserError(f"node {op.name}: window {op.lo} to {op.hi} is empty")
-        sources = [known.get(name) for name in op.inputs if name != program.input_name]
-        for name, source in zip(op.inputs, sources, strict=False):
-            if source is None:
+        codes = program.input_kind == "uint8" or isinstance(op, Quantize)
+        for name in op.inputs:
+            if name not in shapes or (name == program.input_name and not codes):
                 raise UserError(f"node {op.name}: no operator computes its input {name}")
-        found = [source for source in sources if source is not None]
-        _check_shape(op, found)
-        if isinstance(op, Conv | Gemm) and sources[0] is not None:
-            _check_layer(op, sources[0])
-        known[op.output] = op
-    if program.output not in known:
+        _check_shape(op, [shapes[name] for name in op.inputs])
+        shapes[op.output] = op.shape
+    if program.output not in shapes:
         raise UserError(f"no operator computes the output {program.output}")
 
 
-def _check_shape(op: Op, sources: list[Op]) -> None:
+def _check_shape(op: Op, sources: list[Shape]) -> None:
     """Check the shapes that ONNX's own inference does not know, of contrib operators."""
-    shapes = [source.shape for source in sources]
-    if isinstance(op, Reshape):
-        fits = prod(op.shape) == prod(shapes[0])
-    elif isinstance(op, Average):
-        fits = op.shape == (shapes[0][0], *[1] * len(shapes[0][1:]))
-    elif isinstance(op, Lookup):
-        fits = op.shape == shapes[0]
-    else:
+    if isinstance(op, Conv | Gemm):
+        _check_layer(op, sources[0])
         return
+    fits = True
+    if isinstance(op, Average):
+        fits = op.shape == (sources[0][0], *[1] * len(sources[0][1:]))
+    elif isinstance(op, Lookup | Quantize):
+        fits = op.shape == sources[0]
     if not fits:
-        raise UserError(f"node {op.name}: result of shape {op.shape} from {shapes[0]}")
+        raise UserError(f"node {op.name}: result of shape {op.shape} from {sources[0]}")
 
 
-def _check_layer(op: Conv | Gemm, source: Op) -> None:
-    outputs = weight_of(op).shape[0]
+def _check_layer(op: Conv | Gemm, source: Shape) -> None:
+    outputs = (op.w_OIHW if isinstance(op, Conv) else op.w_OI).shape[0]
     if isinstance(op, Conv):
-        inputs, expected = source.shape[0], op.w_OIHW.shape[1] * op.groups
+        inputs, expected = source[0], op.w_OIHW.shape[1] * op.groups
     else:
-        inputs, expected = prod(source.shape), op.w_OI.shape[1]
+        inputs, expected = prod(source), op.w_OI.shape[1]
     if inputs != expected or op.shape[0] != outputs:
         raise UserError(
             f"layer {op.name}: input of {inputs} channels and {op.shape[0]} outputs; its "

@@ -201,7 +201,7 @@ REFUSALS = {
     "NaN scale": (set_array("xs", F32(np.nan)), "node xq (QuantizeLinear): scale xs is not"),
     "infinite scale": (set_array("gs", F32(np.inf)), "scale gs is not finite and positive"),
     "float64 scale": (set_array("ys", np.float64(1)), "tensor ys is tensor(double)"),
-    "zero point's type": (set_array("xz", np.int16(0)), "int16; uint8 and int8"),
+    "zero point's type": (set_array("wz", np.zeros(3, np.uint8)), "beside tensor(int8"),
     "zero points' number": (set_array("wz", np.zeros(2, np.int8)), "but zero points of"),
     "scales' number": (set_array("ws", np.ones(2, F32)), "2 scales for 3 channels"),
     "block scales": (set_array("ws", np.ones((3, 2, 1, 1), F32)), "4 dimensions"),
@@ -244,8 +244,7 @@ def gemm_attribute(name, value):
         kept = [a for a in node.attribute if a.name != name]
         del node.attribute[:]
         node.attribute.extend(kept)
-        if value is not None:
-            node.attribute.append(onnx.helper.make_attribute(name, value))
+        node.attribute.append(onnx.helper.make_attribute(name, value))
 
     return damage
 
@@ -254,8 +253,12 @@ CONTRIB = {
     "scaled": (gemm_attribute("alpha", 1.5), "Gemm with alpha 1.5; 1.0 is supported"),
     "mistyped": (gemm_attribute("alpha", 1), "alpha is unknown or mistyped"),
     "invented": (gemm_attribute("bogus", 1), "bogus is unknown or mistyped"),
+    "no zero point": (drop_inputs("QLinearLeakyRelu", 4), "4 inputs; it takes 5 to 5"),
     "few inputs": (drop_inputs("QLinearAdd", 3), "3 inputs; it takes 7 to 8"),
-    "weights' zero point": (set_array("zeros3", np.int8([0, 0, 1])), "weights with zero point"),
+    "weights' zero point": (
+        set_array("zeros3", np.int8([0, 0, 1])),
+        "weights with zero point 0, 1",
+    ),
 }
 
 

@@ -159,7 +159,10 @@ class _Reader:
 
     def average(self, node: ir.Node) -> Op:
         require_plain(node, f"node {node.name}")
-        _, height, width = static_shape(node.inputs[0])
+        shape = static_shape(node.inputs[0])
+        if len(shape) != 3:
+            raise UnsupportedError(f"node {node.name}: average over {shape}; expected C, H, W")
+        _, height, width = shape
         common = _common(node, (0,), _grid(node, 3))
         return Average(**common, x=_grid(node, 1), count=height * width)
 
@@ -250,13 +253,43 @@ def _grid(node: ir.Node, index: int) -> Grid:
     return Grid(np.float32(scale), int(zero_point))
 
 
+# Inputs that are read by position; ONNX leaves some of them optional.
+_INPUTS = {
+    "Clip": 3, "QuantizeLinear": 3, "QLinearConv": 9, "QGemm": 9, "QLinearAdd": 8,
+    "QLinearMul": 8, "QLinearGlobalAveragePool": 5, "QLinearLeakyRelu": 5, "Gather": 2,
+}  # fmt: skip
+
+
+def _require_inputs(node: ir.Node) -> None:
+    needed = _INPUTS.get(node.op_type, 1)
+    if len(node.inputs) < needed:
+        raise UnsupportedError(
+            f"node {node.name}: {node.op_type} with {len(node.inputs)} inputs; {needed} are "
+            "needed"
+        )
+
+
+def _layer_bits(node: ir.Node) -> LayerBits | None:
+    keys = (WEIGHT_BITS_KEY, ACTIVATION_BITS_KEY)
+    if not any(key in node.metadata_props for key in keys):
+        return None
+    weight, activation = (node.metadata_props.get(key, "none") for key in keys)
+    if not {weight, activation} <= set("12345678"):
+        found = f"{weight} and {activation}"[:40]
+        raise UnsupportedError(f"layer {node.name}: bits {found}; 1 to 8 are supported")
+    return LayerBits(int(weight), int(activation))
+
+
 def _layer(node: ir.Node, x: int, w: int, bias: int, y: int) -> dict[str, Any]:
     weight, scale = constant(node.inputs[w]), constant(node.inputs[w + 1])
     offset = constant(node.inputs[bias])
     if weight is None or scale is None or offset is None:
         raise UnsupportedError(f"node {node.name}: weight, scale and bias must be constants")
-    bits = _layer_bits(node) if WEIGHT_BITS_KEY in node.metadata_props else None
+    zero = constant(node.inputs[w + 2])
+    if zero is None or np.any(zero):
+        raise UnsupportedError(f"node {node.name}: weights must have zero point 0")
     return _common(node, (x,), _grid(node, y)) | {
         "x": _grid(node, x + 1), "w_scale": scale.astype(np.float32).reshape(-1),
-        "bias": offset.astype(np.int32), "bits": bits, "w": weight.astype(np.int8),
+        "bias": offset.astype(np.int32), "bits": _layer_bits(node),
+        "w": weight.astype(np.int8),
     }  # fmt: skip
