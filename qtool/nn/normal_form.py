@@ -6,7 +6,8 @@
 4. Hardswish, and ``x * relu6(x + 3) / 6``: ``x * hardsigmoid(x)``, whose gate has a grid.
    ``x * sigmoid(x)``: ``silu(x)``, one table.
 5. ``relu(move(x))``: ``move(relu(x))``, so that the clamp joins the operator before it.
-6. ``x * gate.expand_as(x)``: ``x * gate``.
+6. ``pad(x, p)``: the 0 it pads with is written out, since on codes it is the zero point.
+7. ``x * gate.expand_as(x)``: ``x * gate``.
 Refuses an adaptive pool whose size is unknown or does not divide its input's.
 """
 
@@ -40,7 +41,7 @@ def normalise(view: GraphView, sizes: Sizes) -> None:
         if node.op not in ("call_module", "call_function", "call_method"):
             continue
         _rename(node)
-        for rule in (_mean, _double_mean, _expand, _gate, _hardswish, _silu):
+        for rule in (_mean, _double_mean, _pad, _expand, _gate, _hardswish, _silu):
             if rule(view, node):
                 break
         _adaptive(view, node, sizes)
@@ -111,6 +112,13 @@ def _pool(node: fx.Node, source: fx.Node, keepdim: bool) -> None:
     else:
         pooled = _call_before(node, functional.adaptive_avg_pool2d, source, 1)
         _become(node, torch.flatten, pooled, 1)
+
+
+def _pad(view: GraphView, node: fx.Node) -> bool:
+    if node.target is not functional.pad or view.kind(node) is not Kind.MOVE:
+        return False
+    _become(node, functional.pad, view.source(node), argument(node, 1, "pad"), "constant", 0.0)
+    return True
 
 
 def _expand(view: GraphView, node: fx.Node) -> bool:
