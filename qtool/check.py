@@ -167,7 +167,7 @@ def check_model(
 
 
 def _head(images: Images) -> Floats:
-    return to_float(images.pixels[:TRACED_IMAGES])
+    return _fed(model, images.pixels[:TRACED_IMAGES])
 
 
 def _run(runtime: Runtime, images: Images, progress: Progress) -> Floats:
