@@ -12,6 +12,7 @@ Refuses any other operator, naming layer, operator and reason.
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from passes.graph import operand
 from passes.integer_builder import IntegerBuilder, Quantized
@@ -30,13 +31,13 @@ class Lowering:
     def __init__(self) -> None:
         self.build = IntegerBuilder()
         self.quantized: dict[ir.Value, Quantized] = {}
-        self.constants: dict[ir.Value, tuple[np.uint8, Grid]] = {}
+        self.constants: dict[ir.Value, tuple[NDArray[np.uint8], Grid]] = {}
 
     def tensor(self, value: ir.Value, reader: ir.Node) -> Quantized:
         """Return the twin of `value`, which `reader` reads."""
         if value in self.constants:
-            code, grid = self.constants[value]
-            return Quantized(self.build.constant(code, f"u{code}"), grid, 8)
+            codes, grid = self.constants[value]
+            return Quantized(self.build.constant(codes, str(value.name)), grid, 8)
         if value not in self.quantized:
             raise UnsupportedError(
                 f"layer {layer_name(reader)}: {reader.op_type} reads {value.name}, which is "

@@ -2,9 +2,10 @@
 
 import onnx_ir as ir
 from onnx_ir.passes import Sequential
+from onnx_ir.passes.common import ShapeInferencePass
 
 from passes.canonicalize import Canonicalize
-from passes.expand_qlinear import ExpandQLinear
+from passes.expand_qlinear import ExpandQLinear, is_operator_form
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.freeze_weights import FreezeWeights
 from passes.import_qdq import ImportQDQ
@@ -33,14 +34,10 @@ def lower(model: ir.Model, selection: Selection) -> ir.Model:
 
 def import_qdq(model: ir.Model) -> ir.Model:
     """ONNX QDQ or QLinear file -> integer dialect, in place."""
-    return _run(
-        model,
-        # The operator form is QDQ with each group in one node: spelled out, it needs no reader
-        # of its own.
-        ExpandQLinear(),
-        Canonicalize(),
-        ImportQDQ(),
-    )
+    # The operator form is QDQ with each group in one node: spelled out, it needs no reader of
+    # its own. ONNX infers no shapes across contrib operators, so they come after.
+    expand = (ExpandQLinear(), ShapeInferencePass()) if is_operator_form(model) else ()
+    return _run(model, *expand, Canonicalize(), ImportQDQ())
 
 
 def _run(model: ir.Model, *passes: ir.passes.PassBase) -> ir.Model:
