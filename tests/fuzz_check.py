@@ -68,8 +68,8 @@ def _describe(seed: int, form: str, parity: Parity, program: Program) -> str:
     first = parity.first_divergence or {}
     op = next(op for op in program.ops if op.output == first["tensor"])
     return (
-        f"seed {seed}, {form}: {parity.mismatched} of {parity.compared} differ, first {first}: "
-        f"{op}"
+        f"seed {seed}, {form}: {parity.mismatched} of {parity.compared} differ, first "
+        f"{first}: {op}"
     )
 
 
