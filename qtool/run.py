@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import qtool
-from qtool.config import MetaMixConfig, from_json, to_json
+from qtool.config import Config, from_json, to_json
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.files import atomic_path, read_json, refuse_existing, write_json
@@ -54,13 +54,13 @@ class Run:
     """
 
     folder: Path
-    config: MetaMixConfig
+    config: Config
     input_shape: tuple[int, ...]
     classes: int
 
     @classmethod
     def create(
-        cls, folder: Path, config: MetaMixConfig, data: DataSet, resume: bool, force: bool
+        cls, folder: Path, config: Config, data: DataSet, resume: bool, force: bool
     ) -> "Run":
         """Start a run in `folder`, or return the one there if `resume`."""
         recipe = folder / "recipe.json"

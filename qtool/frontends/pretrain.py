@@ -106,9 +106,11 @@ def plain_phase(
     return Phase(name, epochs, model, [optimizer], step, lambda done: cosine(done, warmup))
 
 
-def train_float(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
+def train_float(
+    run: Run, config: MetaMixConfig, data: DataSet, progress: Progress, resume: bool
+) -> None:
     """Train the float network; leaves ``float.safetensors``."""
-    config, batches = run.config, make_batches(run.config, data)
+    batches = make_batches(config, data)
     model = build_float(run)
     phase = plain_phase("float", config, model, config.float_epochs, config.float_lr, WARMUP)
     run_phase(phase, run, batches, progress, resume)
