@@ -15,7 +15,7 @@ def count(
     """Return the layers' costs and a title.
 
     Args:
-        model: a model's name, or the path of a deployed file.
+        model: a model's name, ``package.module:factory``, or the path of a deployed file.
         bits: ``w4a4`` or a bits file; None is floating point (a file's own bits).
         first_last: bits of the first and last layer.
         shape: ``CxHxW``; None is the model's usual image.
@@ -29,6 +29,11 @@ def count(
     from qtool.models.macs import count_macs
 
     size = model_entry(model).input_shape if shape is None else parse_shape(shape)
+    if not size:
+        raise UserError(
+            f"model {model}: image size unknown; give --input CxHxW, or the factory an "
+            "attribute input_shape = (C, H, W)"
+        )
     selection = Selection(default=FLOAT_BITS) if bits is None else read_selection(bits)
     macs = count_macs(model_factory(model)(in_channels=size[0]), size)
     title = [model, "x".join(map(str, size)), bits or "float"]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qtool.cost import conv_macs
 from qtool.errors import UserError
+from qtool.models.foreign import reason
 
 Weight = Callable[[nn.Module], Tensor | None]
 
@@ -36,12 +37,11 @@ def count_macs(
         if weight is not None:
             module.register_forward_hook(_counter(name, weight.shape, counts))
     try:
-        with torch.no_grad():
-            twin(torch.empty(1, *input_shape, device="meta"))
-    except RuntimeError as error:
+        with torch.no_grad(), torch.device("meta"):
+            twin(torch.empty(1, *input_shape))
+    except Exception as error:  # forward() may be the user's own and raise anything
         shape = "x".join(map(str, input_shape))
-        reason = str(error).splitlines()[0]
-        raise UserError(f"input {shape} does not fit the model: {reason}") from None
+        raise UserError(f"input {shape} does not fit the model: {reason(error)}") from None
     return list(counts.items())
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qtool.models.blocks import conv_norm
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -24,6 +26,8 @@ IMAGENET_STAGES = (
     Stage(1, 16, 1, 1), Stage(6, 24, 2, 2), Stage(6, 32, 3, 2), Stage(6, 64, 4, 2),
     Stage(6, 96, 3, 1), Stage(6, 160, 3, 2), Stage(6, 320, 1, 1),
 )  # fmt: skip
+# As MEBQAT (arXiv 2207.10188) has it for 32 pixels: no stride in the stem and in stage two.
+CIFAR_STAGES = (IMAGENET_STAGES[0], Stage(6, 24, 2, 1), *IMAGENET_STAGES[2:])
 # For 28 to 32 pixels: 14x14 after the stem, 4x4 at the end.
 SMALL_STAGES = (Stage(1, 16, 1, 1), Stage(4, 32, 2, 2), Stage(4, 64, 2, 2), Stage(4, 96, 1, 1))
 
@@ -31,11 +35,7 @@ SMALL_STAGES = (Stage(1, 16, 1, 1), Stage(4, 32, 2, 2), Stage(4, 64, 2, 2), Stag
 def _conv_bn_relu(
     inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU6(inplace=True),
-    )
+    return conv_norm(inputs, outputs, kernel, stride, groups, activation=nn.ReLU6)
 
 
 class InvertedResidual(nn.Module):
@@ -65,16 +65,23 @@ class MobileNetV2(nn.Module):
     Args:
         stages: the inverted residual table.
         in_channels: image channels.
-        stem: channels of the first convolution, which has stride 2.
+        stem: channels of the first convolution.
         last: channels before pooling.
         classes: number of logits.
+        stem_stride: stride of the first convolution.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], in_channels: int, stem: int, last: int, classes: int
+        self,
+        stages: Sequence[Stage],
+        in_channels: int,
+        stem: int,
+        last: int,
+        classes: int,
+        stem_stride: int = 2,
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_conv_bn_relu(in_channels, stem, 3, stride=2)]
+        layers: list[nn.Module] = [_conv_bn_relu(in_channels, stem, 3, stem_stride)]
         channels = stem
         for stage in stages:
             for block in range(stage.blocks):
@@ -98,6 +105,11 @@ class MobileNetV2(nn.Module):
 def mobilenet_v2(in_channels: int = 3, classes: int = 1000) -> MobileNetV2:
     """The ImageNet network, 300,774,272 MACs at 224 px."""
     return MobileNetV2(IMAGENET_STAGES, in_channels, 32, 1280, classes)
+
+
+def mobilenet_v2_cifar(in_channels: int = 3, classes: int = 10) -> MobileNetV2:
+    """MEBQAT's network for CIFAR-10, 87,976,448 MACs at 32 px."""
+    return MobileNetV2(CIFAR_STAGES, in_channels, 32, 1280, classes, stem_stride=1)
 
 
 def mobilenet_v2_small(in_channels: int = 1, classes: int = 10) -> MobileNetV2:

@@ -1,22 +1,38 @@
 """ResNet-18, 34 and 50 (He et al. 2016) with torchvision's parameter names."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from qtool.models.blocks import conv_norm
+
+# (input channels, output channels, stride) -> the way around a block; None is the identity
+Shortcut = Callable[[int, int, int], nn.Module | None]
+
+
+def projection(inputs: int, outputs: int, stride: int) -> nn.Module | None:
+    """1x1 convolution and BatchNorm where the shape changes (He et al.'s option B)."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return conv_norm(inputs, outputs, 1, stride, activation=None)
+
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the shortcut, 1x1 where the shape changes."""
+    """Two 3x3 convolutions and the shortcut."""
 
     expansion = 1
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, shortcut: Shortcut = projection
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = _shortcut(inputs, outputs, stride)
+        self.downsample = shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
@@ -42,7 +58,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, outputs, stride)
+        self.downsample = projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, 4 * width, H / stride, W / stride)."""
@@ -54,29 +70,35 @@ class Bottleneck(nn.Module):
         return out
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
-    """1x1 convolution where the shape changes."""
-    if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-    )
-
-
 Block = type[BasicBlock] | type[Bottleneck]
 
 
 class ResNet(nn.Module):
-    """ResNet for ImageNet-sized images: four layers of `block`, 64 to 512 wide."""
+    """Four layers of `block`, 64 to 512 wide.
+
+    Args:
+        block: what the layers repeat.
+        blocks: how often, layer by layer.
+        in_channels: image channels.
+        classes: number of logits.
+        small_images: for 32 px, the stem is a 3x3 convolution; else 7x7 and MaxPool, both
+            with stride 2.
+    """
 
     def __init__(
-        self, block: Block, blocks: tuple[int, int, int, int], in_channels: int, classes: int
+        self,
+        block: Block,
+        blocks: tuple[int, int, int, int],
+        in_channels: int,
+        classes: int,
+        small_images: bool = False,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+        kernel, stride = (3, 1) if small_images else (7, 2)
+        self.conv1 = nn.Conv2d(in_channels, 64, kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, 2, 1)
         grow = block.expansion
         self.layer1 = _layer(block, 64, 64, blocks[0], 1)
         self.layer2 = _layer(block, 64 * grow, 128, blocks[1], 2)
@@ -101,6 +123,11 @@ def _layer(block: Block, inputs: int, width: int, blocks: int, stride: int) -> n
 def resnet18(in_channels: int = 3, classes: int = 1000) -> ResNet:
     """ResNet-18, 1,814,073,344 MACs at 224 px."""
     return ResNet(BasicBlock, (2, 2, 2, 2), in_channels, classes)
+
+
+def resnet18_cifar(in_channels: int = 3, classes: int = 10) -> ResNet:
+    """ResNet-18 for 32 px as in CoQuant (arXiv 2103.01435), 555 M MACs."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), in_channels, classes, small_images=True)
 
 
 def resnet34(in_channels: int = 3, classes: int = 1000) -> ResNet:

@@ -1,0 +1,200 @@
+"""Networks from elsewhere: ``package.module:factory``, ``timm:NAME``, ``torchvision:NAME``.
+
+A factory is any callable that returns an ``nn.Module``; the class itself will do. Its network
+needs no qtool type. It is called with ``in_channels`` and ``classes`` (or ``in_chans`` and
+``num_classes``, as elsewhere) only where its signature names them, and may have an attribute
+``input_shape = (C, H, W)``. The current directory is importable, as it is for ``python -m``.
+
+timm's and torchvision's networks come without pre-trained weights: nothing is downloaded.
+"""
+
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from qtool.errors import UserError
+
+Factory = Callable[..., Any]
+_ALIASES = {
+    "in_channels": ("in_channels", "in_chans"),
+    "classes": ("classes", "num_classes"),
+}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A factory, and the (C, H, W) its network expects; empty where nobody said."""
+
+    factory: Factory
+    input_shape: tuple[int, ...] = ()
+
+
+def find(name: str) -> Foreign:
+    """Return the factory that `name` stands for.
+
+    Raises:
+        UserError: no such module or factory, the module fails, `input_shape` is none.
+    """
+    module, _, attribute = name.partition(":")
+    if not attribute or not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(
+            f"model {name!r}: expected package.module:factory, timm:NAME or torchvision:NAME"
+        )
+    library = _LIBRARIES.get(module)
+    with _current_folder():
+        return _user_factory(name) if library is None else library(name, attribute)
+
+
+def builder(name: str, factory: Factory) -> Callable[..., nn.Module]:
+    """Return `factory` with two optional keywords, ``in_channels`` and ``classes``."""
+
+    def build(in_channels: int | None = None, classes: int | None = None) -> nn.Module:
+        values = _accepted(factory, {"in_channels": in_channels, "classes": classes})
+        try:
+            with _current_folder():
+                model = factory(**values)
+        except UserError:
+            raise
+        except Exception as error:  # the user's code may raise anything
+            raise UserError(f"model {name}: the factory failed: {reason(error)}") from error
+        if not isinstance(model, nn.Module):
+            raise UserError(
+                f"model {name}: the factory returned {type(model).__name__}, expected an "
+                "nn.Module"
+            )
+        return model
+
+    return build
+
+
+def reason(error: BaseException) -> str:
+    """Return the error's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _accepted(factory: Factory, values: dict[str, int | None]) -> dict[str, int]:
+    """Keep the values that are given and that the signature names; ``**kwargs`` names none."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # builtins have no signature
+        return {}
+    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {n for n, parameter in parameters.items() if parameter.kind in keywords}
+    accepted = {}
+    for key, value in values.items():
+        names = [alias for alias in _ALIASES[key] if alias in named]
+        if value is not None and names:
+            accepted[names[0]] = value
+    return accepted
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Make modules in the current directory importable; a console script cannot see them."""
+    folder = os.getcwd()
+    if folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def _import(name: str, module: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        if missing != module and not module.startswith(f"{missing}."):
+            what = f"{module} needs {missing}, which is not installed"
+        else:
+            what = f"no module {missing} in the current directory or among installed packages"
+        raise UserError(f"model {name}: {what}") from None
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise UserError(f"model {name}: importing {module} failed: {reason(error)}") from error
+
+
+def _no_such(name: str, where: str, attribute: str, known: Iterable[str]) -> UserError:
+    near = difflib.get_close_matches(attribute, known, n=3, cutoff=0.4)
+    hint = f": did you mean {' or '.join(near)}?" if near else ""
+    return UserError(f"model {name}: {where} has no {attribute!r}{hint}")
+
+
+def _user_factory(name: str) -> Foreign:
+    path, _, attribute = name.partition(":")
+    module = _import(name, path)
+    if not hasattr(module, attribute):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise _no_such(name, f"module {path}", attribute, known)
+    factory = getattr(module, attribute)
+    if isinstance(factory, nn.Module) or not callable(factory):
+        kind = type(factory).__name__
+        raise UserError(
+            f"model {name}: {attribute} is a {kind}, expected a function or class that makes "
+            "an nn.Module"
+        )
+    return Foreign(factory, _shape(name, getattr(factory, "input_shape", ())))
+
+
+def _shape(name: str, value: Any) -> tuple[int, ...]:
+    """Check an `input_shape` attribute; a property of a class is none."""
+    if isinstance(value, property):
+        return ()
+    shape = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if shape and not (len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)):
+        raise UserError(
+            f"model {name}: input_shape is {value!r}, expected (channels, height, width)"
+        )
+    return shape
+
+
+def _timm(name: str, model: str) -> Foreign:
+    timm = _import(name, "timm")
+    if not timm.is_model(model):
+        raise _no_such(name, "timm", model, timm.list_models())
+    defaults = timm.get_pretrained_cfg(model)
+    shape = _shape(name, getattr(defaults, "input_size", ()))
+
+    def create(in_chans: int = 3, num_classes: int | None = None) -> Any:
+        return timm.create_model(
+            model, pretrained=False, in_chans=in_chans, num_classes=num_classes
+        )
+
+    return Foreign(create, shape)
+
+
+def _torchvision(name: str, model: str) -> Foreign:
+    models = _import(name, "torchvision.models")
+    known = models.list_models(module=models)
+    if model not in known:
+        raise _no_such(name, "torchvision", model, known)
+    create = partial(models.get_model, model, weights=None)
+
+    def build(in_channels: int = 3, num_classes: int = 1000) -> Any:
+        if in_channels != 3:
+            raise UserError(
+                f"model {name}: torchvision's networks take 3 channels, got {in_channels}"
+            )
+        return create(num_classes=num_classes)
+
+    return Foreign(build, (3, 224, 224))
+
+
+_LIBRARIES: dict[str, Callable[[str, str], Foreign]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+}
