@@ -50,8 +50,9 @@ def weight_limit(bits: int) -> int:
     """Return Q of the symmetric, narrow weight range [-Q, Q], Q = 2^(b-1) - 1.
 
     Narrow, so that a negative BatchNorm gamma can flip a channel's codes without overflow.
+    One bit: Q = 1, and the codes are only -1 and +1, never 0.
     """
-    return (1 << (bits - 1)) - 1
+    return max(1, (1 << (bits - 1)) - 1)
 
 
 @dataclass(frozen=True)

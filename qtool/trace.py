@@ -1,8 +1,9 @@
 """Prepared ``nn.Module`` -> adaptive graph: `onnx_ir.Model` with ``qtool::FakeQuant`` nodes.
 
 A FakeQuant node has inputs (x, steps) and attributes ``name``, ``role``, ``bits`` (every
-candidate) and ``signed``; ``steps`` is (candidates, channels). BatchNorm is not folded. Which
-bits are used is decided later, by `passes.resolve_bits`.
+candidate) and ``signed``; ``steps`` is (candidates, channels). Where zero points differ from
+`qspec.activation_window`, ``zero_points`` has one for each candidate. BatchNorm is not folded.
+Which bits are used is decided later, by `passes.resolve_bits`.
 """
 
 import logging
@@ -14,12 +15,12 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from onnx import defs
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import optimizer, values
 from torch import nn
 
 import qtool.nn.fake_quant  # noqa: F401  (registers torch.ops.qtool.fake_quant)
 from qtool.errors import UnsupportedError
+from qtool.trace_shapes import simplify_shapes
 
 DOMAIN = "qtool"
 OPSET = 21
@@ -36,6 +37,7 @@ def _schema() -> defs.OpSchema:
         attributes=[
             attribute("name", kinds.STRING, ""), attribute("role", kinds.STRING, ""),
             attribute("bits", kinds.INTS, ""), attribute("signed", kinds.INT, ""),
+            attribute("zero_points", kinds.INTS, "", required=False),
         ],
     )  # fmt: skip
 
@@ -44,9 +46,18 @@ _FAKE_QUANT = values.Op(values.Opset(DOMAIN, 1), "FakeQuant", _schema())
 
 
 def _translate(
-    x: Any, steps: Any, name: str, role: str, bits: Sequence[int], signed: bool
+    x: Any,
+    steps: Any,
+    name: str,
+    role: str,
+    bits: Sequence[int],
+    signed: bool,
+    zero_points: Sequence[int],
 ) -> Any:
-    return _FAKE_QUANT(x, steps, name=name, role=role, bits=list(bits), signed=int(signed))
+    optional = {"zero_points": list(zero_points)} if zero_points else {}
+    return _FAKE_QUANT(
+        x, steps, name=name, role=role, bits=list(bits), signed=int(signed), **optional
+    )
 
 
 @contextmanager
@@ -76,7 +87,7 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> ir.Model:
     exported = _export(model, input_shape, optimize=False)
     # The exporter leaves shape arithmetic and casts of constants; BatchNorm survives this.
     optimizer.fold_constants(exported)
-    RemoveUnusedNodesPass()(exported)
+    simplify_shapes(exported)
     return exported
 
 

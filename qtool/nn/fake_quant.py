@@ -6,13 +6,14 @@ of them, none (float), or a weighted sum of all. While tracing for export it bec
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from qtool.qspec import activation_window, weight_limit
-from qtool.quantizers.lsq import lsq, mse_step
+from qtool.quantizers.binary import binary, binary_step
+from qtool.quantizers.lsq import lsq, mse_grid, mse_step
 
 Role = Literal["activation", "weight", "glue", "input", "output"]
 MIN_STEP = 1e-7
@@ -21,19 +22,37 @@ _SAMPLES = 1 << 16
 
 @torch.library.custom_op("qtool::fake_quant", mutates_args=())
 def fake_quant_op(
-    x: Tensor, steps: Tensor, name: str, role: str, bits: list[int], signed: bool
+    x: Tensor,
+    steps: Tensor,
+    name: str,
+    role: str,
+    bits: list[int],
+    signed: bool,
+    zero_points: list[int],
 ) -> Tensor:
     """Placeholder that `qtool.trace` translates; only its shape matters."""
     return x.clone()
 
 
 @fake_quant_op.register_fake
-def _(x: Tensor, steps: Tensor, name: str, role: str, bits: list[int], signed: bool) -> Tensor:
+def _(
+    x: Tensor,
+    steps: Tensor,
+    name: str,
+    role: str,
+    bits: list[int],
+    signed: bool,
+    zero_points: list[int],
+) -> Tensor:
     return torch.empty_like(x)
 
 
 class FakeQuantizer(nn.Module):
     """LSQ fake quantization with candidate bit-widths.
+
+    Activations have an integer buffer ``zero_point`` (candidates,), which starts as
+    `qspec.activation_window` has it. Any other zero point z of b bits means the asymmetric
+    window [0, 2^b - 1] with value 0 at code z.
 
     Args:
         name: the layer (or glue tensor) it belongs to, as in bits.json.
@@ -42,7 +61,11 @@ class FakeQuantizer(nn.Module):
         signed: activations: window around 128 instead of [0, 2^b - 1].
         channels: steps per candidate: output channels for weights, else 1.
         step: fixed (not learned) step, float.
+        asymmetric: calibration chooses the zero point too (signed activations only).
     """
+
+    step: Tensor
+    zero_point: Tensor
 
     def __init__(
         self,
@@ -52,6 +75,7 @@ class FakeQuantizer(nn.Module):
         signed: bool,
         channels: int = 1,
         step: float | None = None,
+        asymmetric: bool = False,
     ) -> None:
         super().__init__()
         self.name, self.role, self.bits, self.signed = name, role, tuple(bits), signed
@@ -60,15 +84,40 @@ class FakeQuantizer(nn.Module):
             self.step = nn.Parameter(start)
         else:
             self.register_buffer("step", start)
+        self.asymmetric = asymmetric and signed and step is None and role != "weight"
+        self.default_zero_points = tuple(activation_window(b, signed).zero_point for b in bits)
+        # What the buffer holds, readable on any device (or none: meta).
+        self.zero_points = self.default_zero_points
+        if role != "weight":
+            self.register_buffer("zero_point", torch.tensor(self.zero_points))
         self.selected: int | None = None
         self.mix: Tensor | None = None
         self.observed: Tensor | None = None
         self.observing = False
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
+        """Load as usual; a state from before zero points existed has the default ones."""
+        if self.role != "weight":
+            default = torch.tensor(self.default_zero_points)
+            state_dict.setdefault(f"{prefix}zero_point", default)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.role != "weight":
+            self._set_zero_points(self.zero_point.tolist())
+
+    def _set_zero_points(self, values: Sequence[int]) -> None:
+        self.zero_points = tuple(values)
+        self.zero_point.copy_(torch.tensor(self.zero_points))
+
     def limits(self, bits: int) -> tuple[int, int]:
         """Return (Qn, Qp): the number of negative and positive codes at `bits`."""
         if self.role == "weight":
             return weight_limit(bits), weight_limit(bits)
+        index = self.bits.index(bits)
+        zero_point = self.zero_points[index]
+        if zero_point != self.default_zero_points[index]:
+            return zero_point, (1 << bits) - 1 - zero_point
         window = activation_window(bits, self.signed)
         return window.zero_point - window.lo, window.hi - window.zero_point
 
@@ -82,14 +131,18 @@ class FakeQuantizer(nn.Module):
         step = self.scale(bits)
         if step.ndim:
             step = step.reshape(-1, *[1] * (x.ndim - 1))
+        if self.role == "weight" and bits == 1:
+            return binary(x, step)
         return lsq(x, step, *self.limits(bits))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` on the selected grid (same shape and dtype)."""
         if torch.onnx.is_in_onnx_export():
+            default = self.zero_points == self.default_zero_points
             out: Tensor = fake_quant_op(
-                x, self.step, self.name, self.role, list(self.bits), self.signed
-            )
+                x, self.step, self.name, self.role, list(self.bits), self.signed,
+                [] if default else list(self.zero_points),
+            )  # fmt: skip
             return out
         if self.observing:
             self._observe(x)
@@ -110,5 +163,13 @@ class FakeQuantizer(nn.Module):
         if not isinstance(self.step, nn.Parameter):
             return
         rows = values.detach().reshape(self.step.shape[1], -1)
+        zero_points = list(self.zero_points)
         for index, bits in enumerate(self.bits):
-            self.step[index] = mse_step(rows, *self.limits(bits))[:, 0]
+            if self.asymmetric:
+                self.step[index], zero_points[index] = mse_grid(rows, bits)
+            elif self.role == "weight" and bits == 1:
+                self.step[index] = binary_step(rows)[:, 0]
+            else:
+                self.step[index] = mse_step(rows, *self.limits(bits))[:, 0]
+        if self.asymmetric:
+            self._set_zero_points(zero_points)

@@ -2,188 +2,208 @@
 
 Cases:
 1. Convolution or linear layer [-> BatchNorm]: becomes a `QuantLayer`.
-2. A tensor that is added, pooled, read by several layers, or returned: gets its own 8-bit
-   *glue* grid, because on the device it exists as integers. A layer's b-bit input is then a
-   second, coarser grid on the same tensor.
-3. ReLU, ReLU6, Dropout, Flatten, Identity: no grid of their own.
-Refuses when torch.fx cannot trace the model, a BatchNorm has no layer before it, or a layer is
-called twice.
+2. BatchNorm that no layer absorbs: becomes a `QuantAffine`, its input on a grid.
+3. A tensor that is added, multiplied, pooled, looked up (Sigmoid, SiLU, ...), read by several
+   layers, or returned: gets its own 8-bit *glue* grid, because on the device it exists as
+   integers. A layer's b-bit input is then a second, coarser grid on the same tensor. Results
+   of Sigmoid and Hardsigmoid have the fixed grid 1/255.
+4. Concatenated tensors share the grid of the result; they need none of their own.
+5. ReLU, ReLU6, and moves (Dropout, Flatten, Reshape, Pad, chunk, ...): no grid of their own.
+6. Any other operator stays as it is, between grids: the export refuses it or leaves it float.
+Refuses when the model cannot be traced, or a layer is called twice.
 
-The user's classes stay as they are: torch.fx rewrites the calls between them.
+The user's classes stay as they are: `qtool.nn.capture` rewrites the calls between them.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import fx, nn
-from torch.nn import functional
+from torch.fx.passes.shape_prop import ShapeProp
 
 from qtool.errors import UnsupportedError
+from qtool.nn.affine import QuantAffine
+from qtool.nn.capture import capture
 from qtool.nn.fake_quant import FakeQuantizer, Role
-from qtool.nn.quant_layer import Layer, QuantLayer
+from qtool.nn.graph_view import GraphView
+from qtool.nn.normal_form import Sizes, normalise
+from qtool.nn.operators import Kind
+from qtool.nn.quant_layer import Layer, Norm, QuantLayer
+from qtool.nn.spec import QuantSpec
+
+__all__ = ["QuantSpec", "prepare"]
 
 
-@dataclass(frozen=True)
-class QuantSpec:
-    """What `prepare` puts where.
-
-    Args:
-        activation_bits: candidates of every inner layer's input.
-        weight_bits: bits of every inner layer's weight.
-        first_last_bits: weights and inputs of the first and the last layer.
-        glue_bits: residual, pooling and output tensors.
-        input_step: step of the input image's grid (unsigned, fixed).
-    """
-
-    activation_bits: tuple[int, ...] = (8, 4, 3)
-    weight_bits: int = 4
-    first_last_bits: int = 8
-    glue_bits: int = 8
-    input_step: float = 1 / 255
-
-
-_RELUS = (nn.ReLU, nn.ReLU6)
-_RELU_CALLS = (functional.relu, functional.relu6, torch.relu)
-# Same values, or a maximum of them: a grid before them is a grid after them.
-_MOVES = (nn.Dropout, nn.Identity, nn.Flatten, nn.MaxPool2d)
-_MOVE_CALLS = (torch.flatten, functional.dropout, functional.max_pool2d)
-_MOVE_METHODS = ("flatten", "view", "reshape")
-# Averages of unsigned values are unsigned.
-_AVERAGES = (nn.AdaptiveAvgPool2d,)
-_AVERAGE_CALLS = (functional.adaptive_avg_pool2d,)
-
-
-def prepare(model: nn.Module, spec: QuantSpec) -> fx.GraphModule:
+def prepare(
+    model: nn.Module,
+    spec: QuantSpec,
+    input_shape: Sequence[int] | None = None,
+    integer_only: bool = True,
+) -> fx.GraphModule:
     """Return a `torch.fx.GraphModule` of `model` with quantizers, all of them off (float).
 
     The result shares the parameters of `model`, and no module with it that it changed.
+
+    Args:
+        model: the user's network; its classes need not know about qtool.
+        spec: bits and grids.
+        input_shape: (C, H, W); needed when torch.fx cannot trace `model` (torch.export then
+            does), or it pools adaptively to more than one position.
+        integer_only: give every tensor between layers a grid, so that training sees all the
+            device's rounding. False: only layer inputs and weights; whoever exports the model
+            calibrates the rest.
+
+    Raises:
+        UnsupportedError: the model cannot be traced; a layer is called twice; names it.
+        UserError: `spec` names a layer that is not there, or bits out of range.
     """
+    view = GraphView(capture(model, input_shape), spec.input_step is None)
+    normalise(view, _sizes(view, input_shape))
+    return _Preparer(view, spec).run(integer_only)
+
+
+def _sizes(view: GraphView, input_shape: Sequence[int] | None) -> Sizes:
+    """Return a function from node to the size of its result, by running the model once."""
+    known: dict[fx.Node, tuple[int, ...]] = {}
+
+    def size(node: fx.Node) -> tuple[int, ...] | None:
+        if input_shape is not None and node not in known:
+            _propagate(view.gm, input_shape)
+            for other in view.nodes:
+                meta = other.meta.pop("tensor_meta", None)
+                if hasattr(meta, "shape"):
+                    known[other] = tuple(meta.shape)
+        return known.get(node)
+
+    return size
+
+
+def _propagate(gm: fx.GraphModule, input_shape: Sequence[int]) -> None:
+    modes = {module: module.training for module in gm.modules()}
+    gm.eval()
     try:
-        graph_module = fx.symbolic_trace(model)
-    except Exception as error:  # torch.fx raises many types, all about the user's forward()
-        raise UnsupportedError(
-            f"model {type(model).__name__} cannot be traced: {error}"
-        ) from error
-    return _Preparer(graph_module, spec).run()
+        with torch.no_grad():
+            ShapeProp(gm).propagate(torch.zeros(1, *input_shape))
+    except RuntimeError as error:
+        shape = "x".join(map(str, input_shape))
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedError(f"input {shape} does not fit the model: {reason}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 class _Preparer:
-    """One walk over the fx graph for the layers, one for the glue."""
+    """Puts quantizers into the graph: at the layers first, then between them."""
 
-    def __init__(self, graph_module: fx.GraphModule, spec: QuantSpec) -> None:
-        self.gm = graph_module
-        self.modules = dict(graph_module.named_modules())
-        self.spec = spec
+    def __init__(self, view: GraphView, spec: QuantSpec) -> None:
+        self.view, self.spec = view, spec
+        self.gm = view.gm
 
-    def run(self) -> fx.GraphModule:
-        layers = [
-            node for node in self.gm.graph.nodes if self._is(node, (nn.Conv2d, nn.Linear))
-        ]
+    def run(self, integer_only: bool) -> fx.GraphModule:
+        layers = [node for node in self.view.nodes if self.view.kind(node) is Kind.LAYER]
+        self.spec.check(dict.fromkeys(str(node.target) for node in layers))
+        ends = {layers[0], layers[-1]} if layers else set()
         for node in layers:
-            self._quantize_layer(node, first=node is layers[0], last=node is layers[-1])
-        self.modules = dict(self.gm.named_modules())
-        for node in list(self.gm.graph.nodes):
-            self._refuse_lone_norm(node)
-            if self._needs_glue(node):
-                self._insert_glue(node)
+            self._quantize_layer(node, node in ends)
+        if integer_only:
+            for node in self.view.nodes:
+                if self._needs_glue(node):
+                    self._insert_glue(node)
+        for node in self.view.nodes:
+            if isinstance(self.view.module(node), nn.BatchNorm2d):
+                self._quantize_norm(node)
         self.gm.graph.lint()
         self.gm.recompile()
         self.gm.delete_all_unused_submodules()
         return self.gm
 
-    def _module(self, node: fx.Node) -> nn.Module | None:
-        return self.modules[cast(str, node.target)] if node.op == "call_module" else None
+    def _quantizer(
+        self, name: str, role: Role, bits: tuple[int, ...], source: fx.Node
+    ) -> FakeQuantizer:
+        """Return a quantizer of `source`'s values; the image's and gates' steps are fixed."""
+        origin, step = self.view.origin(source), None
+        if origin.op == "placeholder":
+            step = self.spec.input_step
+        elif role in ("glue", "output") and self.view.kind(origin) is Kind.GATE:
+            step = 1 / ((1 << bits[0]) - 1)
+        signed = self.view.is_signed(source)
+        return FakeQuantizer(
+            name, role, bits, signed, step=step, asymmetric=self.spec.asymmetric
+        )
 
-    def _is(self, node: fx.Node, kinds: tuple[type, ...]) -> bool:
-        return isinstance(self._module(node), kinds)
-
-    def _calls(self, node: fx.Node, functions: tuple[Callable[..., Any], ...]) -> bool:
-        return node.op == "call_function" and node.target in functions
-
-    def _is_relu(self, node: fx.Node) -> bool:
-        return self._is(node, _RELUS) or self._calls(node, _RELU_CALLS)
-
-    def _is_move(self, node: fx.Node) -> bool:
-        method = node.op == "call_method" and node.target in _MOVE_METHODS
-        return method or self._is(node, _MOVES) or self._calls(node, _MOVE_CALLS)
-
-    def _quantize_layer(self, node: fx.Node, first: bool, last: bool) -> None:
-        name, module = cast(str, node.target), self._module(node)
+    def _quantize_layer(self, node: fx.Node, is_end: bool) -> None:
+        name, module = str(node.target), self.view.module(node)
         if isinstance(module, QuantLayer):
-            raise UnsupportedError(
-                f"layer {name} is called more than once; its inputs would share one grid"
-            )
-        layer = cast(Layer, module)
-        norm_node = self._following_norm(node)
-        norm = cast(nn.BatchNorm2d, self._module(norm_node)) if norm_node else None
-        ends = (self.spec.first_last_bits,)
-        act_bits = ends if first or last else self.spec.activation_bits
-        weight_bits = ends if first or last else (self.spec.weight_bits,)
-        source = cast(fx.Node, node.args[0])
-        step = self.spec.input_step if source.op == "placeholder" else None
-        input_quant = FakeQuantizer(
-            name, "activation", act_bits, self._is_signed(source), step=step
-        )
-        channels = layer.weight.shape[0]
+            raise _called_twice(name)
+        layer, source = cast(Layer, module), self.view.source(node)
+        norm_node = self._following_norm(node, layer)
+        norm = cast(Norm, self.view.module(norm_node)) if norm_node else None
+        if norm_node is not None:
+            self._check_norm(norm_node)
+        is_end = is_end or self.view.origin(source).op == "placeholder"
+        weight_bits, activation_bits = self.spec.of(name, is_end)
         weight_quant = FakeQuantizer(
-            name, "weight", weight_bits, signed=True, channels=channels
+            name, "weight", weight_bits, signed=True, channels=layer.weight.shape[0]
         )
-        quant = QuantLayer(name, layer, norm, input_quant, weight_quant)
-        self.gm.set_submodule(name, quant)
-        self.modules[name] = quant
+        input_quant = self._quantizer(name, "activation", activation_bits, source)
+        self.gm.set_submodule(name, QuantLayer(name, layer, norm, input_quant, weight_quant))
         if norm_node is not None:
             norm_node.replace_all_uses_with(node)
             self.gm.graph.erase_node(norm_node)
             # It lives on inside the QuantLayer; its old name would save it twice.
-            self.gm.delete_submodule(cast(str, norm_node.target))
+            self.gm.delete_submodule(str(norm_node.target))
 
-    def _following_norm(self, node: fx.Node) -> fx.Node | None:
+    def _following_norm(self, node: fx.Node, layer: Layer) -> fx.Node | None:
         users = list(node.users)
-        alone = len(users) == 1 and self._is(users[0], (nn.BatchNorm2d,))
+        kind = nn.BatchNorm2d if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d
+        alone = len(users) == 1 and isinstance(self.view.module(users[0]), kind)
         return users[0] if alone else None
 
-    def _refuse_lone_norm(self, node: fx.Node) -> None:
-        if self._is(node, (nn.modules.batchnorm._BatchNorm,)):
+    def _check_norm(self, node: fx.Node) -> None:
+        calls = [other for other in self.view.nodes if other.target == node.target]
+        if len(calls) > 1:
+            raise _called_twice(str(node.target))
+        if cast(Norm, self.view.module(node)).running_mean is None:
             raise UnsupportedError(
-                f"layer {node.target}: BatchNorm with no convolution right before it "
-                "cannot be folded"
+                f"layer {node.target}: BatchNorm without running statistics; the device "
+                "has no batch to take them from"
             )
 
-    def _is_signed(self, node: fx.Node) -> bool:
-        """False when `node`'s values are provably >= 0."""
-        if node.op == "placeholder" or self._is_relu(node):
-            return False
-        keeps_sign = self._is(node, _AVERAGES) or self._calls(node, _AVERAGE_CALLS)
-        if keeps_sign or self._is_move(node) or self._is(node, (FakeQuantizer,)):
-            return self._is_signed(cast(fx.Node, node.args[0]))
-        return True
-
-    def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
-        """Yield the nodes that read `node`'s values, looking through data movement."""
-        for user in node.users:
-            if self._is_move(user):
-                yield from self._readers(user)
-            else:
-                yield user
+    def _quantize_norm(self, node: fx.Node) -> None:
+        self._check_norm(node)
+        name, norm = str(node.target), cast(nn.BatchNorm2d, self.view.module(node))
+        grid = self.view.module(self.view.origin(self.view.source(node)))
+        found = grid if isinstance(grid, FakeQuantizer) else None
+        self.gm.set_submodule(name, QuantAffine(name, norm, found))
 
     def _needs_glue(self, node: fx.Node) -> bool:
         """True when `node` makes values that some reader does not quantize for itself."""
-        if node.op in ("placeholder", "output", "get_attr") or self._is_move(node):
+        readers = [self.view.kind(reader) for reader in self.view.readers(node)]
+        if node.op == "placeholder":
+            return any(kind is not Kind.LAYER for kind in readers)
+        if not self.view.makes_values(node) or not readers:
             return False
-        readers = list(self._readers(node))
-        if len(readers) == 1:
-            return not (self._is(readers[0], (QuantLayer,)) or self._is_relu(readers[0]))
-        return len(readers) > 1
+        if len(readers) > 1 or readers[0] is Kind.LAYER:
+            return len(readers) > 1
+        if self.view.kind(node) is Kind.CONCAT:
+            return readers[0] is not Kind.CONCAT
+        return readers[0] not in (Kind.CLAMP, Kind.CONCAT)
 
     def _insert_glue(self, node: fx.Node) -> None:
-        is_output = any(reader.op == "output" for reader in self._readers(node))
+        is_output = any(reader.op == "output" for reader in self.view.readers(node))
         role: Role = "output" if is_output else "glue"
+        role = "input" if node.op == "placeholder" else role
         name = f"glue_{node.name}"
-        quantizer = FakeQuantizer(name, role, (self.spec.glue_bits,), self._is_signed(node))
+        quantizer = self._quantizer(name, role, (self.spec.glue_bits,), node)
         self.gm.add_submodule(name, quantizer)
-        self.modules[name] = quantizer
         with self.gm.graph.inserting_after(node):
             glue = self.gm.graph.call_module(name, (node,))
         node.replace_all_uses_with(glue, delete_user_cb=lambda user: user is not glue)
+
+
+def _called_twice(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"layer {name} is called more than once; its inputs would share one grid"
+    )

@@ -1,9 +1,9 @@
 """A convolution or linear layer with quantized input and weight, and its BatchNorm.
 
 In training BatchNorm works on batch statistics. In evaluation the layer computes what the
-device
-will: BatchNorm as a per-channel factor and a bias that is rounded to the int32 accumulator's
-unit, ``xs * ws * |gamma / sigma|``. So the fake-quantized and the integer model agree.
+device will: BatchNorm as a per-channel factor and a bias that is rounded to the int32
+accumulator's unit, ``xs * ws * |gamma / sigma|``. So the fake-quantized and the integer model
+agree.
 """
 
 from typing import cast
@@ -16,6 +16,7 @@ from qtool.errors import UnsupportedError
 from qtool.nn.fake_quant import FakeQuantizer
 
 Layer = nn.Conv2d | nn.Linear
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 class QuantLayer(nn.Module):
@@ -33,7 +34,7 @@ class QuantLayer(nn.Module):
         self,
         name: str,
         layer: Layer,
-        norm: nn.BatchNorm2d | None,
+        norm: Norm | None,
         input_quant: FakeQuantizer,
         weight_quant: FakeQuantizer,
     ) -> None:
@@ -65,21 +66,19 @@ class QuantLayer(nn.Module):
         factor, shift = self._affine()
         x_scale = self.input_quant.scale(cast(int, self.input_quant.selected))
         w_scale = self.weight_quant.scale(cast(int, self.weight_quant.selected))
-        unit = (x_scale * w_scale * factor.abs()).double()
-        rounded = torch.where(unit > 0, (shift.double() / unit).round() * unit, shift.double())
+        rounded = round_to_unit(shift, x_scale * w_scale * factor.abs())
         y = self._linear_map(x, weight, None)
-        shape = (1, -1, *[1] * (y.ndim - 2))
-        return y * factor.reshape(shape) + rounded.float().reshape(shape)
+        if isinstance(self.layer, nn.Linear):
+            return y * factor + rounded
+        return y * shaped_like(factor, y) + shaped_like(rounded, y)
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """Return BatchNorm and bias as (factor, shift), each (C,)."""
-        weight, bias, norm = self.layer.weight, self.layer.bias, self.norm
+        weight, bias = self.layer.weight, self.layer.bias
         bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
-        if norm is None:
+        if self.norm is None:
             return torch.ones_like(bias), bias
-        mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-        factor = norm.weight * torch.rsqrt(var + norm.eps)
-        return factor, norm.bias + (bias - mean) * factor
+        return norm_affine(self.norm, bias)
 
     def _linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = self.layer
@@ -88,3 +87,24 @@ class QuantLayer(nn.Module):
         return functional.conv2d(
             x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups
         )
+
+
+def norm_affine(norm: Norm, bias: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return (factor, shift), each (C,): ``norm(y + bias) = y * factor + shift``."""
+    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    factor = torch.rsqrt(var + norm.eps)
+    if not norm.affine:
+        return factor, (bias - mean) * factor
+    factor = norm.weight * factor
+    return factor, norm.bias + (bias - mean) * factor
+
+
+def round_to_unit(shift: Tensor, unit: Tensor) -> Tensor:
+    """Round a bias to a multiple of the accumulator's unit; where that is 0, leave it."""
+    exact, step = shift.double(), unit.double()
+    return torch.where(step > 0, (exact / step).round() * step, exact).float()
+
+
+def shaped_like(values: Tensor, y: Tensor) -> Tensor:
+    """Return (C,) as (1, C, 1, ...), of `y`'s rank."""
+    return values.reshape(1, -1, *[1] * (y.ndim - 2))

@@ -2,6 +2,7 @@
 
 v = clip(x / s, -Qn, Qp),  x_hat = round(v) * s  (Eq. 1, 2; half to even, as the device rounds)
 dx_hat/ds = round(v) - v inside, -Qn or Qp outside  (Eq. 3), times g = 1 / sqrt(N * Qp)
+(Qp = 0, a grid without positive codes: g = 1 / sqrt(N))
 dx_hat/dx = 1 inside, 0 outside  (Eq. 5)
 """
 
@@ -33,7 +34,7 @@ class _LSQ(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             slope = clipped.round_().sub_(v * inside)
             count = v.numel() / step.numel()
-            scaled = slope.mul_(grad).mul_(1 / math.sqrt(count * qp))
+            scaled = slope.mul_(grad).mul_(1 / math.sqrt(count * max(qp, 1)))
             grad_step = scaled.sum_to_size(step.shape) if step.ndim else scaled.sum()
         return grad * inside, grad_step, None, None
 
@@ -57,7 +58,7 @@ def mse_step(x: Tensor, qn: int, qp: int, candidates: int = 64) -> Tensor:
     A line search over clipping points between the row's maximum and 1/`candidates` of it;
     better than LSQ's own start, 2 * mean|x| / sqrt(Qp), where training is short.
     """
-    positive = x.amax(1, keepdim=True) / qp
+    positive = x.amax(1, keepdim=True) / qp if qp else torch.zeros_like(x[:, :1])
     negative = -x.amin(1, keepdim=True) / qn if qn else torch.zeros_like(positive)
     widest = torch.maximum(positive, negative).clamp_min(1e-8)
     best, error = widest.clone(), torch.full_like(widest, math.inf)
@@ -67,3 +68,43 @@ def mse_step(x: Tensor, qn: int, qp: int, candidates: int = 64) -> Tensor:
         best = torch.where(got < error, step, best)
         error = torch.minimum(got, error)
     return best
+
+
+def mse_grid(x: Tensor, bits: int, candidates: int = 16) -> tuple[Tensor, int]:
+    """Return (step, zero point) of the asymmetric `bits`-bit grid that minimises x's error.
+
+    Codes are [0, 2^bits - 1], values (code - zero point) * step. Clipping points below and
+    above are searched together, `candidates` each; the step of the best zero point, and that
+    of the symmetric grid (whose error is therefore never beaten by it), is then refined.
+
+    Args:
+        x: float32, any shape.
+        bits: 1 to 8.
+        candidates: clipping points a side.
+
+    Returns:
+        Scalar step, and the zero point, 0 to 2^bits - 1.
+    """
+    row, codes = x.reshape(1, -1), (1 << bits) - 1
+    low, high = -float(row.min().clamp_max(0)), float(row.max().clamp_min(0))
+    shares = [1 - index / candidates for index in range(candidates)]
+    ranges = {(low * a, high * b) for a in shares for b in shares}
+    grids = {(max(a + b, 1e-8) / codes, _zero_point(a, b, codes)) for a, b in ranges}
+
+    def error(grid: tuple[float, int]) -> float:
+        step, zero_point = grid
+        rounded = lsq(row, row.new_tensor(step), zero_point, codes - zero_point)
+        return float((rounded - row).square().sum())
+
+    coarse = min(sorted(grids), key=error)
+    refined = [
+        (float(mse_step(row, zero, codes - zero)), zero)
+        for zero in sorted({coarse[1], (codes + 1) // 2})
+    ]
+    step, zero_point = min([coarse, *refined], key=error)
+    return x.new_tensor(step), zero_point
+
+
+def _zero_point(below: float, above: float, codes: int) -> int:
+    """Return the code of value 0 on a grid from -`below` to `above`."""
+    return round(codes * below / max(below + above, 1e-8))
