@@ -10,6 +10,7 @@ Cases:
    builder chooses it by beta alone: on the old scale beta would be rounded coarsely.
 BatchNorm is folded before rounding elsewhere: peers fold first and quantize the product, which
 changes the codes that training learned.
+A BatchNorm of a tensor that has a grid of its own is left alone (`passes.operators`).
 Refuses when BatchNorm follows something else, or a flipped code leaves its container.
 """
 
@@ -21,7 +22,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
-from passes.graph import LAYER_KEY, add_constant, operand
+from passes.graph import LAYER_KEY, add_constant, as_fake_quant, operand
+from passes.moves import is_move, sources
 from qtool.dialect import constant
 from qtool.errors import UnsupportedError
 
@@ -36,13 +38,21 @@ class FoldBatchNorm(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
         norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
-        for norm in norms:
-            _fold(model.graph, norm)
-        return PassResult(model, bool(norms))
+        matches = [(norm, *_match(norm)) for norm in norms if not _stands_alone(norm)]
+        for norm, conv, weight in matches:
+            _fold(model.graph, norm, conv, weight)
+        return PassResult(model, bool(matches))
 
 
-def _fold(graph: ir.Graph, norm: ir.Node) -> None:
-    conv, weight = _match(norm)
+def _stands_alone(norm: ir.Node) -> bool:
+    """True for the BatchNorm of a tensor on a grid: it is lowered to a per-channel affine."""
+    producer = operand(norm, 0).producer()
+    while producer is not None and is_move(producer) and sources(producer):
+        producer = sources(producer)[0].producer()
+    return as_fake_quant(producer) is not None
+
+
+def _fold(graph: ir.Graph, norm: ir.Node, conv: ir.Node, weight: ir.Node) -> None:
     layer = weight.metadata_props[LAYER_KEY]
     codes, scale = _array(weight, 0), _array(weight, 1)
     gamma, beta, mean, var = (_array(norm, i).astype(np.float64) for i in range(1, 5))

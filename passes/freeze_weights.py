@@ -1,7 +1,7 @@
 """``FakeQuant(const W, steps)`` -> ``DequantizeLinear(codes, scale, 0, axis=0)``.
 
-The codes are ``clip(rint(W / s), -Q, Q)``, what training saw; from here on no pass recomputes
-them. The node carries the layer's name and bits as metadata.
+The codes are ``clip(rint(W / s), -Q, Q)``, at one bit +-1, what training saw; from here on
+no pass recomputes them. The node carries the layer's name and bits as metadata.
 Refuses when the weight is not constant, or more than one bit-width is left.
 """
 
@@ -11,10 +11,17 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from passes.graph import LAYER_KEY, FakeQuant, add_constant, fake_quants, replace_node
+from passes.graph import (
+    LAYER_KEY,
+    MIN_STEP,
+    FakeQuant,
+    add_constant,
+    fake_quants,
+    replace_node,
+)
 from qtool.dialect import WEIGHT_BITS_KEY, constant
 from qtool.errors import UnsupportedError
-from qtool.numerics import quantize_weight
+from qtool.numerics import binary_weight, quantize_weight
 from qtool.qspec import weight_limit
 
 
@@ -39,18 +46,23 @@ def _frozen(graph: ir.Graph, view: FakeQuant) -> ir.Node:
         )
     channels = weight.shape[0]
     # The same float32 |step| that training divided by; per-tensor steps are spread.
-    scale = np.broadcast_to(np.maximum(np.abs(view.steps[0]), np.float32(1e-7)), channels)
-    codes = quantize_weight(weight, np.ascontiguousarray(scale), weight_limit(view.bits[0]))
+    scale = np.broadcast_to(np.maximum(np.abs(view.steps[0]), np.float32(MIN_STEP)), channels)
+    scale, bits = np.ascontiguousarray(scale), view.bits[0]
+    codes = (
+        binary_weight(weight)
+        if bits == 1
+        else quantize_weight(weight, scale, weight_limit(bits))
+    )
     node = ir.node(
         "DequantizeLinear",
         [
             add_constant(graph, f"{view.name}.codes", codes),
-            add_constant(graph, f"{view.name}.scale", np.ascontiguousarray(scale)),
+            add_constant(graph, f"{view.name}.scale", scale),
             add_constant(graph, f"{view.name}.zero", np.zeros(channels, np.int8)),
         ],
         {"axis": 0},
         name=view.name,
     )
     node.metadata_props[LAYER_KEY] = view.name
-    node.metadata_props[WEIGHT_BITS_KEY] = str(view.bits[0])
+    node.metadata_props[WEIGHT_BITS_KEY] = str(bits)
     return node

@@ -7,28 +7,46 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qtool.dialect import MS, constant
+from qtool.dialect import Grid, constant
 from qtool.errors import UnsupportedError
+from qtool.qspec import Window, activation_window
 
+MIN_STEP = 1e-7
 QTOOL = "qtool"
 LAYER_KEY = "qtool.layer"
 
 
 @dataclass(frozen=True)
 class FakeQuant:
-    """Typed view of a ``qtool::FakeQuant`` node; `steps` is (candidates, channels)."""
+    """Typed view of a ``qtool::FakeQuant`` node; `steps` is (candidates, channels).
+
+    `zero_points` has one entry a candidate, or none where all are the windows' usual ones.
+    """
 
     node: ir.Node
     name: str
     role: str
     bits: tuple[int, ...]
     signed: bool
+    zero_points: tuple[int, ...]
     steps: NDArray[np.float32]
 
     @property
     def source(self) -> ir.Value:
         """The tensor it quantizes."""
         return operand(self.node, 0)
+
+    @property
+    def grid(self) -> Grid:
+        """Grid of the first candidate; the same float32 |step| that training divided by."""
+        step = np.float32(max(abs(float(self.steps[0, 0])), MIN_STEP))
+        return Grid(step, self.window.zero_point)
+
+    @property
+    def window(self) -> Window:
+        """Window of the first candidate."""
+        zero_point = self.zero_points[0] if self.zero_points else None
+        return activation_window(self.bits[0], self.signed, zero_point)
 
 
 def as_fake_quant(node: ir.Node | None) -> FakeQuant | None:
@@ -41,7 +59,8 @@ def as_fake_quant(node: ir.Node | None) -> FakeQuant | None:
         raise UnsupportedError(f"FakeQuant {name}: its steps are not constant")
     return FakeQuant(
         node, name, attributes.get_string("role", ""), tuple(attributes.get_ints("bits", ())),
-        bool(attributes.get_int("signed", 0)), steps,
+        bool(attributes.get_int("signed", 0)), tuple(attributes.get_ints("zero_points", ())),
+        steps,
     )  # fmt: skip
 
 
@@ -64,23 +83,20 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     fresh, number = name, 1
     while fresh in graph.initializers:
         fresh, number = f"{name}_{number}", number + 1
-    tensor = ir.tensor(array, name=fresh)
-    value = ir.Value(
-        name=fresh,
-        const_value=tensor,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(tensor.shape.numpy()),
-    )
+    value = make_constant(fresh, array)
     graph.register_initializer(value)
     return value
 
 
-def finish_dialect(model: ir.Model, old: list[ir.Node], outputs: list[ir.Value]) -> None:
-    """Let `outputs` of newly appended integer nodes take over; drop the `old` nodes."""
-    model.graph.outputs[:] = outputs
-    model.graph.remove(old[::-1], safe=True)
-    drop_unused_constants(model.graph)
-    model.opset_imports[MS] = 1
+def make_constant(name: str, array: NDArray[Any]) -> ir.Value:
+    """Return `array` as a constant that no graph owns yet."""
+    tensor = ir.tensor(array, name=name)
+    return ir.Value(
+        name=name,
+        const_value=tensor,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
+    )
 
 
 def drop_unused_constants(graph: ir.Graph) -> None:

@@ -1,32 +1,33 @@
-"""ONNX in QDQ form -> integer dialect: what `passes.emit.onnx_qdq` wrote, read back.
+"""ONNX in QDQ form -> integer dialect: files of `passes.emit.onnx_qdq` and others.
 
-``Clip(Q(op(DQ(x), ...)))`` -> the integer operator, exactly as runtimes fuse it:
+``DQ(Clip(Q([Relu|Clip](op(DQ(x), ...)))))`` -> the integer operator (`passes.operators`) on
+the grid of Q, exactly as runtimes fuse it; codes are read on the grid of each DQ.
 
-1. Q of the graph input. 2. Q(Conv(DQ(x), DQ(W), DQ(b))) and Q(Gemm(...)). 3. Q(Add(DQ, DQ)).
-4. Q(GlobalAveragePool(DQ)). 5. Q(LeakyRelu(DQ), alpha 1). 6. Flatten, MaxPool on codes.
-7. DQ to the graph output. INT4 weights behind a Cast are unpacked.
-Refuses any operator that would run in floating point, naming it; a bias whose scale is not
-``xs * ws``; weights with a zero point.
+1. uint8 activations as they are; int8 ones move up by 128, codes and zero points.
+2. int8 weights with zero point 0, also packed ones; uint8 weights with zero point 128.
+3. Data movement, between DQ and Q or on codes. 4. ``Gather(table, Cast(codes))``: a table.
+5. DQ to the graph output.
+Refuses any operator that would run in floating point, naming it, and weights that the dialect
+does not hold; the model is then unchanged.
 """
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
-from passes.emit.onnx_qdq import BITS_KEY
-from passes.graph import finish_dialect, operand
-from passes.integer_builder import IntegerBuilder, Layer, Quantized, conv_attributes
-from qtool.dialect import MS, Grid, constant, require_plain, scalar
+from passes.emit.packed import code_width
+from passes.graph import operand
+from passes.integer_builder import Quantized
+from passes.layers import read_layer
+from passes.lowering import Lowering
+from passes.moves import is_move, lower_move, sources
+from passes.operators import ACTIVATIONS, gather, mark
+from qtool.dialect import BITS_KEY, Grid, constant, scalar, value_name
 from qtool.errors import UnsupportedError, UserError
-from qtool.numerics import bias_scale
-from qtool.qspec import Window
-
-FULL = Window(0, 0, 255)
+from qtool.qspec import FULL, Window
 
 
 @dataclass(frozen=True)
@@ -35,180 +36,148 @@ class ImportQDQ(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
-        if MS in model.opset_imports or not any(
-            n.op_type == "QuantizeLinear" for n in model.graph
+        # In the dialect only the output is dequantized.
+        if not any(
+            n.op_type == "DequantizeLinear" and n.outputs[0].uses() for n in model.graph
         ):
             return PassResult(model, False)
         importer = _Importer(model)
-        old = list(model.graph)
-        finish_dialect(model, old, importer.run(old))
+        for node in model.graph:
+            importer.visit(node)
+        outputs = [importer.output(value) for value in model.graph.outputs]
+        importer.walk.build.commit(model, outputs)
         return PassResult(model, True)
 
 
 class _Importer:
-    """Maps the file's uint8 tensors to the dialect's."""
+    """Maps the file's 8-bit tensors to the dialect's."""
 
     def __init__(self, model: ir.Model) -> None:
-        self.graph = model.graph
-        self.build = IntegerBuilder(model.graph)
+        self.walk = Lowering()
         self.bits = _read_bits(model)
         self.codes: dict[ir.Value, Quantized] = {}
+        for value in model.graph.inputs:
+            if value.dtype == ir.DataType.UINT8:
+                self.codes[value] = Quantized(value, Grid(np.float32(1), 0), 8)
 
-    def run(self, nodes: list[ir.Node]) -> list[ir.Value]:
-        for node in nodes:
-            if node.op_type == "QuantizeLinear":
-                self._quantize(node)
-            elif node.op_type in ("Flatten", "MaxPool"):
-                self._move(node)
-        outputs = []
-        for value in self.graph.outputs:
-            final = value.producer()
-            if final is None or final.op_type != "DequantizeLinear":
-                raise UnsupportedError(f"output {value.name} is not dequantized from integers")
-            outputs.append(self.build.dequantize(self._operand(final, 0, final), value))
-        return outputs
+    def visit(self, node: ir.Node) -> None:
+        if node.op_type == "QuantizeLinear":
+            self._quantize(node)
+        elif node.op_type == "DequantizeLinear":
+            self._dequantize(node)
+        elif is_move(node):
+            self._move(node)
+        elif node.op_type == "Gather":
+            self._gather(node)
+
+    def output(self, value: ir.Value) -> ir.Value:
+        if value not in self.walk.quantized:
+            raise UnsupportedError(f"output {value.name} is not dequantized from integers")
+        return self.walk.build.dequantize(self.walk.quantized[value], value)
 
     def _quantize(self, node: ir.Node) -> None:
         """Lower the group that ends in `node`."""
+        value = operand(node, 0)
+        if constant(value) is not None:
+            return  # a weight that is quantized when the file is loaded; its reader refuses it
         result, window = _window(node)
-        grid = _grid(node)
-        name = str(result.name)
-        value = self._core(node, grid, window, name)
         bits = (window.hi - window.lo).bit_length()
-        self.codes[result] = self.codes[node.outputs[0]] = Quantized(value, grid, bits)
+        name = value_name(result)
+        twin = self.walk.lower(value, _grid(node), window, name, bits)
+        core = value.producer()
+        if core is not None:
+            self._mark(twin, core)
+        self.codes[result] = self.codes[node.outputs[0]] = twin
 
-    def _core(self, node: ir.Node, grid: Grid, window: Window, name: str) -> ir.Value:
-        source = operand(node, 0)
-        if source.is_graph_input():
-            return self.build.quantize(source, grid, window, name)
-        core = source.producer()
-        if core is None:
-            raise UnsupportedError(f"node {node.name}: quantizes a constant at run time")
-        like = core.outputs[0]
-        if core.op_type in ("Conv", "Gemm"):
-            require_plain(core, f"tensor {name}")
-        if core.op_type == "Conv":
-            x, kept = self._input(core, 0), conv_attributes(core)
-            return self.build.conv(*self._layer(core, x, name), grid, window, like, kept)
-        if core.op_type == "Gemm":
-            x = self._input(core, 0)
-            return self.build.gemm(*self._layer(core, x, name), grid, window, like)
-        if core.op_type == "Add":
-            a, b = self._input(core, 0), self._input(core, 1)
-            return self.build.add(a, b, grid, window, like, name)
-        if core.op_type == "GlobalAveragePool":
-            return self.build.average(self._input(core, 0), grid, window, like, name)
-        if core.op_type == "LeakyRelu" and core.attributes.get_float("alpha", 0.01) == 1.0:
-            return self.build.rescale(self._input(core, 0), grid, window, like, name)
-        raise UnsupportedError(
-            f"tensor {name}: operator {core.op_type} would run in floating point"
-        )
-
-    def _input(self, core: ir.Node, index: int) -> Quantized:
-        dequantize = operand(core, index).producer()
-        if dequantize is None or dequantize.op_type != "DequantizeLinear":
-            raise UnsupportedError(
-                f"{core.op_type} reads {operand(core, index).name} in floating point"
-            )
-        return self._operand(dequantize, 0, core)
-
-    def _operand(self, dequantize: ir.Node, index: int, reader: ir.Node) -> Quantized:
-        value = operand(dequantize, index)
-        if value not in self.codes:
-            raise UnsupportedError(
-                f"{reader.op_type} reads {value.name}, which is not quantized"
-            )
-        found = self.codes[value]
-        if found.grid != _grid(dequantize):
-            raise UnsupportedError(
-                f"tensor {value.name}: quantized on one grid, read on another"
-            )
-        return found
-
-    def _layer(self, core: ir.Node, x: Quantized, name: str) -> tuple[Quantized, Layer]:
-        codes, scale = _weight(core, name)
-        bias = np.zeros(len(scale), np.float64)
-        if len(core.inputs) > 2 and core.inputs[2] is not None:
-            bias = _bias(core, x.grid.scale, scale, name)
-        bits = self.bits.get(name, [_width(codes), x.bits])
-        limit = 1 << (bits[0] - 1)
-        if codes.size and (codes.min() < -limit or codes.max() >= limit):
+    def _mark(self, twin: Quantized, core: ir.Node) -> None:
+        """State the bits of a layer: the file's, or as many as its codes need."""
+        while core.op_type in ACTIVATIONS:
+            inner = operand(core, 0).producer()
+            if inner is None:
+                return
+            core = inner
+        if core.op_type not in ("Conv", "Gemm", "MatMul"):
+            return
+        name = value_name(twin.value)
+        if self.bits is not None and name not in self.bits:
+            return
+        x, layer = self.walk.tensor(operand(core, 0), core), read_layer(core, name)
+        weight, activation = (self.bits or {}).get(name, [code_width(layer.codes), x.bits])
+        limit = 1 << (weight - 1)
+        if layer.codes.size and (
+            layer.codes.min() < -limit or layer.codes.max() > max(limit - 1, 1)
+        ):
             raise UserError(
-                f"layer {name}: weights exceed the {bits[0]} bits that the file states"
+                f"layer {name}: weights exceed the {weight} bits that the file states"
             )
-        marked = Quantized(x.value, x.grid, bits[1])
-        return marked, Layer(name, codes, scale, bias, bits[0])
+        mark(twin.value, weight, activation)
+
+    def _dequantize(self, node: ir.Node) -> None:
+        source, result = operand(node, 0), node.outputs[0]
+        if source in self.codes:
+            twin = self.codes[source]
+            self.walk.quantized[result] = Quantized(twin.value, _grid(node), twin.bits)
+            return
+        codes = constant(source)
+        if codes is not None and codes.size == 1 and codes.dtype in (np.uint8, np.int8):
+            code = codes.reshape(()).astype(np.int16) + _lift(codes.dtype)
+            self.walk.constants[result] = (np.uint8(code), _grid(node))
 
     def _move(self, node: ir.Node) -> None:
-        x = self.codes.get(operand(node, 0))
-        if x is None:
-            raise UnsupportedError(f"{node.op_type} works in floating point")
-        value = self.build.move(node, x, str(node.outputs[0].name))
-        self.codes[node.outputs[0]] = Quantized(value, x.grid, x.bits)
+        result, build = node.outputs[0], self.walk.build
+        if all(value in self.codes for value in sources(node)):
+            xs = [self.codes[value] for value in sources(node)]
+            self.codes[result] = lower_move(build, node, xs, value_name(result))
+        elif all(value in self.walk.quantized for value in sources(node)):
+            self.walk.quantized[result] = self.walk.move(node, f"{value_name(result)}/codes")
+
+    def _gather(self, node: ir.Node) -> None:
+        cast, table = operand(node, 1).producer(), constant(node.inputs[0])
+        source = None if cast is None or cast.op_type != "Cast" else operand(cast, 0)
+        if table is None or source is None or source not in self.codes:
+            return  # constants being unpacked, or nothing that integers reach
+        result, x = node.outputs[0], self.codes[source]
+        twin = gather(self.walk.build, value_name(result), x.value, table, result)
+        self.codes[result] = Quantized(twin, x.grid, 8)
 
 
 def _window(node: ir.Node) -> tuple[ir.Value, Window]:
-    """Return the tensor behind Q and its clip, and the window."""
+    """Return the tensor behind Q and its clip, and the window in uint8 codes."""
     result = node.outputs[0]
     users = [usage.node for usage in result.uses()]
     if len(users) == 1 and users[0].op_type == "Clip":
         clip = users[0]
-        lo, hi = (int(scalar(v, f"Clip behind {result.name}")) for v in clip.inputs[1:3])
+        bounds = [scalar(v, f"Clip behind {result.name}") for v in clip.inputs[1:3]]
+        lo, hi = (int(bound) + _lift(bound.dtype) for bound in bounds)
         return clip.outputs[0], Window(0, lo, hi)
     return result, FULL
 
 
+def _lift(kind: np.dtype[np.generic]) -> int:
+    """Return how far codes of this type move up to become uint8."""
+    return 128 if kind == np.int8 else 0
+
+
 def _grid(node: ir.Node) -> Grid:
-    scale = scalar(node.inputs[1], f"scale of {node.outputs[0].name}")
-    zero_point = scalar(operand(node, 2), f"zero point of {node.outputs[0].name}")
-    if zero_point.dtype != np.uint8:
+    """Return the uint8 grid of a QuantizeLinear or DequantizeLinear node."""
+    name = value_name(node.outputs[0])
+    scale = scalar(node.inputs[1], f"scale of {name}")
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return Grid(np.float32(scale), 0)  # the specification's default: uint8 around 0
+    zero_point = scalar(node.inputs[2], f"zero point of {name}")
+    if zero_point.dtype not in (np.uint8, np.int8):
         raise UnsupportedError(
-            f"tensor {node.inputs[0]}: {zero_point.dtype}; uint8 is supported"
+            f"tensor {value_name(node.inputs[0])}: {zero_point.dtype}; uint8 and int8 are "
+            "supported"
         )
-    return Grid(np.float32(scale), int(zero_point))
+    return Grid(np.float32(scale), int(zero_point) + _lift(zero_point.dtype))
 
 
-def _weight(core: ir.Node, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    dequantize = operand(core, 1).producer()
-    if dequantize is None or dequantize.op_type != "DequantizeLinear":
-        raise UnsupportedError(f"layer {name}: {core.op_type} has float weights")
-    source = operand(dequantize, 0)
-    cast = source.producer()
-    if cast is not None and cast.op_type == "Cast":
-        source = operand(cast, 0)
-    codes, scale = constant(source), constant(dequantize.inputs[1])
-    zero = constant(dequantize.inputs[2]) if len(dequantize.inputs) > 2 else None
-    if codes is None or scale is None or (zero is not None and np.any(zero)):
-        raise UnsupportedError(f"layer {name}: weights must be constant with zero point 0")
-    spread = np.broadcast_to(scale.astype(np.float32), (codes.shape[0],))
-    return codes.astype(np.int8), np.ascontiguousarray(spread)
-
-
-def _bias(
-    core: ir.Node, x_scale: np.float32, w_scale: NDArray[np.float32], name: str
-) -> NDArray[np.float64]:
-    """Return the bias in real units, so that rounding it again gives the file's int32."""
-    dequantize = operand(core, 2).producer()
-    codes = None if dequantize is None else constant(dequantize.inputs[0])
-    unit = None if dequantize is None else constant(dequantize.inputs[1])
-    if codes is None or codes.dtype != np.int32 or unit is None:
-        raise UnsupportedError(f"layer {name}: bias is not int32 behind DequantizeLinear")
-    expected = bias_scale(x_scale, w_scale)
-    if not np.array_equal(unit.reshape(-1), expected):
-        raise UnsupportedError(f"layer {name}: bias scale is not input scale * weight scale")
-    return codes.astype(np.float64) * expected.astype(np.float64)
-
-
-def _width(codes: NDArray[Any]) -> int:
-    """Smallest signed width that holds `codes`."""
-    return (
-        max(int(codes.max(initial=0)).bit_length(), int(~codes.min(initial=0)).bit_length())
-        + 1
-    )
-
-
-def _read_bits(model: ir.Model) -> dict[str, list[int]]:
-    text = model.metadata_props.get(BITS_KEY, "{}")
+def _read_bits(model: ir.Model) -> dict[str, list[int]] | None:
+    """Return the layers' bits, None for a file of another tool."""
+    if BITS_KEY not in model.metadata_props:
+        return None
+    text = model.metadata_props[BITS_KEY]
     try:
         value: dict[str, list[int]] = json.loads(text)
         if all(

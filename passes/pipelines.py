@@ -4,6 +4,7 @@ import onnx_ir as ir
 from onnx_ir.passes import Sequential
 
 from passes.canonicalize import Canonicalize
+from passes.expand_qlinear import ExpandQLinear
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.freeze_weights import FreezeWeights
 from passes.import_qdq import ImportQDQ
@@ -31,8 +32,15 @@ def lower(model: ir.Model, selection: Selection) -> ir.Model:
 
 
 def import_qdq(model: ir.Model) -> ir.Model:
-    """ONNX QDQ file -> integer dialect, in place."""
-    return _run(model, ImportQDQ())
+    """ONNX QDQ or QLinear file -> integer dialect, in place."""
+    return _run(
+        model,
+        # The operator form is QDQ with each group in one node: spelled out, it needs no reader
+        # of its own.
+        ExpandQLinear(),
+        Canonicalize(),
+        ImportQDQ(),
+    )
 
 
 def _run(model: ir.Model, *passes: ir.passes.PassBase) -> ir.Model:

@@ -1,9 +1,9 @@
 """``FakeQuant(Flatten(x))`` -> ``Flatten(FakeQuant(x))``; every edge has a grid then.
 
 Cases:
-1. A grid after Flatten, MaxPool or Identity whose input only it reads moves before it:
-   rounding and data movement (or a maximum) commute.
-2. Conv, Gemm, Add and GlobalAveragePool: every activation they read comes from a grid (perhaps
+1. A grid after data movement whose input only it reads moves before it, for Concat onto every
+   input: rounding commutes with copying and with a maximum.
+2. Operators of `passes.operators`: every activation they read comes from a grid (perhaps
    through data movement), and their result, perhaps through Relu or Clip, goes to one.
 Refuses when an edge of case 2 has no grid, naming operator and tensor.
 """
@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from passes.graph import LAYER_KEY, as_fake_quant, operand
+from passes.graph import as_fake_quant, operand
+from passes.layers import layer_name
+from passes.moves import is_move, sources
+from passes.operators import ACTIVATIONS, OPERATORS
 from qtool.errors import UnsupportedError
-
-MOVES = ("Flatten", "MaxPool", "Identity")
-ARITHMETIC = {"Conv": (0,), "Gemm": (0,), "Add": (0, 1), "GlobalAveragePool": (0,)}
-ACTIVATIONS = ("Relu", "Clip")
 
 
 @dataclass(frozen=True)
@@ -27,43 +26,56 @@ class QuantizeGlue(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
-        modified = False
-        while any([_hoist(node) for node in list(model.graph)]):
-            modified = True
         for node in model.graph:
-            if node.op_type in ARITHMETIC and not node.domain:
+            if node.op_type in OPERATORS and not node.domain:
                 _check_edges(node)
+        modified = False
+        # Backwards: a grid behind several movements then walks through all of them.
+        waiting = [node for node in model.graph if as_fake_quant(node) is not None]
+        while waiting:
+            moved = _hoist(waiting.pop())
+            modified |= bool(moved)
+            waiting += moved
         return PassResult(model, modified)
 
 
-def _hoist(node: ir.Node) -> bool:
-    """Move the FakeQuant `node` before the data movement it reads."""
+def _hoist(node: ir.Node) -> list[ir.Node]:
+    """Move the FakeQuant `node` before the data movement it reads; return where it is now."""
     view = as_fake_quant(node)
-    move = view.source.producer() if view else None
-    if move is None or move.op_type not in MOVES or move.domain:
-        return False
-    source, moved = operand(move, 0), move.outputs[0]
-    if (
-        len(list(source.uses())) != 1
-        or len(list(moved.uses())) != 1
-        or moved.is_graph_output()
-    ):
-        return False
-    graph, result = node.graph, node.outputs[0]
-    if graph is None:
-        return False
-    node.replace_input_with(0, source)
-    result.replace_all_uses_with(moved, replace_graph_outputs=True)
-    result.shape, result.type = source.shape, source.type
-    move.replace_input_with(0, result)
-    graph.remove(node)
-    graph.insert_before(move, node)
-    return True
+    move, graph = (view.source.producer() if view else None), node.graph
+    if view is None or move is None or graph is None or not is_move(move):
+        return []
+    moved, values = move.outputs[0], sources(move)
+    if not _alone([moved, *values]):
+        return []
+    fresh = []
+    for index, value in enumerate(values):
+        twin = _twin(node, value, view.name if len(values) == 1 else f"{view.name}.{index}")
+        graph.insert_before(move, twin)
+        move.replace_input_with(index, twin.outputs[0])
+        fresh.append(twin)
+    node.outputs[0].replace_all_uses_with(moved, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    return fresh
+
+
+def _alone(values: list[ir.Value]) -> bool:
+    """True when each value has one reader; a graph output has more."""
+    return all(len(list(v.uses())) == 1 and not v.is_graph_output() for v in values)
+
+
+def _twin(node: ir.Node, value: ir.Value, name: str) -> ir.Node:
+    """Return a FakeQuant like `node` of `value`."""
+    kept = [v for k, v in node.attributes.items() if k != "name"]
+    kept.append(ir.AttrString("name", name))
+    twin = ir.Node(node.domain, node.op_type, [value, *node.inputs[1:]], kept, name=name)
+    twin.outputs[0].shape, twin.outputs[0].type = value.shape, value.type
+    return twin
 
 
 def _check_edges(node: ir.Node) -> None:
     name = layer_name(node)
-    for index in ARITHMETIC[node.op_type]:
+    for index in OPERATORS[node.op_type][1]:
         if not _has_grid(operand(node, index)):
             raise UnsupportedError(
                 f"layer {name}: {node.op_type} reads {operand(node, index).name} in floating "
@@ -75,19 +87,10 @@ def _check_edges(node: ir.Node) -> None:
         )
 
 
-def layer_name(node: ir.Node) -> str:
-    """Return the layer's name in the user's model, or the node's own."""
-    if len(node.inputs) > 1 and node.inputs[1] is not None:
-        weight = node.inputs[1].producer()
-        if weight is not None and LAYER_KEY in weight.metadata_props:
-            return weight.metadata_props[LAYER_KEY]
-    return str(node.name)
-
-
 def _has_grid(value: ir.Value) -> bool:
     producer = value.producer()
-    while producer is not None and producer.op_type in MOVES:
-        producer = operand(producer, 0).producer()
+    if producer is not None and is_move(producer):
+        return all(_has_grid(source) for source in sources(producer))
     return as_fake_quant(producer) is not None
 
 
@@ -95,8 +98,9 @@ def _goes_to_grid(value: ir.Value) -> bool:
     users = [usage.node for usage in value.uses()]
     if value.is_graph_output() or not users:
         return False
-    return all(
-        as_fake_quant(user) is not None
-        or (user.op_type in ACTIVATIONS and _goes_to_grid(user.outputs[0]))
-        for user in users
-    )
+    return all(as_fake_quant(user) is not None or _passes_on(user) for user in users)
+
+
+def _passes_on(user: ir.Node) -> bool:
+    known = (user.op_type in ACTIVATIONS and not user.domain) or is_move(user)
+    return known and _goes_to_grid(user.outputs[0])

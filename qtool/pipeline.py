@@ -10,6 +10,7 @@ from onnx.checker import ValidationError
 
 import qtool
 from passes.emit.onnx_qdq import emit_onnx_qdq
+from passes.packing import weight_bytes
 from passes.pipelines import import_qdq, lower
 from qtool.cost import total_bops, total_macs
 from qtool.dialect import Program, read_program
@@ -96,7 +97,8 @@ def describe(program: Program) -> dict[str, Any]:
         "layer_macs": {cost.name: cost.macs for cost in costs},
         "macs": total_macs(costs),
         "bops": total_bops(costs),
-        "weight_bytes": program.weight_bytes(),
+        "weight_bytes": weight_bytes(program),
+        "input_kind": program.input_kind,
     }
 
 

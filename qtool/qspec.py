@@ -17,7 +17,7 @@ from qtool.errors import UserError
 from qtool.files import read_json
 
 ACTIVATION_BITS = range(1, 9)
-WEIGHT_BITS = range(2, 9)
+WEIGHT_BITS = range(1, 9)
 BITS_FORMAT = 1
 
 
@@ -35,11 +35,18 @@ class Window:
         return self.lo == 0 and self.hi == 255
 
 
-def activation_window(bits: int, signed: bool) -> Window:
+FULL = Window(0, 0, 255)
+
+
+def activation_window(bits: int, signed: bool, zero_point: int | None = None) -> Window:
     """Return the uint8 window of a `bits`-bit activation.
 
-    Unsigned: [0, 2^b - 1] around 0. Signed: [-2^(b-1), 2^(b-1) - 1] around 128.
+    Unsigned: [0, 2^b - 1] around 0. Signed: [-2^(b-1), 2^(b-1) - 1] around 128. A
+    `zero_point` of its own, another than those two, makes it asymmetric: [0, 2^b - 1] around
+    that code.
     """
+    if zero_point is not None and zero_point != (128 if signed else 0):
+        return Window(zero_point, 0, (1 << bits) - 1)
     if signed:
         half = 1 << (bits - 1)
         return Window(128, 128 - half, 128 + half - 1)
@@ -49,10 +56,10 @@ def activation_window(bits: int, signed: bool) -> Window:
 def weight_limit(bits: int) -> int:
     """Return Q of the symmetric, narrow weight range [-Q, Q], Q = 2^(b-1) - 1.
 
-    Narrow, so that a negative BatchNorm gamma can flip a channel's codes without overflow.
-    One bit: Q = 1, and the codes are only -1 and +1, never 0.
+    Narrow, so that a negative BatchNorm gamma can flip a channel's codes without overflow. One
+    bit holds the codes -1 and 1.
     """
-    return max(1, (1 << (bits - 1)) - 1)
+    return max((1 << (bits - 1)) - 1, 1)
 
 
 @dataclass(frozen=True)

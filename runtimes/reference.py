@@ -16,14 +16,20 @@ from qtool import numerics
 from qtool.dialect import (
     Add,
     Average,
+    Concat,
     Conv,
-    Flatten,
     Gemm,
+    Lookup,
     MaxPool,
+    Mul,
     Op,
+    Pad,
     Program,
     Quantize,
-    Rescale,
+    Reshape,
+    Slice,
+    Transpose,
+    Upsample,
 )
 from qtool.numerics import Accumulators, Codes, Floats
 
@@ -54,7 +60,7 @@ class ReferenceRuntime:
         return Counter()
 
     def _execute(self, x: Floats) -> Iterator[tuple[str, Codes]]:
-        tensors: dict[str, Codes] = {}
+        tensors: dict[str, Any] = {self.program.input_name: x}
         for op in self.program.ops:
             if isinstance(op, Quantize):
                 result = numerics.quantize(x, op.grid.scale, op.grid.zero_point, op.lo, op.hi)
@@ -71,8 +77,9 @@ def execute(op: Op, inputs: list[Codes]) -> Codes:
         acc = conv_accumulate(op, x) if isinstance(op, Conv) else gemm_accumulate(op, x)
         factor = numerics.multiplier(op.x.scale, op.w_scale, op.grid.scale)
         return numerics.requantize(acc, factor, zero, lo, hi)
-    if isinstance(op, Add):
-        return numerics.add(
+    if isinstance(op, Add | Mul):
+        formula = numerics.add if isinstance(op, Add) else numerics.multiply
+        return formula(
             x, op.a.scale, op.a.zero_point, inputs[1], op.b.scale, op.b.zero_point,
             op.grid.scale, zero, lo, hi,
         )  # fmt: skip
@@ -81,15 +88,34 @@ def execute(op: Op, inputs: list[Codes]) -> Codes:
             (2, 3), keepdims=True, dtype=np.int32
         )
         return numerics.average(total, op.x.scale, op.grid.scale, op.count, zero, lo, hi)
-    if isinstance(op, Rescale):
-        table = numerics.rescale_table(
-            op.x.scale, op.x.zero_point, op.grid.scale, zero, lo, hi
-        )
-        return table[x]
+    if isinstance(op, Lookup):
+        return op.table[x]
+    return _move(op, inputs)
+
+
+def _move(op: Op, inputs: list[Codes]) -> Codes:
+    """Return the result of data movement."""
+    x = inputs[0]
     if isinstance(op, MaxPool):
         return _max_pool(op, x)
-    if isinstance(op, Flatten):
-        return x.reshape(len(x), -1)
+    if isinstance(op, Reshape):
+        return x.reshape(len(x), *op.shape)
+    if isinstance(op, Transpose):
+        return x.transpose(op.perm)
+    if isinstance(op, Concat):
+        return np.concatenate(inputs, op.axis)
+    if isinstance(op, Slice):
+        ends = (a + n * s for a, n, s in zip(op.starts, op.shape, op.steps, strict=True))
+        bounds = zip(op.starts, ends, op.steps, strict=True)
+        return x[:, *(slice(*bound) for bound in bounds)]
+    if isinstance(op, Pad):
+        sizes = zip(op.before, op.shape, x.shape[1:], strict=True)
+        widths = [(before, total - size - before) for before, total, size in sizes]
+        return np.pad(x, [(0, 0), *widths], constant_values=op.code)
+    if isinstance(op, Upsample):
+        for axis, factor in enumerate(op.factors, 1):
+            x = x.repeat(factor, axis)
+        return x
     raise TypeError(f"{op.name}: {type(op).__name__} has no reference")
 
 

@@ -11,18 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from qtool import numerics
 from qtool.dialect import (
     Add,
     Average,
     Conv,
-    Flatten,
     Gemm,
     Grid,
+    Lookup,
     MaxPool,
     Op,
     Program,
     Quantize,
-    Rescale,
+    Reshape,
 )
 from qtool.qspec import LayerBits
 from runtimes.reference import (
@@ -312,7 +313,8 @@ def test_average_is_the_mean_on_the_new_grid(height, width):
 
 def test_rescale_looks_every_code_up():
     x = np.random.default_rng(0).permutation(ALL_CODES).reshape(2, 4, 4, 8)
-    op = make(Rescale, Grid(F32(0.5), 128), 64, 191, x=Grid(F32(0.25), 19))
+    table = numerics.rescale_table(F32(0.25), 19, F32(0.5), 128, 64, 191)
+    op = make(Lookup, Grid(F32(0.5), 128), 64, 191, table=table)
     rounded = half_even(x.astype(np.int64) - 19, 2)
     assert_same(execute(op, [x]), windowed(rounded + 128, 64, 191))
 
@@ -345,7 +347,7 @@ def test_max_pool_is_torch_and_pads_never_win(kernel, strides, pads, highest):
 def test_flatten_keeps_the_batch_and_the_order():
     x = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
     expected = torch.from_numpy(x).flatten(1).numpy()
-    assert_same(execute(make(Flatten), [x]), expected)
+    assert_same(execute(make(Reshape, shape=(60,)), [x]), expected)
 
 
 def test_an_unknown_operator_is_refused_by_name():
@@ -362,15 +364,15 @@ def halving_program():
     ops = [
         make(Quantize, fine, 0, 250),
         conv_op(np.full((1, 1, 1, 1), -1, np.int8), (1, 3), x=fine, grid=fine),
-        make(Rescale, coarse, 3, 255, x=fine),
-        make(Flatten, coarse),
+        make(Lookup, coarse, 3, 255, table=numerics.rescale_table(F32(0.5), 128, F32(1), 10, 3)),
+        make(Reshape, coarse, shape=(3,)),
     ]
     names = ["image", "codes", "negated", "coarse", "flat"]
     chained = tuple(
         dataclasses.replace(op, inputs=(source,), output=output)
         for op, source, output in zip(ops, names[:-1], names[1:], strict=True)
     )
-    return Program("image", (1, 1, 3), "result", "flat", chained, {})
+    return Program("image", (1, 1, 3), "float32", "result", "flat", coarse, chained, {})
 
 
 def test_the_runtime_chains_operators_and_dequantizes_the_last():

@@ -5,43 +5,37 @@
 - clips are on uint8, behind Q; a float Clip before Q would leave Conv in floating point;
 - a change of grid is ``DQ -> LeakyRelu(alpha=1) -> Q``: a bare ``DQ -> Q`` pair would be
   merged with its neighbours and change the numbers;
-- Flatten and MaxPool work on codes, outside any DQ/Q pair;
-- weights of 4 bits or fewer are INT4 initializers -> Cast(INT8), folded when the model is
-  loaded, with an explicit int8 zero point; the int32 bias has scale ``xs * ws``.
+- data movement and tables (Cast, Gather) work on codes, outside any DQ/Q pair;
+- narrow weights are packed (`passes.packing`) and widened to int8 when the file is loaded,
+  with an explicit int8 zero point; the int32 bias has scale ``xs * ws``.
 
 Layer bits go into the model's metadata (``qtool.bits``), because containers do not show them.
 """
 
-import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from passes.graph import add_constant, drop_unused_constants
-from passes.integer_builder import IntegerBuilder
-from qtool.dialect import (
-    ACTIVATION_BITS_KEY,
-    WEIGHT_BITS_KEY,
-    constant,
-    container_bits,
-    scalar,
-)
+from passes.emit.packed import finish, pack_weights
+from passes.graph import add_constant
+from passes.moves import is_move
+from qtool.dialect import constant, scalar
 from qtool.errors import UnsupportedError
 from qtool.numerics import bias_scale
 
-OPSET = 21
-# ONNX Runtime refuses newer IR versions than it knows; 10 is the first with INT4.
-IR_VERSION = 10
-BITS_KEY = "qtool.bits"
-# dialect operator: (float operator, domain of result parameters: index of y scale)
+# dialect operator: (float operator, first index of each activation, index of the result's
+# scale)
 _PLAIN = {
     "QLinearAdd": ("Add", (0, 3), 6),
+    "QLinearMul": ("Mul", (0, 3), 6),
     "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,), 3),
     "QLinearLeakyRelu": ("LeakyRelu", (0,), 3),
 }
+# Already what ONNX has for integers.
+_KEPT = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Gather")
 
 
 def emit_onnx_qdq(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
@@ -52,14 +46,9 @@ def emit_onnx_qdq(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
         metadata: further entries of the file's metadata.
     """
     source = dialect.clone()
-    emitter = _Emitter(source.graph)
-    emitter.run()
-    model = ir.Model(source.graph, ir_version=IR_VERSION, producer_name="qtool")
-    model.graph.opset_imports.clear()
-    model.opset_imports[""] = OPSET
-    model.metadata_props.update(metadata)
-    model.metadata_props[BITS_KEY] = json.dumps(emitter.bits, separators=(",", ":"))
-    return model
+    bits = pack_weights(source.graph)
+    _Emitter(source.graph).run()
+    return finish(source.graph, bits, metadata, operator_form=False)
 
 
 class _Emitter:
@@ -67,9 +56,8 @@ class _Emitter:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self.build = IntegerBuilder(graph)
-        self.dequantized: dict[ir.Value, ir.Value] = {}
-        self.bits: dict[str, list[int]] = {}
+        self.dequantized: dict[tuple[ir.Value | None, ...], ir.Value] = {}
+        self.views: Counter[ir.Value] = Counter()
 
     def run(self) -> None:
         old = list(self.graph)
@@ -78,13 +66,8 @@ class _Emitter:
                 self._layer(node)
             elif node.op_type in _PLAIN:
                 self._plain(node)
-            elif node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Clip") and (
-                node.op_type not in ("Flatten", "MaxPool")
-            ):
+            elif node.op_type not in _KEPT and not is_move(node):
                 raise UnsupportedError(f"node {node.name}: {node.op_type} has no QDQ form")
-        drop_unused_constants(self.graph)
-        for node in self.graph:
-            _strip(node)
 
     def _append(
         self, before: ir.Node, op_type: str, inputs: Any, **attributes: Any
@@ -95,21 +78,24 @@ class _Emitter:
 
     def _dequantize(self, before: ir.Node, index: int) -> ir.Value:
         """Return the float view of activation input `index`, made once a tensor."""
-        x = before.inputs[index]
-        if x is None:
+        inputs = tuple(before.inputs[index : index + 3])
+        if inputs[0] is None:
             raise UnsupportedError(f"node {before.name}: input {index} is missing")
-        if x not in self.dequantized:
-            inputs = [x, before.inputs[index + 1], before.inputs[index + 2]]
+        if inputs not in self.dequantized:
             value = self._append(before, "DequantizeLinear", inputs)
-            value.name = f"{x.name}/f"
-            self.dequantized[x] = value
-        return self.dequantized[x]
+            # The same codes may be read on two grids: a gate's, a constant's.
+            value.name = f"{inputs[0].name}/f{self.views[inputs[0]] or ''}"
+            self.views[inputs[0]] += 1
+            self.dequantized[inputs] = value
+        return self.dequantized[inputs]
 
     def _plain(self, node: ir.Node) -> None:
         op_type, operands, y = _PLAIN[node.op_type]
         inputs = [self._dequantize(node, index) for index in operands]
-        attributes = {"alpha": 1.0} if op_type == "LeakyRelu" else {}
-        self._requantize(node, self._append(node, op_type, inputs, **attributes), y)
+        kept = [v for k, v in node.attributes.items() if k != "channels_last"]
+        core = ir.Node("", op_type, inputs, kept)
+        self.graph.insert_before(node, core)
+        self._requantize(node, core.outputs[0], y)
 
     def _requantize(self, node: ir.Node, result: ir.Value, y: int) -> None:
         """Put QuantizeLinear in the place of `node`."""
@@ -126,15 +112,13 @@ class _Emitter:
     def _layer(self, node: ir.Node) -> None:
         is_conv = node.op_type == "QLinearConv"
         bias, y = (8, 6) if is_conv else (6, 7)
-        name, bits = str(node.name), int(node.metadata_props[WEIGHT_BITS_KEY])
-        self.bits[name] = [bits, int(node.metadata_props[ACTIVATION_BITS_KEY])]
+        name = str(node.name)
         x_scale = np.float32(scalar(node.inputs[1], f"{name}: input scale"))
         w_scale = constant(node.inputs[4])
         if w_scale is None:
             raise UnsupportedError(f"layer {name}: weight scale is not constant")
         x = self._dequantize(node, 0)
-        weight_inputs = [self._stored(node, name, bits), node.inputs[4], node.inputs[5]]
-        weight = self._append(node, "DequantizeLinear", weight_inputs, axis=0)
+        weight = self._append(node, "DequantizeLinear", node.inputs[3:6], axis=0)
         unit = add_constant(self.graph, f"{name}.bias_scale", bias_scale(x_scale, w_scale))
         offset = self._append(node, "DequantizeLinear", [node.inputs[bias], unit], axis=0)
         weight.name, offset.name = f"{name}.w", f"{name}.b"
@@ -145,22 +129,3 @@ class _Emitter:
             core = ir.node("Gemm", [x, weight, offset], {"transB": 1})
         self.graph.insert_before(node, core)
         self._requantize(node, core.outputs[0], y)
-
-    def _stored(self, node: ir.Node, name: str, bits: int) -> ir.Value | None:
-        """Return the weight codes as int8, from an INT4 initializer where 4 bits hold them."""
-        codes = constant(node.inputs[3])
-        if codes is None or container_bits(bits) == 8:
-            return node.inputs[3]
-        packed = add_constant(self.graph, f"{name}.w{bits}", codes.astype(ml_dtypes.int4))
-        cast = self._append(node, "Cast", [packed], to=int(ir.DataType.INT8))
-        cast.name = f"{name}.w8"
-        return cast
-
-
-def _strip(node: ir.Node) -> None:
-    """Drop what the file can do without: shape inference and the tensor names say it again."""
-    node.metadata_props.clear()
-    node.name = None
-    for value in node.outputs:
-        if not value.is_graph_output():
-            value.shape = value.type = None

@@ -13,7 +13,8 @@ from typing import Any
 import tvm
 from tvm import relax, te
 
-from passes.emit.te_kernels import Kernel, dequantize, kernel
+from passes.emit.te_kernels import dequantize, kernel
+from passes.emit.te_moves import Kernel
 from qtool.dialect import Op, Program, Quantize
 from qtool.errors import UserError
 
@@ -40,11 +41,17 @@ class _Emitter:
     program: Program
     batch: int
     kernels: dict[str, tuple[Any, list[Any]]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.shapes = self.program.shapes()
 
     def function(self, name: str, trace: bool) -> None:
         """Add `name`: the program, returning the output or every integer tensor."""
         program, builder = self.program, self.builder
-        x = relax.Var("input", relax.TensorType((self.batch, *program.input_shape), "float32"))
+        x = relax.Var(
+            "input", relax.TensorType((self.batch, *program.input_shape), program.input_kind)
+        )
         with builder.function(name, [x]):
             with builder.dataflow():
                 tensors: dict[str, Any] = {program.input_name: x}
@@ -59,7 +66,7 @@ class _Emitter:
 
     def _call(self, op: Op, inputs: list[Any]) -> Any:
         if op.output not in self.kernels:
-            shapes = [self._input_shape(op, index) for index in range(len(inputs))]
+            shapes = [(self.batch, *self.shapes[name]) for name in op.inputs]
             kind = "float32" if isinstance(op, Quantize) else "uint8"
             self.kernels[op.output] = self._kernel(op.output, kernel(op), shapes, kind)
         function, constants = self.kernels[op.output]
@@ -67,19 +74,12 @@ class _Emitter:
         return self.builder.emit(relax.call_tir(function, [*inputs, *constants], out))
 
     def _dequantize(self, codes: Any) -> Any:
-        last = next(op for op in self.program.ops if op.output == self.program.output)
         build: Kernel = ([], dequantize(self.program.output_grid))
-        shape = (self.batch, *last.shape)
+        shape = (self.batch, *self.shapes[self.program.output])
         function, _ = self._kernel("output", build, [shape], "uint8")
         return self.builder.emit(
             relax.call_tir(function, [codes], relax.TensorType(shape, "float32"))
         )
-
-    def _input_shape(self, op: Op, index: int) -> tuple[int, ...]:
-        if isinstance(op, Quantize):
-            return (self.batch, *self.program.input_shape)
-        source = next(o for o in self.program.ops if o.output == op.inputs[index])
-        return (self.batch, *source.shape)
 
     def _kernel(
         self, name: str, built: Kernel, shapes: list[tuple[int, ...]], kind: str

@@ -9,27 +9,23 @@ Suffixes as in `qtool.dialect`: NCHW activations, w_OIHW and w_OI weights.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from tvm import te, tirx
 
+from passes.emit import te_moves
+from passes.emit.te_moves import Expr, Kernel, Tensor
 from qtool import numerics
 from qtool.dialect import (
     Add,
     Average,
     Conv,
-    Flatten,
     Gemm,
     Grid,
+    Lookup,
     MaxPool,
+    Mul,
     Op,
     Quantize,
-    Rescale,
 )
-
-Tensor = Any
-Expr = Any
-# A kernel's constants (weights, factors, bias, table) and the tensor expression of its result.
-Kernel = tuple[list[np.ndarray[Any, Any]], Callable[..., Tensor]]
 
 
 def kernel(op: Op) -> Kernel:
@@ -156,10 +152,33 @@ def _add(op: Add) -> Kernel:
 
     def build(a: Tensor, b: Tensor) -> Tensor:
         def code(*i: Expr) -> Expr:
-            inner = _fma(b[i].astype("float32"), _f32(rb), _f32(c))
+            inner = _fma(_at(b, i).astype("float32"), _f32(rb), _f32(c))
             return _saturate(tirx.nearbyint(_fma(a[i].astype("float32"), _f32(ra), inner)), op)
 
         return te.compute(a.shape, code, "sum")
+
+    return [], build
+
+
+def _at(x: Tensor, index: tuple[Expr, ...]) -> Expr:
+    """Read a tensor whose dimensions of size 1, but for the batch, are broadcast."""
+    sized = zip(x.shape, index, strict=True)
+    place = [0 if k and int(n) == 1 else i for k, (n, i) in enumerate(sized)]
+    return x[tuple(place)]
+
+
+def _mul(op: Mul) -> Kernel:
+    factor = numerics.multiply_factor(op.a.scale, op.b.scale, op.grid.scale)
+
+    def build(a: Tensor, b: Tensor) -> Tensor:
+        def code(*i: Expr) -> Expr:
+            x = a[i].astype("int32") - op.a.zero_point
+            y = _at(b, i).astype("int32") - op.b.zero_point
+            # A product that LLVM must not fuse with the sum: ONNX Runtime rounds between.
+            scaled = (x * y).astype("float32") * _f32(factor)
+            return _saturate(tirx.nearbyint(scaled + _f32(op.grid.zero_point)), op)
+
+        return te.compute(a.shape, code, "product")
 
     return [], build
 
@@ -182,30 +201,11 @@ def _average(op: Average) -> Kernel:
     return [], build
 
 
-def _rescale(op: Rescale) -> Kernel:
-    table = numerics.rescale_table(
-        op.x.scale, op.x.zero_point, op.grid.scale, op.grid.zero_point, op.lo, op.hi
-    )
-
+def _lookup(op: Lookup) -> Kernel:
     def build(x: Tensor, answers: Tensor) -> Tensor:
-        return te.compute(x.shape, lambda *i: answers[x[i].astype("int32")], "rescaled")
+        return te.compute(x.shape, lambda *i: answers[x[i].astype("int32")], "answers")
 
-    return [table], build
-
-
-def _flatten(op: Flatten) -> Kernel:
-    def build(x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        return te.compute(
-            (n, c * h * w),
-            lambda b, k: x[
-                b, tirx.floordiv(k, h * w), tirx.floordiv(tirx.floormod(k, h * w), w),
-                tirx.floormod(k, w),
-            ],
-            "flat",
-        )  # fmt: skip
-
-    return [], build
+    return [op.table], build
 
 
 def _max_pool(op: MaxPool) -> Kernel:
@@ -224,6 +224,6 @@ def _max_pool(op: MaxPool) -> Kernel:
 
 
 _KERNELS: dict[type[Op], Callable[[Any], Kernel]] = {
-    Quantize: _quantize, Conv: _conv, Gemm: _gemm, Add: _add, Average: _average,
-    Rescale: _rescale, Flatten: _flatten, MaxPool: _max_pool,
+    Quantize: _quantize, Conv: _conv, Gemm: _gemm, Add: _add, Mul: _mul, Average: _average,
+    Lookup: _lookup, MaxPool: _max_pool, **te_moves.MOVES,
 }  # fmt: skip

@@ -1,0 +1,110 @@
+"""``QLinearConv(x, ...)`` -> ``QuantizeLinear(Conv(DequantizeLinear(x), ...))`` and the like.
+
+1. QLinearConv, QGemm, QLinearMatMul: DequantizeLinear of the weight, and of the bias with
+   scale xs * ws. 2. QLinearAdd, QLinearMul, QLinearGlobalAveragePool, QLinearAveragePool,
+   QLinearLeakyRelu, QLinearSigmoid: the float operator. 3. QLinearConcat: Concat.
+The operator form (ONNX QLinear*, com.microsoft) and the QDQ form thus become one.
+Refuses what has no float twin: channels_last layouts, float results.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from passes.graph import add_constant, operand, replace_node
+from qtool.dialect import MS, constant
+from qtool.errors import UnsupportedError
+from qtool.numerics import bias_scale
+
+# operator: (float operator, first index of each activation, index of the result's scale)
+_PLAIN = {
+    "QLinearAdd": ("Add", (0, 3), 6),
+    "QLinearMul": ("Mul", (0, 3), 6),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,), 3),
+    "QLinearAveragePool": ("AveragePool", (0,), 3),
+    "QLinearLeakyRelu": ("LeakyRelu", (0,), 3),
+    "QLinearSigmoid": ("Sigmoid", (0,), 3),
+}
+# operator: (float operator, index of the bias, of the result's scale)
+_LAYERS = {
+    "QLinearConv": ("Conv", 8, 6),
+    "QGemm": ("Gemm", 6, 7),
+    "QLinearMatMul": ("MatMul", 8, 6),
+}
+
+
+@dataclass(frozen=True)
+class ExpandQLinear(InPlacePass):
+    """Spell every QLinear operator as DQ, the float operator, Q."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Rewrite `model` in place."""
+        found = [n for n in model.graph if n.op_type in (*_PLAIN, *_LAYERS, "QLinearConcat")]
+        for node in found:
+            _refuse(node)
+        for node in found:
+            _expand(model.graph, node)
+        model.opset_imports.pop(MS, None)
+        return PassResult(model, bool(found))
+
+
+def _refuse(node: ir.Node) -> None:
+    if node.attributes.get_int("channels_last", 0):
+        raise UnsupportedError(f"node {node.name}: {node.op_type} in channels-last layout")
+    if node.op_type == "QGemm" and (len(node.inputs) < 9 or node.inputs[7] is None):
+        raise UnsupportedError(f"node {node.name}: QGemm with a float result")
+
+
+def _expand(graph: ir.Graph, node: ir.Node) -> None:
+    if node.op_type == "QLinearConcat":
+        operands = [_dequantize(graph, node, i) for i in range(2, len(node.inputs), 3)]
+        core, y = ir.node("Concat", operands, {"axis": node.attributes.get_int("axis", 1)}), 0
+    elif node.op_type in _PLAIN:
+        op_type, indices, y = _PLAIN[node.op_type]
+        operands = [_dequantize(graph, node, index) for index in indices]
+        kept = [v for k, v in node.attributes.items() if k != "channels_last"]
+        core = ir.Node("", op_type, operands, kept)
+    else:
+        op_type, bias, y = _LAYERS[node.op_type]
+        operands = [_dequantize(graph, node, 0), _weight(graph, node)]
+        if bias < len(node.inputs) and node.inputs[bias] is not None:
+            operands.append(_bias(graph, node, bias))
+        core = ir.Node("", op_type, operands, list(node.attributes.values()))
+    result, before = core.outputs[0], node.outputs[0]
+    result.name, result.shape = f"{before.name}/y", before.shape
+    graph.insert_before(node, core)
+    quantize = ir.node("QuantizeLinear", [result, node.inputs[y], node.inputs[y + 1]])
+    replace_node(node, quantize)
+
+
+def _append(
+    graph: ir.Graph, before: ir.Node, inputs: list[ir.Value | None], axis: int
+) -> ir.Value:
+    node = ir.node("DequantizeLinear", inputs, {"axis": axis})
+    graph.insert_before(before, node)
+    result, source = node.outputs[0], inputs[0]
+    if source is not None:
+        result.name, result.shape = f"{source.name}/{before.outputs[0].name}", source.shape
+    return result
+
+
+def _dequantize(graph: ir.Graph, node: ir.Node, index: int) -> ir.Value:
+    return _append(graph, node, list(node.inputs[index : index + 3]), 0)
+
+
+def _weight(graph: ir.Graph, node: ir.Node) -> ir.Value:
+    # A MatMul's weight is (inputs, outputs), a Conv's and our Gemm's outputs first.
+    turned = node.op_type == "QGemm" and not node.attributes.get_int("transB", 0)
+    axis = 1 if node.op_type == "QLinearMatMul" or turned else 0
+    return _append(graph, node, list(node.inputs[3:6]), axis)
+
+
+def _bias(graph: ir.Graph, node: ir.Node, index: int) -> ir.Value:
+    x_scale, w_scale = constant(node.inputs[1]), constant(node.inputs[4])
+    if x_scale is None or w_scale is None:
+        raise UnsupportedError(f"node {node.name}: scales are computed at run time")
+    unit = bias_scale(np.float32(x_scale.reshape(())), w_scale.reshape(-1))
+    scale = add_constant(graph, f"{node.outputs[0].name}.bias_scale", unit)
+    return _append(graph, node, [operand(node, index), scale], 0)

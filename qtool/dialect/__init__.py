@@ -1,0 +1,50 @@
+"""The integer dialect as typed operators: what passes emit and runtimes execute.
+
+On disk and between passes the dialect is an `onnx_ir.Model` of standard operators
+(QuantizeLinear, QLinearConv, com.microsoft QLinearAdd, ...; see README, "The integer
+dialect"). `read_program` turns such a graph into a list of typed operators (`Op`), each with
+its constants as numpy arrays and with the b-bit clip that follows it folded into its output
+window.
+"""
+
+from qtool.dialect.nodes import (
+    ACTIVATION_BITS_KEY,
+    BITS_KEY,
+    MS,
+    WEIGHT_BITS_KEY,
+    constant,
+    ints,
+    require_plain,
+    scalar,
+    static_shape,
+    value_name,
+)
+from qtool.dialect.ops import (
+    Add,
+    Average,
+    Concat,
+    Conv,
+    Gemm,
+    Grid,
+    Lookup,
+    MaxPool,
+    Mul,
+    Op,
+    Pad,
+    Program,
+    Quantize,
+    Reshape,
+    Slice,
+    Transpose,
+    Upsample,
+    weight_of,
+)
+from qtool.dialect.reader import read_program
+
+__all__ = [
+    "ACTIVATION_BITS_KEY", "BITS_KEY", "MS", "WEIGHT_BITS_KEY", "Add", "Average", "Concat",
+    "Conv", "Gemm",
+    "Grid", "Lookup", "MaxPool", "Mul", "Op", "Pad", "Program", "Quantize", "Reshape", "Slice",
+    "Transpose", "Upsample", "constant", "ints", "read_program", "require_plain", "scalar",
+    "static_shape", "value_name", "weight_of",
+]  # fmt: skip

@@ -1,0 +1,234 @@
+"""Dialect graph (`onnx_ir.Model`) -> `Program` of typed operators."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qtool import numerics
+from qtool.dialect import moves
+from qtool.dialect.nodes import (
+    ACTIVATION_BITS_KEY,
+    WEIGHT_BITS_KEY,
+    constant,
+    ints,
+    require_plain,
+    scalar,
+    static_shape,
+    value_name,
+)
+from qtool.dialect.ops import (
+    Add,
+    Average,
+    Concat,
+    Conv,
+    Gemm,
+    Grid,
+    Lookup,
+    MaxPool,
+    Mul,
+    Op,
+    Pad,
+    Program,
+    Quantize,
+    Reshape,
+    Slice,
+    Transpose,
+    Upsample,
+)
+from qtool.errors import UnsupportedError
+from qtool.qspec import LayerBits
+
+# A table states no grid of its own; what reads its codes does.
+_NO_GRID = Grid(np.float32(1), 0)
+_MOVES = (Reshape, Transpose, Concat, Slice, Pad, Upsample, MaxPool)
+
+
+def read_program(model: ir.Model) -> Program:
+    """Return the typed operators of a dialect graph.
+
+    Raises:
+        UnsupportedError: a node is not of the dialect; names it.
+    """
+    return _Reader(model).read()
+
+
+class _Reader:
+    """Reads nodes one by one; a Clip narrows the operator before it."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.ops: dict[str, Op] = {}
+
+    def read(self) -> Program:
+        graph = self.model.graph
+        if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+            raise UnsupportedError(
+                f"graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; "
+                "one of each is supported"
+            )
+        source, sink = graph.inputs[0], graph.outputs[0]
+        final = sink.producer()
+        if final is None or final.op_type != "DequantizeLinear":
+            raise UnsupportedError("the graph's output is not dequantized from integers")
+        for node in graph:
+            if node is not final and node.op_type != "Cast":
+                self._read_node(node)
+        kind = "uint8" if source.dtype == ir.DataType.UINT8 else "float32"
+        return Program(
+            value_name(source), static_shape(source), kind, value_name(sink),
+            value_name(final.inputs[0]), _grid(final, 1), tuple(self.ops.values()),
+            dict(self.model.metadata_props),
+        )  # fmt: skip
+
+    def _read_node(self, node: ir.Node) -> None:
+        if node.op_type == "Clip":
+            self._narrow(node)
+            return
+        reader = _READERS.get(node.op_type)
+        if reader is None:
+            raise UnsupportedError(
+                f"node {node.name}: {node.op_type} is not in the integer dialect"
+            )
+        op = reader(self, node)
+        self.ops[op.output] = op
+
+    def _narrow(self, node: ir.Node) -> None:
+        lo, hi = (int(scalar(value, f"{node.name}: bound")) for value in node.inputs[1:])
+        source, name = node.inputs[0], value_name(node.outputs[0])
+        op = self.ops.get(value_name(source))
+        if op is None or source is None or len(list(source.uses())) != 1:
+            raise UnsupportedError(f"node {node.name}: Clip of a tensor that others read wide")
+        if isinstance(op, _MOVES):
+            raise UnsupportedError(f"node {node.name}: Clip behind {type(op).__name__}")
+        del self.ops[op.output]
+        lo, hi = max(lo, op.lo), min(hi, op.hi)
+        if isinstance(op, Lookup):
+            op = dataclasses.replace(op, table=numerics.saturate(op.table, lo, hi))
+        self.ops[name] = dataclasses.replace(op, output=name, lo=lo, hi=hi)
+
+    def quantize(self, node: ir.Node) -> Op:
+        return Quantize(**_common(node, (0,), _grid(node, 1)))
+
+    def conv(self, node: ir.Node) -> Op:
+        require_plain(node, f"node {node.name}")
+        fields = _layer(node, 0, 3, 8, 6)
+        weight = fields.pop("w")
+        spatial = weight.ndim - 2
+        if spatial != 2:
+            raise UnsupportedError(
+                f"layer {node.name}: {spatial}-D convolution; 2-D is supported"
+            )
+        return Conv(
+            **fields, w_OIHW=weight,
+            strides=ints(node, "strides", (1, 1)), pads=ints(node, "pads", (0, 0, 0, 0)),
+            dilations=ints(node, "dilations", (1, 1)),
+            groups=node.attributes.get_int("group", 1),
+        )  # fmt: skip
+
+    def gemm(self, node: ir.Node) -> Op:
+        require_plain(node, f"node {node.name}")
+        if not node.attributes.get_int("transB", 0):
+            raise UnsupportedError(f"node {node.name}: QGemm with transB 0; 1 is supported")
+        fields = _layer(node, 0, 3, 6, 7)
+        weight = fields.pop("w")
+        return Gemm(**fields, w_OI=weight)
+
+    def add(self, node: ir.Node) -> Op:
+        a, b, y = _grid(node, 1), _grid(node, 4), _grid(node, 6)
+        addend = constant(node.inputs[3])
+        if addend is None:
+            return Add(**_common(node, (0, 3), y), a=a, b=b)
+        if addend.size != 1:
+            raise UnsupportedError(
+                f"node {node.name}: adds a constant of shape {addend.shape}"
+            )
+        codes = np.arange(256, dtype=np.uint8)
+        table = numerics.add(
+            codes, a.scale, a.zero_point, addend.reshape(1), b.scale, b.zero_point, y.scale,
+            y.zero_point,
+        )  # fmt: skip
+        return Lookup(**_common(node, (0,), y), table=table)
+
+    def mul(self, node: ir.Node) -> Op:
+        common = _common(node, (0, 3), _grid(node, 6))
+        return Mul(**common, a=_grid(node, 1), b=_grid(node, 4))
+
+    def average(self, node: ir.Node) -> Op:
+        _, height, width = static_shape(node.inputs[0])
+        common = _common(node, (0,), _grid(node, 3))
+        return Average(**common, x=_grid(node, 1), count=height * width)
+
+    def leaky(self, node: ir.Node) -> Op:
+        x, y = _grid(node, 1), _grid(node, 3)
+        alpha = node.attributes.get_float("alpha", 0.01)
+        table = numerics.leaky_table(alpha, x.scale, x.zero_point, y.scale, y.zero_point)
+        return Lookup(**_common(node, (0,), y), table=table)
+
+    def gather(self, node: ir.Node) -> Op:
+        table, cast = constant(node.inputs[0]), node.inputs[1]
+        source = cast.producer() if cast is not None else None
+        if source is None or source.op_type != "Cast" or table is None:
+            raise UnsupportedError(
+                f"node {node.name}: Gather is known as a table look-up only"
+            )
+        if table.dtype != np.uint8 or table.shape != (256,):
+            raise UnsupportedError(
+                f"node {node.name}: table of {table.dtype} {table.shape}; expected 256 uint8"
+            )
+        common = _common(node, (1,), _NO_GRID) | {"inputs": (value_name(source.inputs[0]),)}
+        return Lookup(**common, table=table)
+
+    def move(self, node: ir.Node) -> Op:
+        """Data movement: the grid and the window are those of what it reads."""
+        kind, fields = moves.read(node)
+        indices = range(len(node.inputs)) if kind is Concat else (0,)
+        sources = [self.ops.get(value_name(node.inputs[i])) for i in indices]
+        common = _common(node, tuple(indices), sources[0].grid if sources[0] else _NO_GRID)
+        lo = min(op.lo if op else 0 for op in sources)
+        hi = max(op.hi if op else 255 for op in sources)
+        if kind is Pad:
+            lo, hi = min(lo, fields["code"]), max(hi, fields["code"])
+        op: Op = kind(**common | {"lo": lo, "hi": hi} | fields)
+        return op
+
+
+_READERS: dict[str, Any] = {
+    "QuantizeLinear": _Reader.quantize, "QLinearConv": _Reader.conv, "QGemm": _Reader.gemm,
+    "QLinearAdd": _Reader.add, "QLinearMul": _Reader.mul, "QLinearLeakyRelu": _Reader.leaky,
+    "QLinearGlobalAveragePool": _Reader.average, "Gather": _Reader.gather,
+} | dict.fromkeys(moves.OP_TYPES, _Reader.move)  # fmt: skip
+
+
+def _common(node: ir.Node, inputs: tuple[int, ...], grid: Grid) -> dict[str, Any]:
+    return {
+        "name": str(node.name), "output": value_name(node.outputs[0]),
+        "inputs": tuple(value_name(node.inputs[i]) for i in inputs), "grid": grid,
+        "lo": 0, "hi": 255, "shape": static_shape(node.outputs[0]),
+    }  # fmt: skip
+
+
+def _grid(node: ir.Node, index: int) -> Grid:
+    scale = scalar(node.inputs[index], f"node {node.name}: scale")
+    zero_point = scalar(node.inputs[index + 1], f"node {node.name}: zero point")
+    if zero_point.dtype != np.uint8:
+        raise UnsupportedError(
+            f"node {node.name}: {zero_point.dtype} activations; uint8 is supported"
+        )
+    return Grid(np.float32(scale), int(zero_point))
+
+
+def _layer(node: ir.Node, x: int, w: int, bias: int, y: int) -> dict[str, Any]:
+    weight, scale = constant(node.inputs[w]), constant(node.inputs[w + 1])
+    offset = constant(node.inputs[bias])
+    if weight is None or scale is None or offset is None:
+        raise UnsupportedError(f"node {node.name}: weight, scale and bias must be constants")
+    props = node.metadata_props
+    bits = None
+    if WEIGHT_BITS_KEY in props:
+        bits = LayerBits(int(props[WEIGHT_BITS_KEY]), int(props[ACTIVATION_BITS_KEY]))
+    return _common(node, (x,), _grid(node, y)) | {
+        "x": _grid(node, x + 1), "w_scale": scale.astype(np.float32).reshape(-1),
+        "bias": offset.astype(np.int32), "bits": bits, "w": weight.astype(np.int8),
+    }  # fmt: skip
