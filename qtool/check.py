@@ -200,8 +200,7 @@ def _latencies(model: Model, runtimes: Iterable[str], progress: Progress) -> dic
 
 def _torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[str, float]:
     """Return the accuracy of the float and the fake-quantized network at the file's bits."""
-    from qtool.frontends.pretrain import build_prepared, load_float, load_state
-    from qtool.nn.control import select
+    from qtool.frontends.pretrain import load_deployed, load_float
     from qtool.qspec import LayerBits, Selection
     from qtool.run import Run
     from qtool.training import accuracy
@@ -209,10 +208,8 @@ def _torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[st
     if folder is None:
         return {}
     run = Run.open(folder)
-    prepared = build_prepared(run)
-    load_state(prepared, run, "model")
     layers = {name: LayerBits(*bits) for name, bits in model.facts["layers"].items()}
-    select(prepared, Selection(layers))
+    prepared = load_deployed(run, Selection(layers))
     return {
         "float": accuracy(load_float(run), data.test),
         "fake_quant": accuracy(prepared, data.test),

@@ -93,8 +93,10 @@ class PtqConfig(Config):
         glue: how grids of residual, pooling and output tensors are found: mse, minmax or
             percentile.
         percentile: share of values, in percent, inside a percentile grid.
-        correct: bias correction of every layer.
-        calibration_images: training images that grids and corrections come from.
+        correction: of every layer's output: affine (scale and bias), bias or none.
+        calibration_images: training images, the first ones, that grids come from.
+        correction_images: the first ones of these, that corrections come from.
+        compare_images: test images on which choices of glue are compared; 0 for all.
     """
 
     frontend: str = "ptq"
@@ -106,8 +108,10 @@ class PtqConfig(Config):
     presets: tuple[str, ...] = ("w8a8", "w6a6", "w4a8", "w4a4")
     glue: str = "mse"
     percentile: float = 99.99
-    correct: bool = True
+    correction: str = "affine"
     calibration_images: int = 1024
+    correction_images: int = 256
+    compare_images: int = 1000
 
 
 CONFIGS: dict[str, type[Config]] = {"metamix": MetaMixConfig, "ptq": PtqConfig}
@@ -189,9 +193,13 @@ _RANGES = (
     ("batch_size", 1, _MANY), ("train_images", 0, _MANY), ("norm_batches", 1, _MANY),
     ("float_epochs", 0, _MANY), ("meta_epochs", 0, _MANY), ("search_epochs", 0, _MANY),
     ("finetune_epochs", 0, _MANY), ("calibration_images", 1, _MANY), ("percentile", 50, 100),
+    ("correction_images", 1, _MANY), ("compare_images", 0, _MANY),
     ("mean", -math.inf, math.inf), ("std", 1e-6, 1e6),
 )  # fmt: skip
-_CHOICES = {"glue": ("mse", "minmax", "percentile")}
+_CHOICES = {
+    "glue": ("mse", "minmax", "percentile"),
+    "correction": ("affine", "bias", "none"),
+}
 
 
 def to_json(config: Config) -> dict[str, Any]:

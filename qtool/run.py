@@ -5,6 +5,7 @@
     meta.safetensors       prepared model after bit-meta (where every search starts)
     searched.safetensors   prepared model after bit-search (where fine-tuning starts)
     model.safetensors      prepared model as it is deployed now
+    corrections.safetensors  tensors that replace model's at other uniform bits: w4a4/NAME
     bits.json              chosen bits (after `qtool search`)
     metrics.jsonl          one JSON object per epoch and result
     checkpoint.safetensors unfinished training
@@ -29,6 +30,7 @@ from qtool.files import atomic_path, read_json, refuse_existing, write_json
 from qtool.qspec import BITS_FORMAT, Selection, check_format, selection_from_json
 
 RUN_FORMAT = 1
+CORRECTIONS = "corrections"
 # safetensors writes its metadata in random order: one entry keeps files reproducible.
 _MARK = "qtool"
 
@@ -179,7 +181,7 @@ class Run:
 
 _OWN_FILES = (
     "float.safetensors", "meta.safetensors", "searched.safetensors", "model.safetensors",
-    "checkpoint.safetensors", "bits.json", "metrics.jsonl",
+    "corrections.safetensors", "checkpoint.safetensors", "bits.json", "metrics.jsonl",
 )  # fmt: skip
 
 

@@ -364,7 +364,9 @@ def halving_program():
     ops = [
         make(Quantize, fine, 0, 250),
         conv_op(np.full((1, 1, 1, 1), -1, np.int8), (1, 3), x=fine, grid=fine),
-        make(Lookup, coarse, 3, 255, table=numerics.rescale_table(F32(0.5), 128, F32(1), 10, 3)),
+        make(
+            Lookup, coarse, 3, 255, table=numerics.rescale_table(F32(0.5), 128, F32(1), 10, 3)
+        ),
         make(Reshape, coarse, shape=(3,)),
     ]
     names = ["image", "codes", "negated", "coarse", "flat"]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qtool.config import MetaMixConfig, config_as
+from qtool.config import Config, MetaMixConfig, config_as
 from qtool.cost import format_count, total_bops, total_macs
 from qtool.data.images import DataSet
 from qtool.errors import UserError
@@ -35,6 +35,7 @@ from qtool.frontends.pretrain import (
     task_loss,
     train_float,
 )
+from qtool.models import model_entry
 from qtool.nn.control import bit_costs, calibrate, initialise_weight_steps, select
 from qtool.progress import Progress
 from qtool.qspec import (
@@ -53,7 +54,14 @@ from qtool.training import (
     to_batch,
 )
 
+NEXT = "qtool search {run} --bops BUDGET"
 CALIBRATION_IMAGES = 512
+
+
+def check(config: Config, data: DataSet) -> None:
+    """Refuse, before anything is written, what `train` would refuse."""
+    config_as(config, MetaMixConfig, "qtool train")
+    model_entry(config.model)
 
 
 def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:

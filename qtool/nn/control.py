@@ -27,8 +27,8 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
 
     Args:
         model: prepared model.
-        selection: input activation bits per layer; a layer it does not name, or whose
-            candidates lack the bits (first and last layer), gets its first candidate.
+        selection: weight and input activation bits per layer; a layer it does not name, or
+            whose candidates lack the bits (first and last layer), gets its first candidate.
         weights: quantize weights too; else they stay floating point.
     """
     for quantizer in quantizers(model):
@@ -37,8 +37,15 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
         chosen = selection.of(quantizer.name)
         if quantizer.role == "weight" and not weights:
             quantizer.selected = None
-        elif quantizer.role == "activation" and chosen and chosen.activation in quantizer.bits:
-            quantizer.selected = chosen.activation
+        elif chosen and quantizer.role in ("activation", "weight"):
+            bits = chosen.weight if quantizer.role == "weight" else chosen.activation
+            quantizer.selected = bits if bits in quantizer.bits else quantizer.bits[0]
+
+
+def turn_off(model: nn.Module) -> None:
+    """Turn every quantizer off: the network computes in floating point."""
+    for quantizer in quantizers(model):
+        quantizer.selected, quantizer.mix = None, None
 
 
 @torch.no_grad()
@@ -46,8 +53,7 @@ def calibrate(model: nn.Module, x: Tensor) -> None:
     """Initialise every learned step from the float forward of `x` and the weights."""
     model.eval()
     active = [q for q in quantizers(model) if q.role != "weight"]
-    for quantizer in quantizers(model):
-        quantizer.selected, quantizer.mix = None, None
+    turn_off(model)
     for quantizer in active:
         quantizer.observing = True
     model(x)
@@ -74,18 +80,19 @@ def layer_macs(model: nn.Module, shape: Sequence[int]) -> list[tuple[str, int]]:
     return count_macs(model, shape, weight_of)
 
 
+def selected_bits(model: nn.Module, selection: Selection) -> dict[str, LayerBits]:
+    """Return the bits that `select` gives every layer."""
+    select(model, selection)
+    return {
+        layer.name: LayerBits(_bits(layer.weight_quant), _bits(layer.input_quant))
+        for layer in quant_layers(model)
+    }
+
+
 def bit_costs(model: nn.Module, shape: Sequence[int], selection: Selection) -> list[LayerCost]:
     """Return every layer's MACs and the bits that `select` gives it."""
-    select(model, selection)
-    layers = {layer.name: layer for layer in quant_layers(model)}
-    return [
-        LayerCost(
-            name,
-            macs,
-            LayerBits(_bits(layers[name].weight_quant), _bits(layers[name].input_quant)),
-        )
-        for name, macs in layer_macs(model, shape)
-    ]
+    bits = selected_bits(model, selection)
+    return [LayerCost(name, macs, bits[name]) for name, macs in layer_macs(model, shape)]
 
 
 def _bits(quantizer: FakeQuantizer) -> int:

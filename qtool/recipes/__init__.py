@@ -24,7 +24,7 @@ def ptq_resnet20_cifar() -> PtqConfig:
     """CIFAR-10 ResNet-20 without training: --set weights=FILE of float weights."""
     return PtqConfig(
         name="ptq_resnet20_cifar",
-        model="resnet20_cifar",
+        model="resnet20",
         dataset="cifar10",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
@@ -33,7 +33,7 @@ def ptq_resnet20_cifar() -> PtqConfig:
 
 def ptq_resnet56_cifar() -> PtqConfig:
     """CIFAR-10 ResNet-56 without training: --set weights=FILE of float weights."""
-    return replace(ptq_resnet20_cifar(), name="ptq_resnet56_cifar", model="resnet56_cifar")
+    return replace(ptq_resnet20_cifar(), name="ptq_resnet56_cifar", model="resnet56")
 
 
 RECIPES: dict[str, Callable[[], Config]] = {
