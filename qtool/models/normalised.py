@@ -1,8 +1,8 @@
 """A network that normalises its images itself, so that it takes pixel / 255 like any other.
 
-``network((x - mean) / std)`` with a BatchNorm that holds mean and std and is never trained: the
-integer export sees a per-channel affine on the pixel codes, and nothing special elsewhere. It
-cannot be folded into the first convolution: its zero padding would be black then, not grey.
+``network((x - mean) / std)`` with a BatchNorm that holds mean and std and is never trained:
+the integer export sees a per-channel affine on the pixel codes, and nothing special elsewhere.
+It cannot be folded into the first convolution: zero padding would then be black, not grey.
 """
 
 from collections.abc import Sequence
