@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cifar import write_cifar10
 
 from qtool.data import load_dataset
-from qtool.data.cifar10 import TEST, TRAIN
 from qtool.data.fashion_mnist import EMBEDDED, make_subset
 from qtool.data.idx import encode_idx, read_idx
 from qtool.data.images import to_float
@@ -84,17 +84,6 @@ def test_embedded_subset_comes_from_the_full_set(tmp_path: Path) -> None:
     make_subset(Path(FULL), tmp_path)
     for path in sorted(tmp_path.iterdir()):
         assert np.array_equal(read_idx(path), read_idx(EMBEDDED / path.name))
-
-
-def write_cifar10(folder: Path, images: int = 20) -> Path:
-    """Write random images in CIFAR-10's published binary format; return `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for name in (*TRAIN, *TEST):
-        labels = np.arange(images, dtype=np.uint8)[:, None] % 10
-        pixels = rng.integers(0, 256, (images, 3072), np.uint8)
-        (folder / name).write_bytes(np.concatenate([labels, pixels], 1).tobytes())
-    return folder
 
 
 @pytest.mark.parametrize("nested", ["", "cifar-10-batches-bin"])
