@@ -23,6 +23,7 @@ class Layer:
         scale: (O,).
         bias: (O,) in real units.
         bits: of the codes; None where it is no layer of the user's model.
+        unit: declared scale of a bias that was int32 already.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Layer:
     scale: NDArray[np.float32]
     bias: NDArray[Any]
     bits: int | None
+    unit: NDArray[np.float32] | None = None
 
 
 def fit_accumulator(layer: Layer, x_scale: np.float32) -> Layer:
@@ -40,12 +42,18 @@ def fit_accumulator(layer: Layer, x_scale: np.float32) -> Layer:
     an error below ``bias * fan_in * 2^-23``, far below the result's grid. Others stay.
 
     Raises:
-        UnsupportedError: bias or scale is not finite, or the weights alone can overflow; names
-            layer and channel.
+        UnsupportedError: bias or scale is not finite, the weights alone can overflow, or the
+            bias is declared on another scale; names layer and channel.
     """
+    expected = bias_scale(x_scale, layer.scale)
+    if layer.unit is not None and not np.array_equal(layer.unit, expected):
+        raise UnsupportedError(
+            f"layer {layer.name}: bias scale is not input scale * weight scale, which ONNX "
+            "Runtime takes for granted"
+        )
     codes = layer.codes.astype(np.int64).reshape(len(layer.scale), -1)
     bias = layer.bias.astype(np.float64)
-    unit = bias_scale(x_scale, layer.scale).astype(np.float64)
+    unit = expected.astype(np.float64)
     broken = ~(np.isfinite(bias) & np.isfinite(unit))
     if broken.any():
         channel = int(broken.argmax())

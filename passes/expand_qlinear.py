@@ -75,7 +75,7 @@ def _expand(graph: ir.Graph, node: ir.Node) -> None:
     result, before = core.outputs[0], node.outputs[0]
     result.name, result.shape = f"{before.name}/y", before.shape
     graph.insert_before(node, core)
-    quantize = ir.node("QuantizeLinear", [result, node.inputs[y], node.inputs[y + 1]])
+    quantize = ir.node("QuantizeLinear", [result, *node.inputs[y : y + 2]])
     replace_node(node, quantize)
 
 

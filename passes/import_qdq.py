@@ -147,7 +147,7 @@ def _window(node: ir.Node) -> tuple[ir.Value, Window]:
     users = [usage.node for usage in result.uses()]
     if len(users) == 1 and users[0].op_type == "Clip":
         clip = users[0]
-        bounds = [scalar(v, f"Clip behind {result.name}") for v in clip.inputs[1:3]]
+        bounds = [scalar(operand(clip, i), f"Clip behind {result.name}") for i in (1, 2)]
         lo, hi = (int(bound) + _lift(bound.dtype) for bound in bounds)
         return clip.outputs[0], Window(0, lo, hi)
     return result, FULL
@@ -181,9 +181,10 @@ def _read_bits(model: ir.Model) -> dict[str, list[int]] | None:
     try:
         value: dict[str, list[int]] = json.loads(text)
         if all(
-            len(pair) == 2 and all(type(b) is int for b in pair) for pair in value.values()
+            len(pair) == 2 and all(type(b) is int and 1 <= b <= 8 for b in pair)
+            for pair in value.values()
         ):
             return value
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(f"the file's {BITS_KEY} metadata is damaged: {text[:60]!r}")

@@ -61,9 +61,9 @@ def read_layer(node: ir.Node, fallback: str) -> Layer:
         )
     spread = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), codes.shape[:1]))
     bits = weight.metadata_props.get(WEIGHT_BITS_KEY)
-    bias = _bias(node, name, len(spread))
+    bias, unit = _bias(node, name, len(spread))
     return Layer(
-        name, codes, spread.astype(np.float32), bias, None if bits is None else int(bits)
+        name, codes, spread.astype(np.float32), bias, None if bits is None else int(bits), unit
     )
 
 
@@ -98,35 +98,32 @@ def _show(zero: NDArray[Any] | None) -> str:
     return "0" if zero is None else ", ".join(map(str, np.unique(zero)[:4]))
 
 
-def _bias(node: ir.Node, name: str, channels: int) -> NDArray[Any]:
-    """Return the bias in real units, (channels,)."""
+def _bias(
+    node: ir.Node, name: str, channels: int
+) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """Return the bias in real units, (channels,), and its scale where it is int32."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
-        return np.zeros(channels, np.float32)
-    bias = constant(value)
+        return np.zeros(channels, np.float32), None
+    bias, unit = constant(value), None
     if bias is None:
-        bias = _dequantized(value)
-    if bias is None:
-        raise UnsupportedError(f"layer {name}: bias is computed at run time")
+        bias, unit = _dequantized(value, name)
     if bias.size != channels:
         raise UnsupportedError(
             f"layer {name}: bias has {bias.size} values, expected {channels}"
         )
-    return bias.reshape(-1)
+    return bias.reshape(-1), unit
 
 
-def _dequantized(value: ir.Value) -> NDArray[np.float64] | None:
+def _dequantized(value: ir.Value, name: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Return ``codes * scale`` of an int32 bias in float64: rounded again it is the same."""
     node = value.producer()
-    if node is None or node.op_type != "DequantizeLinear":
-        return None
-    codes, unit = constant(node.inputs[0]), constant(node.inputs[1])
+    codes = None if node is None else constant(node.inputs[0])
+    unit = None if node is None or len(node.inputs) < 2 else constant(node.inputs[1])
+    if node is None or node.op_type != "DequantizeLinear" or codes is None or unit is None:
+        raise UnsupportedError(f"layer {name}: bias is computed at run time")
     zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if codes is None or unit is None or (zero is not None and np.any(zero)):
-        return None
-    if unit.size not in (1, codes.size):
-        return None
-    result: NDArray[np.float64] = codes.astype(np.float64) * unit.reshape(-1).astype(
-        np.float64
-    )
-    return result
+    if codes.dtype != np.int32 or (zero is not None and np.any(zero)):
+        raise UnsupportedError(f"layer {name}: bias is not int32 around 0")
+    spread = np.broadcast_to(unit.reshape(-1).astype(np.float32), codes.size)
+    return codes.reshape(-1).astype(np.float64) * spread.astype(np.float64), spread

@@ -39,6 +39,8 @@ def lower_move(
         raise UnsupportedError(f"tensor {name}: {node.op_type} of tensors on different grids")
     name = build.unique(name)
     constants = [_operand(build, node, i, x) for i in range(len(xs), len(node.inputs))]
+    if node.op_type == "Pad" and len(constants) < 2:  # by default with 0: the zero point
+        constants.append(build.constant(np.uint8(x.grid.zero_point), f"z{x.grid.zero_point}"))
     kept = list(node.attributes.values())
     new = ir.Node("", node.op_type, [*(q.value for q in xs), *constants], kept, name=name)
     result = new.outputs[0]

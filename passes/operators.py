@@ -144,9 +144,9 @@ def _marked(result: ir.Value, layer: Layer, x: Quantized) -> ir.Value:
 
 def _add(build: IntegerBuilder, site: Site) -> ir.Value:
     a, b = site.inputs
-    if a.value.is_initializer() or b.value.is_initializer():
-        a, b = (b, a) if a.value.is_initializer() else (a, b)
-    else:
+    if constant(a.value) is not None:
+        a, b = b, a
+    elif constant(b.value) is None:
         a, b = _large_first(site)
     return _qlinear_add(build, site, a, b, site.grid)
 

@@ -46,7 +46,8 @@ def _hoist(node: ir.Node) -> list[ir.Node]:
     if view is None or move is None or graph is None or not is_move(move):
         return []
     moved, values = move.outputs[0], sources(move)
-    if not _alone([moved, *values]):
+    # The copies of Concat's grid stand on its edges: its inputs may have other readers.
+    if not _alone([moved] if move.op_type == "Concat" else [moved, *values]):
         return []
     fresh = []
     for index, value in enumerate(values):

@@ -18,9 +18,10 @@ from qtool.errors import MissedBar, UserError, unknown_name
 from qtool.pipeline import describe, read_onnx
 from qtool.progress import Progress
 from qtool.sealed import read_seal
-from runtimes import RUNTIMES
+from runtimes import EXACT, RUNTIMES
 from runtimes.base import Floats, Runtime
 from runtimes.compare import Parity, output_codes
+from runtimes.isa import Isa, read_isa
 from runtimes.latency import measure
 
 TRACED_IMAGES = 32
@@ -87,14 +88,22 @@ def open_models(files: Sequence[Path]) -> list[Model]:
 
 
 def choose_runtimes(model: Model, wanted: Sequence[str] | None) -> list[str]:
-    """Return the runtimes to use: those asked for, or all that have an artifact."""
+    """Return the runtimes to use: those asked for, or all exact ones that have an artifact.
+
+    Raises:
+        UserError: an unknown runtime, or one whose file or package is missing.
+    """
     for name in wanted or ():
         if name not in RUNTIMES:
             raise unknown_name("runtime", name, RUNTIMES)
         if model.path_for(name) is None:
             kind = "model.so (qtool export --target tvm)" if name == "tvm" else "an .onnx file"
             raise UserError(f"runtime {name} needs {kind} of this model among the files")
-    return list(wanted) if wanted else [name for name in RUNTIMES if model.path_for(name)]
+    if "openvino" in (wanted or ()):
+        from runtimes.openvino import require_openvino
+
+        require_openvino()
+    return list(wanted) if wanted else [name for name in EXACT if model.path_for(name)]
 
 
 def open_runtime(model: Model, name: str) -> Runtime:
@@ -109,6 +118,10 @@ def open_runtime(model: Model, name: str) -> Runtime:
         from runtimes.reference import ReferenceRuntime
 
         return ReferenceRuntime(model.program)
+    if name == "openvino":
+        from runtimes.openvino import OpenVinoRuntime
+
+        return OpenVinoRuntime(model.onnx, model.facts["tensors"])
     from runtimes.ort import OrtRuntime
 
     return OrtRuntime(model.onnx, model.facts["tensors"])
@@ -127,25 +140,28 @@ def check_model(
     for name in runtimes:
         runtime = open_runtime(model, name)
         checked.outputs[name] = _run(runtime, data.test, progress)
+        progress.note(f"reading every integer tensor of {TRACED_IMAGES} images from {name}")
         checked.tensors[name] = runtime.intermediates(_head(data.test))
         coverage[name] = dict(runtime.float_ops())
     accuracy = _torch_accuracy(model, run, data) if run else {}
     accuracy |= {name: _accuracy(y, data.test) for name, y in checked.outputs.items()}
     measured = "ort" if "ort" in runtimes else runtimes[-1]
-    paths = [path for path in (model.onnx, model.library) if path]
+    paths, isa = [path for path in (model.onnx, model.library) if path], read_isa()
     return {
         "files": {str(path): path.stat().st_size for path in paths},
         "digest": model.facts["digest"],
         "dataset": data.name,
         "images": len(data.test),
         "accuracy": accuracy,
-        "parity": _parity(model, checked),
+        "isa": isa.to_json(),
+        "parity": _parity(model, checked, isa),
         "bops": model.facts["bops"],
         "macs": model.facts["macs"],
         "layers": model.facts["layers"],
         "weight_bytes": model.facts["weight_bytes"],
         "file_bytes": paths[0].stat().st_size,
         "integer_coverage": {"runtime": measured, "float_ops": coverage[measured]},
+        "float_ops": coverage,
         "latency_ms": _latencies(model, runtimes, progress),
     }
 
@@ -169,19 +185,38 @@ def _accuracy(outputs: Floats, images: Images) -> float:
     return float(100 * np.mean(outputs.argmax(1) == images.labels))
 
 
-def _parity(model: Model, checked: Checked) -> dict[str, Any]:
-    """Compare every runtime with the first: all logits, the first images' tensors."""
+def _parity(model: Model, checked: Checked, isa: Isa) -> dict[str, Any]:
+    """Compare all with the first exact runtime: every logit, the first images' tensors."""
     names = list(checked.outputs)
-    baseline, result = names[0], {}
-    for name in names[1:]:
-        parity = Parity()
+    baseline = next((name for name in names if name in EXACT), names[0])
+    ops = model.program.ops if model.program else ()
+    kinds = {op.output: type(op).__name__ for op in ops}
+    result: dict[str, Any] = {}
+    for name in names:
+        if name == baseline:
+            continue
+        parity, pair = Parity(), [checked.outputs[n] for n in (baseline, name)]
         parity.add_all(checked.tensors[baseline], checked.tensors[name])
-        parity.add("logits", *(_codes(model, checked.outputs[n]) for n in (baseline, name)))
+        before = parity.mismatched
+        parity.add("logits", *(_codes(model, outputs) for outputs in pair))
+        for entry in parity.diverging:
+            entry["operator"] = kinds.get(entry["tensor"])
         result[name] = {
-            "against": baseline, "mismatched": parity.mismatched, "compared": parity.compared,
-            "max_lsb": parity.max_lsb, "first_divergence": parity.first_divergence,
+            "against": baseline, "required": name in EXACT, **parity.to_json(),
+            "reason": _reason(name, baseline, isa) if parity.mismatched else None,
+            "logits": {"mismatched": parity.mismatched - before, "compared": pair[0].size},
+            "same_class": float(100 * np.mean(pair[0].argmax(1) == pair[1].argmax(1))),
         }  # fmt: skip
     return result
+
+
+def _reason(name: str, baseline: str, isa: Isa) -> str | None:
+    """Return why runtime `name` differs from `baseline`, where that is known."""
+    if name not in EXACT:
+        return f"{name} rounds in its own way (docs/openvino.md)"
+    if isa.saturates and "ort" in (name, baseline):
+        return f"this CPU has {isa}"
+    return None
 
 
 def _codes(model: Model, outputs: Floats) -> Any:
@@ -259,11 +294,13 @@ def require(reports: Sequence[dict[str, Any]], bars: Bars) -> None:
 
 
 def _missed_parity(parity: dict[str, Any]) -> list[str]:
-    if not parity:
-        return ["parity needs at least two runtimes to compare"]
+    required = {name: p for name, p in parity.items() if p["required"]}
+    if not required:
+        return [f"parity needs at least two runtimes to compare, of {', '.join(EXACT)}"]
     return [
         f"{name} differs from {p['against']} in {p['mismatched']:,} of {p['compared']:,} "
         f"integers (up to {p['max_lsb']} LSB, first at {p['first_divergence']['tensor']})"
-        for name, p in parity.items()
+        + (f": {p['reason']}" if p["reason"] else "")
+        for name, p in required.items()
         if p["mismatched"]
     ]

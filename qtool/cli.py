@@ -125,12 +125,15 @@ def export(run: Path, target: str, bits: str | None, force: bool, output: Path) 
 @cli.command()
 @click.argument("files", nargs=-1, required=True, type=_FILE)
 @click.option("--data", type=_FOLDER, help="Folder with the data set's files.")
-@click.option("--runtime", metavar="NAMES", help="Comma-separated: reference,ort,tvm.")
+@click.option(
+    "--runtime", metavar="NAMES", help="Comma-separated: reference,ort,tvm,openvino."
+)
 @click.option("--reference", type=_FOLDER, metavar="RUN", help="Also run RUN's torch models.")
 @click.option("--min-accuracy", type=float, metavar="P", help="Required top-1 in percent.")
 @click.option("--max-bops", metavar="B", help="Required BOPs: 5.3G, 300M, 1.2e9.")
 @click.option("--require-parity", is_flag=True, help="Require 0 differing integers.")
 @click.option("--json", "output", type=_FILE, help="Write the report.")
+@click.option("--force", is_flag=True, help="Replace the report in --json.")
 def check(
     files: Sequence[Path],
     data: Path | None,
@@ -140,6 +143,7 @@ def check(
     max_bops: str | None,
     require_parity: bool,
     output: Path | None,
+    force: bool,
 ) -> None:
     """Run deployed FILES and report accuracy, parity, cost, integer coverage and latency.
 
@@ -148,9 +152,11 @@ def check(
     from qtool.check import Bars, require
     from qtool.check import check as run_check
     from qtool.cost import parse_count
-    from qtool.files import write_json
+    from qtool.files import refuse_existing, write_json
     from qtool.report.table import check_table
 
+    if output is not None:
+        refuse_existing(output, force)
     limit = None if max_bops is None else parse_count(max_bops)
     names = runtime.split(",") if runtime else None
     with _progress() as progress:
@@ -271,5 +277,5 @@ def main() -> None:
 
 _EXTRA_OF = {
     "torch": "train", "onnxscript": "train", "safetensors": "train", "matplotlib": "report",
-    "tvm": "tvm",
+    "tvm": "tvm", "openvino": "openvino",
 }  # fmt: skip

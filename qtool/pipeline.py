@@ -18,6 +18,8 @@ from qtool.errors import UserError
 from qtool.files import refuse_existing, write_bytes
 from qtool.qspec import Selection, read_selection
 from qtool.sealed import seal
+from qtool.validate import check_graph, check_storage
+from qtool.validate_program import check_program
 
 DATASET_KEY = "qtool.dataset"
 VERSION_KEY = "qtool.version"
@@ -136,16 +138,28 @@ def read_onnx(path: Path) -> Program:
     """
     try:
         proto = onnx.load(path, load_external_data=False)
+        check_storage(proto)
         onnx.checker.check_model(proto)
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+        check_graph(inferred)
+        model = ir.from_proto(inferred)
     except FileNotFoundError:
         raise UserError(f"model {path} does not exist") from None
-    except (ValidationError, onnx.shape_inference.InferenceError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model {path} is not a valid ONNX file: {reason}") from None
-    except Exception as error:  # protobuf's DecodeError, whose module differs between versions
-        raise UserError(f"model {path} is truncated or not ONNX: {error}") from None
-    try:
-        return read_program(import_qdq(ir.from_proto(inferred)))
     except UserError as error:
-        raise type(error)(f"model {path}: {error}") from None
+        raise type(error)(f"model {path}: {_one_line(error)}") from None
+    except (ValidationError, onnx.shape_inference.InferenceError, OSError) as error:
+        raise UserError(f"model {path} is not a valid ONNX file: {_one_line(error)}") from None
+    except Exception as error:  # protobuf's DecodeError, whose module differs between versions
+        raise UserError(f"model {path} is truncated or not ONNX: {_one_line(error)}") from None
+    try:
+        program = read_program(import_qdq(model))
+        check_program(program)
+        return program
+    except UserError as error:
+        raise type(error)(f"model {path}: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    """Return the message in one line: names in a damaged file hold anything."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line)[:300] or type(error).__name__

@@ -5,4 +5,7 @@ RUNTIMES = {
     "reference": "numpy, the definition of the integer dialect (qtool.numerics)",
     "ort": "ONNX Runtime, CPU, on model.onnx",
     "tvm": "TVM virtual machine, llvm, on model.so (extra: tvm)",
+    "openvino": "OpenVINO, CPU, on model.onnx; not exact, used on request (extra: openvino)",
 }
+# Those that must agree to the last integer; `qtool check` uses them unless told otherwise.
+EXACT = ("reference", "ort", "tvm")

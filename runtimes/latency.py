@@ -27,7 +27,7 @@ def measure(
     """Return {"median", "threads", "runs"} for batch 1, milliseconds.
 
     Args:
-        path: model.onnx for "ort", model.so for "tvm".
+        path: model.so for "tvm", model.onnx for the others.
         runtime: name of the runtime.
         shape: (C, H, W) of an image.
         threads: threads the runtime may use.
@@ -55,6 +55,10 @@ def _open(path: Path, runtime: str, threads: int) -> Runtime:
         from runtimes.tvm import TvmRuntime
 
         return TvmRuntime(path)
+    if runtime == "openvino":
+        from runtimes.openvino import OpenVinoRuntime
+
+        return OpenVinoRuntime(path, threads=threads)
     from runtimes.ort import OrtRuntime
 
     return OrtRuntime(path, threads=threads)
@@ -77,7 +81,7 @@ def main() -> None:
     """Measure what the arguments name and write JSON to standard output."""
     parser = argparse.ArgumentParser()
     parser.add_argument("path", type=Path)
-    parser.add_argument("runtime", choices=["ort", "tvm"])
+    parser.add_argument("runtime", choices=["ort", "tvm", "openvino"])
     parser.add_argument("shape")
     parser.add_argument("threads", type=int)
     args = parser.parse_args()

@@ -21,7 +21,7 @@ _INTEGER = {
 # Operators that keep the type of what they read.
 _NEUTRAL = {
     "Clip", "MaxPool", "NhwcMaxPool", "Flatten", "Reshape", "Transpose", "Identity", "Max",
-    "Min",    "Squeeze", "Unsqueeze", "Pad", "Gather", "Concat",
+    "Min", "Squeeze", "Unsqueeze", "Pad", "Gather", "Concat", "Slice", "Split", "Resize",
 }  # fmt: skip
 
 

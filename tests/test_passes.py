@@ -5,12 +5,12 @@ import onnx_ir as ir
 import pytest
 from conftest import graph
 
+from passes.accumulator import Layer, fit_accumulator
 from passes.canonicalize import Canonicalize
 from passes.emit.onnx_qdq import emit_onnx_qdq
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.freeze_weights import FreezeWeights
 from passes.import_qdq import ImportQDQ
-from passes.accumulator import Layer, fit_accumulator
 from passes.lower_to_integer import LowerToInteger
 from passes.pipelines import lower
 from passes.quantize_glue import QuantizeGlue
@@ -345,6 +345,8 @@ def test_gemm_with_inputs_first_is_turned() -> None:
         f"{HEADER} g (float[N, 2] x) => (float[N, 2] y) "
         f"<float[1, 1] s = {{0.5}}, float[2, 2] k = {{1, 2, 3, 4}}> {{ {nodes} }}"
     )
+    for node in model.graph:
+        node.outputs[0].shape = ir.Shape([ir.SymbolicDim("N"), 2])
     layer = read_program(lower(model, Selection())).ops[1]
     assert isinstance(layer, Gemm) and layer.w_OI.tolist() == [[2, 6], [4, 8]]
 

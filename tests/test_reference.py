@@ -361,12 +361,11 @@ def test_an_unknown_operator_is_refused_by_name():
 def halving_program():
     """Quantize to step 1/2 around 128, negate, rescale to step 1, flatten."""
     fine, coarse = Grid(F32(0.5), 128), Grid(F32(1), 10)
+    table = numerics.rescale_table(F32(0.5), 128, F32(1), 10, 3)
     ops = [
         make(Quantize, fine, 0, 250),
         conv_op(np.full((1, 1, 1, 1), -1, np.int8), (1, 3), x=fine, grid=fine),
-        make(
-            Lookup, coarse, 3, 255, table=numerics.rescale_table(F32(0.5), 128, F32(1), 10, 3)
-        ),
+        make(Lookup, coarse, 3, 255, table=table),
         make(Reshape, coarse, shape=(3,)),
     ]
     names = ["image", "codes", "negated", "coarse", "flat"]

@@ -123,9 +123,10 @@ def test_prepare_refuses_what_it_cannot_trace() -> None:
         prepare(Branchy(), QuantSpec())
 
 
-def test_prepare_refuses_batchnorm_without_convolution() -> None:
-    model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1))
-    with pytest.raises(UnsupportedError, match="layer 1: BatchNorm with no convolution"):
+def test_prepare_refuses_batchnorm_without_statistics() -> None:
+    norm = nn.BatchNorm2d(3, track_running_stats=False)
+    model = nn.Sequential(nn.ReLU(), norm, nn.Conv2d(3, 4, 1))
+    with pytest.raises(UnsupportedError, match="layer 1: BatchNorm without running statistic"):
         prepare(model, QuantSpec())
 
 

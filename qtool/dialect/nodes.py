@@ -33,7 +33,7 @@ def scalar(value: ir.Value | None, what: str) -> Any:
 # Attributes that change what an operator computes, and the only value the dialect knows.
 _PLAIN = {
     "auto_pad": "NOTSET", "ceil_mode": 0, "storage_order": 0, "alpha": 1.0, "beta": 1.0,
-    "transA": 0,
+    "transA": 0, "channels_last": 0,
 }  # fmt: skip
 
 

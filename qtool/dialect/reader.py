@@ -75,6 +75,7 @@ class _Reader:
         for node in graph:
             if node is not final and node.op_type != "Cast":
                 self._read_node(node)
+        _require_inputs(final)
         kind = "uint8" if source.dtype == ir.DataType.UINT8 else "float32"
         return Program(
             value_name(source), static_shape(source), kind, value_name(sink),
@@ -83,6 +84,7 @@ class _Reader:
         )  # fmt: skip
 
     def _read_node(self, node: ir.Node) -> None:
+        _require_inputs(node)
         if node.op_type == "Clip":
             self._narrow(node)
             return
@@ -156,7 +158,11 @@ class _Reader:
         return Mul(**common, a=_grid(node, 1), b=_grid(node, 4))
 
     def average(self, node: ir.Node) -> Op:
-        _, height, width = static_shape(node.inputs[0])
+        require_plain(node, f"node {node.name}")
+        shape = static_shape(node.inputs[0])
+        if len(shape) != 3:
+            raise UnsupportedError(f"node {node.name}: average over {shape}; expected C, H, W")
+        _, height, width = shape
         common = _common(node, (0,), _grid(node, 3))
         return Average(**common, x=_grid(node, 1), count=height * width)
 
@@ -201,6 +207,34 @@ _READERS: dict[str, Any] = {
 } | dict.fromkeys(moves.OP_TYPES, _Reader.move)  # fmt: skip
 
 
+# Inputs that the reader takes by position; ONNX leaves some of them optional.
+_INPUTS = {
+    "Clip": 3, "QuantizeLinear": 3, "DequantizeLinear": 3, "QLinearConv": 9, "QGemm": 9,
+    "QLinearAdd": 8, "QLinearMul": 8, "QLinearGlobalAveragePool": 5, "QLinearLeakyRelu": 5,
+    "Gather": 2, "Reshape": 2, "Slice": 3, "Pad": 2, "Resize": 3,
+}  # fmt: skip
+
+
+def _require_inputs(node: ir.Node) -> None:
+    needed = _INPUTS.get(node.op_type, 1)
+    if len(node.inputs) < needed or (
+        None in node.inputs[:needed] and node.op_type != "Resize"
+    ):
+        raise UnsupportedError(
+            f"node {node.name}: {node.op_type} with {len(node.inputs)} inputs; {needed} are "
+            "needed"
+        )
+
+
+def _layer_bits(node: ir.Node) -> LayerBits:
+    keys = (WEIGHT_BITS_KEY, ACTIVATION_BITS_KEY)
+    weight, activation = (node.metadata_props.get(key, "none") for key in keys)
+    if not {weight, activation} <= set("12345678"):
+        found = f"{weight} and {activation}"[:40]
+        raise UnsupportedError(f"layer {node.name}: bits {found}; 1 to 8 are supported")
+    return LayerBits(int(weight), int(activation))
+
+
 def _common(node: ir.Node, inputs: tuple[int, ...], grid: Grid) -> dict[str, Any]:
     return {
         "name": str(node.name), "output": value_name(node.outputs[0]),
@@ -219,16 +253,43 @@ def _grid(node: ir.Node, index: int) -> Grid:
     return Grid(np.float32(scale), int(zero_point))
 
 
+# Inputs that are read by position; ONNX leaves some of them optional.
+_INPUTS = {
+    "Clip": 3, "QuantizeLinear": 3, "QLinearConv": 9, "QGemm": 9, "QLinearAdd": 8,
+    "QLinearMul": 8, "QLinearGlobalAveragePool": 5, "QLinearLeakyRelu": 5, "Gather": 2,
+}  # fmt: skip
+
+
+def _require_inputs(node: ir.Node) -> None:
+    needed = _INPUTS.get(node.op_type, 1)
+    if len(node.inputs) < needed:
+        raise UnsupportedError(
+            f"node {node.name}: {node.op_type} with {len(node.inputs)} inputs; {needed} are "
+            "needed"
+        )
+
+
+def _layer_bits(node: ir.Node) -> LayerBits | None:
+    keys = (WEIGHT_BITS_KEY, ACTIVATION_BITS_KEY)
+    if not any(key in node.metadata_props for key in keys):
+        return None
+    weight, activation = (node.metadata_props.get(key, "none") for key in keys)
+    if not {weight, activation} <= set("12345678"):
+        found = f"{weight} and {activation}"[:40]
+        raise UnsupportedError(f"layer {node.name}: bits {found}; 1 to 8 are supported")
+    return LayerBits(int(weight), int(activation))
+
+
 def _layer(node: ir.Node, x: int, w: int, bias: int, y: int) -> dict[str, Any]:
     weight, scale = constant(node.inputs[w]), constant(node.inputs[w + 1])
     offset = constant(node.inputs[bias])
     if weight is None or scale is None or offset is None:
         raise UnsupportedError(f"node {node.name}: weight, scale and bias must be constants")
-    props = node.metadata_props
-    bits = None
-    if WEIGHT_BITS_KEY in props:
-        bits = LayerBits(int(props[WEIGHT_BITS_KEY]), int(props[ACTIVATION_BITS_KEY]))
+    zero = constant(node.inputs[w + 2])
+    if zero is None or np.any(zero):
+        raise UnsupportedError(f"node {node.name}: weights must have zero point 0")
     return _common(node, (x,), _grid(node, y)) | {
         "x": _grid(node, x + 1), "w_scale": scale.astype(np.float32).reshape(-1),
-        "bias": offset.astype(np.int32), "bits": bits, "w": weight.astype(np.int8),
+        "bias": offset.astype(np.int32), "bits": _layer_bits(node),
+        "w": weight.astype(np.int8),
     }  # fmt: skip

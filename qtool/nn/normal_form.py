@@ -6,7 +6,7 @@
 4. Hardswish, and ``x * relu6(x + 3) / 6``: ``x * hardsigmoid(x)``, whose gate has a grid.
    ``x * sigmoid(x)``: ``silu(x)``, one table.
 5. ``relu(move(x))``: ``move(relu(x))``, so that the clamp joins the operator before it.
-6. ``dropout(x, p, training)``: a module, so that evaluation turns it off.
+6. ``pad(x, p)``: the 0 it pads with is written out, since on codes it is the zero point.
 7. ``x * gate.expand_as(x)``: ``x * gate``.
 Refuses an adaptive pool whose size is unknown or does not divide its input's.
 """
@@ -33,7 +33,6 @@ _METHODS: dict[str, Callable[..., Any]] = {
 _CLAMPS: tuple[Any, ...] = ("clamp", "clamp_", torch.clamp, torch.clamp_, "clip", torch.clip)
 _MEANS: tuple[Any, ...] = ("mean", torch.mean)
 _EXPANDS: tuple[Any, ...] = ("expand", "expand_as", torch.broadcast_to)
-_DROPOUTS = {functional.dropout: nn.Dropout, functional.dropout2d: nn.Dropout2d}
 
 
 def normalise(view: GraphView, sizes: Sizes) -> None:
@@ -42,7 +41,7 @@ def normalise(view: GraphView, sizes: Sizes) -> None:
         if node.op not in ("call_module", "call_function", "call_method"):
             continue
         _rename(node)
-        for rule in (_mean, _double_mean, _dropout, _expand, _gate, _hardswish, _silu):
+        for rule in (_mean, _double_mean, _pad, _expand, _gate, _hardswish, _silu):
             if rule(view, node):
                 break
         _adaptive(view, node, sizes)
@@ -115,13 +114,10 @@ def _pool(node: fx.Node, source: fx.Node, keepdim: bool) -> None:
         _become(node, torch.flatten, pooled, 1)
 
 
-def _dropout(view: GraphView, node: fx.Node) -> bool:
-    module = _DROPOUTS.get(cast(Any, node.target))
-    if module is None:
+def _pad(view: GraphView, node: fx.Node) -> bool:
+    if node.target is not functional.pad or view.kind(node) is not Kind.MOVE:
         return False
-    name = f"{node.name}_module"
-    view.gm.add_submodule(name, module(float(argument(node, 1, "p", 0.5))))
-    node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
+    _become(node, functional.pad, view.source(node), argument(node, 1, "pad"), "constant", 0.0)
     return True
 
 

@@ -118,10 +118,10 @@ def _module_kind(module: nn.Module | None) -> Kind:
 
 
 def _only_slices(index: Any) -> bool:
-    """True for ``x[:, 1:]``, and for the choice of one of several tensors, ``parts[0]``."""
+    """True for ``x[:, 1:, None]``, and for one of several tensors, ``parts[0]``."""
     if not isinstance(index, tuple):
         return isinstance(index, int | slice)
-    return all(isinstance(part, slice | type(...)) for part in index)
+    return all(isinstance(part, slice | type(...) | type(None)) for part in index)
 
 
 def _exceptional(node: fx.Node, module: nn.Module | None) -> bool:

@@ -4,9 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from qtool.errors import UserError
-from qtool.qspec import ACTIVATION_BITS, LayerBits
-
-WEIGHT_BITS = range(1, 9)
+from qtool.qspec import ACTIVATION_BITS, WEIGHT_BITS, LayerBits
 
 
 @dataclass(frozen=True)

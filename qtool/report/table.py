@@ -7,6 +7,8 @@ from rich.table import Table
 
 from qtool.cost import format_count
 
+SHOWN = 5  # diverging tensors in a table; the JSON report has all
+
 
 def check_table(report: dict[str, Any]) -> Table:
     """Return a two-column table of `report`."""
@@ -24,6 +26,9 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"accuracy {name}", f"{value:.2f} % of {report['images']:,} images"
     for name, parity in report["parity"].items():
         yield f"parity {name}", _parity(parity)
+        if parity["mismatched"]:
+            yield f"  {name} differs", _diverging(parity["diverging"])
+            yield f"  {name} logits", _logits(parity)
     budget = report.get("budget_bops")
     share = (
         f", {100 * report['bops'] / budget:.1f} % of {format_count(budget)}" if budget else ""
@@ -32,8 +37,11 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "weights", f"{report['weight_bytes']:,} bytes"
     for path, size in report["files"].items():
         yield "file", f"{path} {size:,} bytes{_ratio(report, path, size)}"
-    floats = report["integer_coverage"]["float_ops"]
-    yield "integer coverage", _coverage(floats, report["integer_coverage"]["runtime"])
+    yield "ISA", report["isa"]["summary"]
+    measured = report["integer_coverage"]["runtime"]
+    for name, floats in report["float_ops"].items():
+        if name == measured or floats:
+            yield "integer coverage", _coverage(floats, name)
     for name, latency in report["latency_ms"].items():
         yield f"latency {name}", f"{latency['median']:.3f} ms, {latency['threads']} thread"
 
@@ -42,9 +50,35 @@ def _parity(parity: dict[str, Any]) -> str:
     counts = f"{parity['mismatched']:,} of {parity['compared']:,}"
     text = f"{counts} integers differ from {parity['against']}"
     if parity["mismatched"]:
-        first = parity["first_divergence"]
-        text += f"; up to {parity['max_lsb']} LSB, first at {first['tensor']}"
-    return text
+        text += f"; up to {parity['max_lsb']} LSB"
+    if parity["reason"]:
+        text += f"; {parity['reason']}"
+    return text if parity["required"] else f"{text}; 0 is not required"
+
+
+def _diverging(tensors: list[dict[str, Any]]) -> str:
+    """Return a line per diverging tensor, in execution order: the first ones, then a count."""
+    lines = [
+        f"{_label(tensor)}: {tensor['mismatched']:,} of {tensor['compared']:,} "
+        f"({100 * tensor['mismatched'] / tensor['compared']:.2g} %), "
+        f"up to {tensor['max_lsb']} LSB"
+        for tensor in tensors[:SHOWN]
+    ]
+    lines[0] = f"first at {lines[0]}"
+    if len(tensors) > SHOWN:
+        lines.append(f"and {len(tensors) - SHOWN} more tensors")
+    return "\n".join(lines)
+
+
+def _label(tensor: dict[str, Any]) -> str:
+    operator = tensor.get("operator")
+    return f"{tensor['tensor']} ({operator})" if operator else str(tensor["tensor"])
+
+
+def _logits(parity: dict[str, Any]) -> str:
+    logits = parity["logits"]
+    share = 100 * logits["mismatched"] / logits["compared"]
+    return f"{share:.2f} % differ; same class for {parity['same_class']:.2f} % of the images"
 
 
 def _ratio(report: dict[str, Any], path: str, size: int) -> str:
