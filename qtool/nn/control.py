@@ -27,13 +27,8 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
 
     Args:
         model: prepared model.
-<<<<<<< HEAD
-        selection: weight and input activation bits per layer; a layer it does not name, or
-            whose candidates lack the bits (first and last layer), gets its first candidate.
-=======
         selection: weight and input activation bits per layer; a quantizer whose layer it does
             not name, or that lacks the bits (first and last layer), gets its first candidate.
->>>>>>> core
         weights: quantize weights too; else they stay floating point.
     """
     for quantizer in quantizers(model):
@@ -42,22 +37,16 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
         chosen = selection.of(quantizer.name)
         if quantizer.role == "weight" and not weights:
             quantizer.selected = None
-<<<<<<< HEAD
-        elif chosen and quantizer.role in ("activation", "weight"):
-            bits = chosen.weight if quantizer.role == "weight" else chosen.activation
-            quantizer.selected = bits if bits in quantizer.bits else quantizer.bits[0]
+        elif chosen is not None and quantizer.role in ("weight", "activation"):
+            wanted = chosen.weight if quantizer.role == "weight" else chosen.activation
+            if wanted in quantizer.bits:
+                quantizer.selected = wanted
 
 
 def turn_off(model: nn.Module) -> None:
     """Turn every quantizer off: the network computes in floating point."""
     for quantizer in quantizers(model):
         quantizer.selected, quantizer.mix = None, None
-=======
-        elif chosen is not None and quantizer.role in ("weight", "activation"):
-            wanted = chosen.weight if quantizer.role == "weight" else chosen.activation
-            if wanted in quantizer.bits:
-                quantizer.selected = wanted
->>>>>>> core
 
 
 @torch.no_grad()
