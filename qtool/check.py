@@ -19,7 +19,7 @@ from qtool.pipeline import describe, read_onnx
 from qtool.progress import Progress
 from qtool.sealed import read_seal
 from runtimes import EXACT, RUNTIMES
-from runtimes.base import Floats, Runtime
+from runtimes.base import Codes, Floats, Inputs, Runtime
 from runtimes.compare import Parity, output_codes
 from runtimes.isa import Isa, read_isa
 from runtimes.latency import measure
@@ -139,9 +139,11 @@ def check_model(
     checked, coverage = Checked(), {}
     for name in runtimes:
         runtime = open_runtime(model, name)
-        checked.outputs[name] = _run(runtime, data.test, progress)
+        checked.outputs[name] = _run(model, runtime, data.test, progress)
         progress.note(f"reading every integer tensor of {TRACED_IMAGES} images from {name}")
-        checked.tensors[name] = runtime.intermediates(_head(data.test))
+        checked.tensors[name] = runtime.intermediates(
+            _fed(model, data.test.pixels[:TRACED_IMAGES])
+        )
         coverage[name] = dict(runtime.float_ops())
     accuracy = _torch_accuracy(model, run, data) if run else {}
     accuracy |= {name: _accuracy(y, data.test) for name, y in checked.outputs.items()}
@@ -166,17 +168,18 @@ def check_model(
     }
 
 
-def _head(images: Images) -> Floats:
-    return to_float(images.pixels[:TRACED_IMAGES])
+def _fed(model: Model, pixels: Codes) -> Inputs:
+    """Return pixels (N, C, H, W) as the model takes them: themselves, or pixel / 255."""
+    return pixels if model.facts["input_kind"] == "uint8" else to_float(pixels)
 
 
-def _run(runtime: Runtime, images: Images, progress: Progress) -> Floats:
+def _run(model: Model, runtime: Runtime, images: Images, progress: Progress) -> Floats:
     """Return the outputs for every image."""
     starts = range(0, len(images), _BATCH)
     progress.start(f"{runtime.name}", len(starts))
     parts = []
     for start in starts:
-        parts.append(runtime.run(to_float(images.pixels[start : start + _BATCH])))
+        parts.append(runtime.run(_fed(model, images.pixels[start : start + _BATCH])))
         progress.step("")
     return np.concatenate(parts)
 
@@ -224,12 +227,12 @@ def _codes(model: Model, outputs: Floats) -> Any:
 
 
 def _latencies(model: Model, runtimes: Iterable[str], progress: Progress) -> dict[str, Any]:
-    result = {}
+    shape, result = tuple(model.facts["input_shape"]), {}
     for name in runtimes:
         path = model.path_for(name)
         if name != "reference" and path is not None:
             progress.note(f"measuring the latency of {name}")
-            result[name] = measure(path, name, tuple(model.facts["input_shape"]))
+            result[name] = measure(path, name, shape, kind=model.facts["input_kind"])
     return result
 
 

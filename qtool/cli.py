@@ -112,13 +112,25 @@ def search(
 @click.argument("run", type=_FOLDER)
 @click.option("--target", type=click.Choice(["onnx", "tvm"]), required=True)
 @click.option("--bits", metavar="FILE|w4a4", help="Other bits than the run's own.")
+@click.option(
+    "--format", "form", type=click.Choice(["qdq", "qop"]), default="qdq", show_default=True,
+    help="ONNX flavour: DQ/Q pairs, which every runtime reads, or QLinear operators.",
+)  # fmt: skip
+@click.option(
+    "--input", "kind", type=click.Choice(["float", "uint8"]), default="float",
+    show_default=True, help="What the model takes: pixel / 255, or raw uint8 pixels.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output file.")
 @click.option("-o", "--output", type=_FILE, required=True)
-def export(run: Path, target: str, bits: str | None, force: bool, output: Path) -> None:
-    """Export RUN as an integer model: ONNX QDQ file, or TVM shared library."""
+def export(
+    run: Path, target: str, bits: str | None, form: str, kind: str, force: bool, output: Path
+) -> None:
+    """Export RUN as an integer model: ONNX file, or TVM shared library."""
+    from qtool.pipeline import ExportOptions
     from qtool.pipeline import export as export_run
 
-    export_run(run, target, bits, output, force)
+    options = ExportOptions(target, bits, form, kind == "uint8")
+    export_run(run, options, output, force)
     click.echo(f"{output}: {output.stat().st_size:,} bytes")
 
 

@@ -1,6 +1,6 @@
 """From a run directory to artifacts, and from an artifact back to the integer dialect."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ from onnx.checker import ValidationError
 
 import qtool
 from passes.emit.onnx_qdq import emit_onnx_qdq
+from passes.emit.onnx_qop import emit_onnx_qop
 from passes.packing import weight_bytes
 from passes.pipelines import import_qdq, lower
+from passes.raw_pixels import UseRawPixels
 from qtool.cost import total_bops, total_macs
 from qtool.dialect import Program, read_program
 from qtool.errors import UserError
@@ -57,12 +59,16 @@ def integer_model(folder: Path, bits: str | None) -> ir.Model:
     return dialect
 
 
-def write_onnx(dialect: ir.Model, path: Path) -> None:
-    """Write `dialect` as an ONNX QDQ file."""
+FORMS = {"qdq": emit_onnx_qdq, "qop": emit_onnx_qop}
+
+
+def write_onnx(dialect: ir.Model, path: Path, form: str = "qdq") -> None:
+    """Write `dialect` as an ONNX file in QDQ or operator form (`FORMS`)."""
     keys = (DATASET_KEY, VERSION_KEY)
     metadata = {k: v for k, v in dialect.metadata_props.items() if k in keys}
-    proto = _compact(emit_onnx_qdq(dialect, metadata))
-    onnx.checker.check_model(proto, full_check=True)
+    proto = _compact(FORMS[form](dialect, metadata))
+    # Shape inference does not know the contrib operators of the operator form.
+    onnx.checker.check_model(proto, full_check=form == "qdq")
     write_bytes(path, proto.SerializeToString())
 
 
@@ -106,17 +112,37 @@ def describe(program: Program) -> dict[str, Any]:
     }
 
 
-_WRITERS: dict[str, Callable[[ir.Model, Path], None]] = {"onnx": write_onnx, "tvm": write_tvm}
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `export` makes of a run.
+
+    Args:
+        target: "onnx" or "tvm".
+        bits: ``w4a4`` or a bits file; None for the run's own.
+        form: ONNX flavour, a key of `FORMS`.
+        raw_pixels: the model takes uint8 pixels instead of pixel / 255.
+    """
+
+    target: str = "onnx"
+    bits: str | None = None
+    form: str = "qdq"
+    raw_pixels: bool = False
 
 
-def export(folder: Path, target: str, bits: str | None, output: Path, force: bool) -> None:
-    """Export the run in `folder` for `target` ("onnx" or "tvm") to `output`."""
+def export(folder: Path, options: ExportOptions, output: Path, force: bool) -> None:
+    """Export the run in `folder` to `output`."""
     refuse_existing(output, force)
-    if target == "tvm":
+    if options.target == "tvm":
         from runtimes.tvm_env import require_tvm
 
         require_tvm()
-    _WRITERS[target](integer_model(folder, bits), output)
+    dialect = integer_model(folder, options.bits)
+    if options.raw_pixels:
+        UseRawPixels()(dialect)
+    if options.target == "tvm":
+        write_tvm(dialect, output)
+    else:
+        write_onnx(dialect, output, options.form)
 
 
 def export_float(folder: Path, output: Path) -> None:

@@ -1,13 +1,15 @@
 """The protocol that every runtime keeps."""
 
 from collections import Counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
+# Images (N, C, H, W): float32, or uint8 where the model takes raw pixels.
+Inputs = NDArray[Any]
 
 
 class Runtime(Protocol):
@@ -15,10 +17,10 @@ class Runtime(Protocol):
 
     name: str
 
-    def run(self, x: Floats) -> Floats:
-        """Return the float output (N, classes) for input `x` (N, C, H, W)."""
+    def run(self, x: Inputs) -> Floats:
+        """Return the float output (N, classes) for input `x` (N, C, H, W): float32 or uint8."""
 
-    def intermediates(self, x: Floats) -> dict[str, Codes]:
+    def intermediates(self, x: Inputs) -> dict[str, Codes]:
         """Return every integer tensor by name, each (N, ...)."""
 
     def float_ops(self) -> Counter[str]:

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.base import Floats, Runtime
+from runtimes.base import Inputs, Runtime
 
 WARMUP_S = 0.2
 MEASURE_S = 1.0
 
 
 def measure(
-    path: Path, runtime: str, shape: tuple[int, ...], threads: int = 1
+    path: Path, runtime: str, shape: tuple[int, ...], threads: int = 1, kind: str = "float32"
 ) -> dict[str, Any]:
     """Return {"median", "threads", "runs"} for batch 1, milliseconds.
 
@@ -31,6 +31,7 @@ def measure(
         runtime: name of the runtime.
         shape: (C, H, W) of an image.
         threads: threads the runtime may use.
+        kind: what the model takes, "float32" or "uint8".
     """
     size = "x".join(map(str, shape))
     command = [
@@ -41,6 +42,7 @@ def measure(
         runtime,
         size,
         str(threads),
+        kind,
     ]
     variables = os.environ | {"TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
@@ -64,7 +66,7 @@ def _open(path: Path, runtime: str, threads: int) -> Runtime:
     return OrtRuntime(path, threads=threads)
 
 
-def _times(model: Runtime, x: Floats) -> list[float]:
+def _times(model: Runtime, x: Inputs) -> list[float]:
     end = time.perf_counter() + WARMUP_S
     while time.perf_counter() < end:
         model.run(x)
@@ -84,9 +86,11 @@ def main() -> None:
     parser.add_argument("runtime", choices=["ort", "tvm", "openvino"])
     parser.add_argument("shape")
     parser.add_argument("threads", type=int)
+    parser.add_argument("kind", choices=["float32", "uint8"])
     args = parser.parse_args()
     shape = [int(n) for n in args.shape.split("x")]
-    x = np.random.default_rng(0).random((1, *shape), np.float32)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, *shape)).astype(np.uint8)
+    x = pixels if args.kind == "uint8" else pixels / np.float32(255)
     times = _times(_open(args.path, args.runtime, args.threads), x)
     median = 1e3 * statistics.median(times)
     json.dump({"median": median, "threads": args.threads, "runs": len(times)}, sys.stdout)

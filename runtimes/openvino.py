@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qtool.errors import UserError
-from runtimes.base import Codes, Floats
+from runtimes.base import Codes, Floats, Inputs
 
 INSTALL = "pip install 'qtool[openvino]'"
 CONFIG = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -62,14 +62,14 @@ class OpenVinoRuntime:
         self._model, self._core = openvino.Model, openvino.Core()
         self._compiled: dict[tuple[int, ...], Any] = {}
 
-    def run(self, x: Floats) -> Floats:
+    def run(self, x: Inputs) -> Floats:
         """Return the first output."""
         if x.shape not in self._compiled:
             self._compiled[x.shape] = self._compile(self._read(x.shape))
         result: Floats = np.array(self._compiled[x.shape](x)[0])
         return result
 
-    def intermediates(self, x: Floats) -> dict[str, Codes]:
+    def intermediates(self, x: Inputs) -> dict[str, Codes]:
         """Return the integer tensors, each from the part of the model that ends in it.
 
         One model with all of them as outputs would not tell: further outputs stop OpenVINO

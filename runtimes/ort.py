@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 
 from qtool.errors import UserError
-from runtimes.base import Codes, Floats
+from runtimes.base import Codes, Floats, Inputs
 
 # Operators of ONNX Runtime's optimized graphs that compute on integers only.
 _INTEGER = {
@@ -41,13 +41,13 @@ class OrtRuntime:
         self._session = _session(path.read_bytes(), threads, path)
         self._traced: Any = None
 
-    def run(self, x: Floats) -> Floats:
+    def run(self, x: Inputs) -> Floats:
         """Return the first output."""
         feeds = {self._session.get_inputs()[0].name: x}
         result: Floats = self._session.run(None, feeds)[0]
         return result
 
-    def intermediates(self, x: Floats) -> dict[str, Codes]:
+    def intermediates(self, x: Inputs) -> dict[str, Codes]:
         """Return the integer tensors, read from a session that has them as further outputs."""
         if self._traced is None:
             self._traced = _session(

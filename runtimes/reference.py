@@ -32,6 +32,7 @@ from qtool.dialect import (
     Upsample,
 )
 from qtool.numerics import Accumulators, Codes, Floats
+from runtimes.base import Inputs
 
 # From here on not every integer is a float32.
 _EXACT_FLOAT32 = 1 << 24
@@ -45,13 +46,13 @@ class ReferenceRuntime:
     def __init__(self, program: Program) -> None:
         self.program = program
 
-    def run(self, x: Floats) -> Floats:
+    def run(self, x: Inputs) -> Floats:
         """Return dequantized outputs."""
         codes = dict(self._execute(x))[self.program.output]
         grid = self.program.output_grid
         return numerics.dequantize(codes, grid.scale, grid.zero_point)
 
-    def intermediates(self, x: Floats) -> dict[str, Codes]:
+    def intermediates(self, x: Inputs) -> dict[str, Codes]:
         """Return every operator's result."""
         return dict(self._execute(x))
 
@@ -59,7 +60,7 @@ class ReferenceRuntime:
         """The dialect has none."""
         return Counter()
 
-    def _execute(self, x: Floats) -> Iterator[tuple[str, Codes]]:
+    def _execute(self, x: Inputs) -> Iterator[tuple[str, Codes]]:
         tensors: dict[str, Any] = {self.program.input_name: x}
         for op in self.program.ops:
             if isinstance(op, Quantize):

@@ -10,7 +10,7 @@ import numpy as np
 
 from qtool.errors import UserError
 from qtool.sealed import read_seal
-from runtimes.base import Codes, Floats
+from runtimes.base import Codes, Floats, Inputs
 from runtimes.tvm_env import require_tvm
 
 
@@ -40,12 +40,12 @@ class TvmRuntime:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"model {path}: TVM cannot load it: {reason}") from None
 
-    def run(self, x: Floats) -> Floats:
+    def run(self, x: Inputs) -> Floats:
         """Return the float output of every image."""
         parts = [self._vm["main"](self._tensor(part)).numpy() for part in self._parts(x)]
         return np.concatenate(parts)
 
-    def intermediates(self, x: Floats) -> dict[str, Codes]:
+    def intermediates(self, x: Inputs) -> dict[str, Codes]:
         """Return every integer tensor."""
         calls = [self._vm["trace"](self._tensor(part)) for part in self._parts(x)]
         names = self.metadata["tensors"]
@@ -57,11 +57,13 @@ class TvmRuntime:
     def float_ops(self) -> Counter[str]:
         """Count tensors between kernels that are not uint8, by running one batch of zeros."""
         size, shape = int(self.metadata["batch"]), self.metadata["input_shape"]
-        call = self._vm["trace"](self._tensor(np.zeros((size, *shape), np.float32)))
+        call = self._vm["trace"](
+            self._tensor(np.zeros((size, *shape), self.metadata["input_kind"]))
+        )
         kinds = [str(call[index].dtype) for index in range(len(self.metadata["tensors"]))]
         return Counter(kind for kind in kinds if kind != "uint8")
 
-    def _parts(self, x: Floats) -> list[Floats]:
+    def _parts(self, x: Inputs) -> list[Inputs]:
         size = int(self.metadata["batch"])
         if len(x) % size:
             raise UserError(f"module was compiled for batches of {size}, got {len(x)} images")

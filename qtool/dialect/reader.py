@@ -217,17 +217,18 @@ _INPUTS = {
 
 def _require_inputs(node: ir.Node) -> None:
     needed = _INPUTS.get(node.op_type, 1)
-    if len(node.inputs) < needed or (
-        None in node.inputs[:needed] and node.op_type != "Resize"
-    ):
+    missing = None in node.inputs[:needed] and node.op_type != "Resize"
+    if missing or len(node.inputs) < needed:
         raise UnsupportedError(
             f"node {node.name}: {node.op_type} with {len(node.inputs)} inputs; {needed} are "
             "needed"
         )
 
 
-def _layer_bits(node: ir.Node) -> LayerBits:
+def _layer_bits(node: ir.Node) -> LayerBits | None:
     keys = (WEIGHT_BITS_KEY, ACTIVATION_BITS_KEY)
+    if not any(key in node.metadata_props for key in keys):
+        return None
     weight, activation = (node.metadata_props.get(key, "none") for key in keys)
     if not {weight, activation} <= set("12345678"):
         found = f"{weight} and {activation}"[:40]
@@ -254,30 +255,6 @@ def _grid(node: ir.Node, index: int) -> Grid:
 
 
 # Inputs that are read by position; ONNX leaves some of them optional.
-_INPUTS = {
-    "Clip": 3, "QuantizeLinear": 3, "QLinearConv": 9, "QGemm": 9, "QLinearAdd": 8,
-    "QLinearMul": 8, "QLinearGlobalAveragePool": 5, "QLinearLeakyRelu": 5, "Gather": 2,
-}  # fmt: skip
-
-
-def _require_inputs(node: ir.Node) -> None:
-    needed = _INPUTS.get(node.op_type, 1)
-    if len(node.inputs) < needed:
-        raise UnsupportedError(
-            f"node {node.name}: {node.op_type} with {len(node.inputs)} inputs; {needed} are "
-            "needed"
-        )
-
-
-def _layer_bits(node: ir.Node) -> LayerBits | None:
-    keys = (WEIGHT_BITS_KEY, ACTIVATION_BITS_KEY)
-    if not any(key in node.metadata_props for key in keys):
-        return None
-    weight, activation = (node.metadata_props.get(key, "none") for key in keys)
-    if not {weight, activation} <= set("12345678"):
-        found = f"{weight} and {activation}"[:40]
-        raise UnsupportedError(f"layer {node.name}: bits {found}; 1 to 8 are supported")
-    return LayerBits(int(weight), int(activation))
 
 
 def _layer(node: ir.Node, x: int, w: int, bias: int, y: int) -> dict[str, Any]:
