@@ -155,6 +155,7 @@ def check_model(
         "dataset": data.name,
         "images": len(data.test),
         "accuracy": accuracy,
+        **_glue_choices(run),
         "isa": isa.to_json(),
         "parity": _parity(model, checked, isa),
         "bops": model.facts["bops"],
@@ -234,6 +235,16 @@ def _latencies(model: Model, runtimes: Iterable[str], progress: Progress) -> dic
             progress.note(f"measuring the latency of {name}")
             result[name] = measure(path, name, shape, kind=model.facts["input_kind"])
     return result
+
+
+def _glue_choices(folder: Path | None) -> dict[str, Any]:
+    """Return what `folder`'s run measured about choices of glue grids, if it did."""
+    if folder is None:
+        return {}
+    from qtool.run import Run
+
+    measured = Run.open(folder).metrics("glue")
+    return {"glue": measured[-1]} if measured else {}
 
 
 def _torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[str, float]:

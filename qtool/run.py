@@ -164,6 +164,16 @@ class Run:
         with self.path("metrics.jsonl").open("a") as file:
             file.write(json.dumps(values) + "\n")
 
+    def metrics(self, phase: str) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl that `phase` wrote, oldest first."""
+        path = self.path("metrics.jsonl")
+        lines = path.read_text().splitlines() if path.exists() else []
+        try:
+            values = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+        return [value for value in values if value.get("phase") == phase]
+
     def save_bits(self, content: dict[str, Any]) -> None:
         """Write bits.json."""
         write_json(self.path("bits.json"), {"format": BITS_FORMAT, **content})

@@ -27,6 +27,7 @@ from qtool.nn.prepare import QuantSpec, prepare
 from qtool.pipeline import export
 from qtool.progress import Silent
 from qtool.qspec import LayerBits, Selection, read_selection
+from qtool.report.table import rows
 from qtool.run import Run
 from qtool.training import accuracy
 
@@ -207,9 +208,9 @@ def test_run_is_complete(ptq_run: Path, source: Path) -> None:
     lines = [json.loads(line) for line in text.splitlines()]
     assert [line["phase"] for line in lines] == ["float", "glue", "ptq"]
     assert lines[2]["bits"] == "w8a8" and 0 <= lines[2]["test_accuracy"] <= 100
-    rows = lines[1]["choices"]
-    assert [row["glue"] for row in rows] == ["float", "mse", "minmax", "percentile"]
-    assert {row["images"] for row in rows} == {10}
+    choices = lines[1]["choices"]
+    assert [row["glue"] for row in choices] == ["float", "mse", "minmax", "percentile"]
+    assert {row["images"] for row in choices} == {10}
     run = Run.open(ptq_run)
     assert isinstance(run.config, PtqConfig)
     bits = run.selection().layers
@@ -244,6 +245,9 @@ def test_exports_are_exact(
     (report,) = check([path], source, ["reference", "ort"], ptq_run, Silent())
     assert report["parity"]["ort"]["mismatched"] == 0
     assert report["layers"]["network.conv1"] == [8, 8]
+    assert report["glue"] == Run.open(ptq_run).metrics("glue")[0]
+    shown = dict(rows(report))
+    assert shown["glue minmax"].endswith("lost to the grids")
     wanted = [8, 8] if bits is None else [4, 4]
     assert report["layers"]["network.layer2.0.conv1"] == wanted
 
