@@ -24,7 +24,7 @@ from qtool.config import override
 from qtool.data import load_dataset
 from qtool.files import write_json
 from qtool.frontends import ptq
-from qtool.pipeline import export
+from qtool.pipeline import ExportOptions, export
 from qtool.progress import Progress, open_progress
 from qtool.recipes import load_recipe
 from qtool.run import Run
@@ -87,7 +87,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Export the run at `bits` and return what a check of the file says."""
     path = folder / f"{bits}.onnx"
-    export(folder / "run", "onnx", bits, path, force=False)
+    export(folder / "run", ExportOptions(bits=bits), path, force=False)
     (report,) = check([path], data, list(runtimes), folder / "run", progress)
     return {
         "bits": bits,

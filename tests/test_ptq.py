@@ -24,7 +24,7 @@ from qtool.models.normalised import Normalised
 from qtool.nn.control import quant_layers, quantizers, select, selected_bits
 from qtool.nn.fake_quant import FakeQuantizer
 from qtool.nn.prepare import QuantSpec, prepare
-from qtool.pipeline import export
+from qtool.pipeline import ExportOptions, export
 from qtool.progress import Silent
 from qtool.qspec import LayerBits, Selection, read_selection
 from qtool.report.table import rows
@@ -241,7 +241,7 @@ def test_exports_are_exact(
     ptq_run: Path, source: Path, tmp_path: Path, bits: str | None
 ) -> None:
     path = tmp_path / "model.onnx"
-    export(ptq_run, "onnx", bits, path, force=False)
+    export(ptq_run, ExportOptions(bits=bits), path, force=False)
     (report,) = check([path], source, ["reference", "ort"], ptq_run, Silent())
     assert report["parity"]["ort"]["mismatched"] == 0
     assert report["layers"]["network.conv1"] == [8, 8]
@@ -340,7 +340,7 @@ def test_published_weights_keep_their_accuracy(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.code == 0, done.err
     path = tmp_path / "model.onnx"
-    export(tmp_path / "run", "onnx", None, path, force=False)
+    export(tmp_path / "run", ExportOptions(), path, force=False)
     (report,) = check([path], data, ["ort"], tmp_path / "run", Silent())
     # 274 of these 300 are right in floating point (91.73 % of all 10,000).
     assert report["accuracy"]["float"] == pytest.approx(100 * 274 / 300)
