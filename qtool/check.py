@@ -155,6 +155,7 @@ def check_model(
         "dataset": data.name,
         "images": len(data.test),
         "accuracy": accuracy,
+        **_glue_choices(run),
         "isa": isa.to_json(),
         "parity": _parity(model, checked, isa),
         "bops": model.facts["bops"],
@@ -236,10 +237,19 @@ def _latencies(model: Model, runtimes: Iterable[str], progress: Progress) -> dic
     return result
 
 
+def _glue_choices(folder: Path | None) -> dict[str, Any]:
+    """Return what `folder`'s run measured about choices of glue grids, if it did."""
+    if folder is None:
+        return {}
+    from qtool.run import Run
+
+    measured = Run.open(folder).metrics("glue")
+    return {"glue": measured[-1]} if measured else {}
+
+
 def _torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[str, float]:
     """Return the accuracy of the float and the fake-quantized network at the file's bits."""
-    from qtool.frontends.pretrain import build_prepared, load_float, load_state
-    from qtool.nn.control import select
+    from qtool.frontends.pretrain import load_deployed, load_float
     from qtool.qspec import LayerBits, Selection
     from qtool.run import Run
     from qtool.training import accuracy
@@ -247,10 +257,8 @@ def _torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[st
     if folder is None:
         return {}
     run = Run.open(folder)
-    prepared = build_prepared(run)
-    load_state(prepared, run, "model")
     layers = {name: LayerBits(*bits) for name, bits in model.facts["layers"].items()}
-    select(prepared, Selection(layers))
+    prepared = load_deployed(run, Selection(layers))
     return {
         "float": accuracy(load_float(run), data.test),
         "fake_quant": accuracy(prepared, data.test),

@@ -64,15 +64,16 @@ def train(
     config = override(load_recipe(recipe), settings)
     loaded = load_dataset(config.dataset, data)
     from qtool.frontends import load_frontend
-    from qtool.models import model_entry
     from qtool.run import Run
 
-    model_entry(config.model)  # refuse an unknown model before anything is written
     frontend = load_frontend(config.frontend)
+    frontend.check(config, loaded)
     run = Run.create(out, config, loaded, resume, force)
     with _progress() as progress:
-        frontend.train(run, loaded, progress, resume)
-    click.echo(f"trained {config.name} -> {out}; next: qtool search {out} --bops BUDGET")
+        table = frontend.train(run, loaded, progress, resume)
+    if table is not None:
+        _print(table)
+    click.echo(f"trained {config.name} -> {out}; next: {frontend.NEXT.format(run=out)}")
 
 
 @cli.command()
