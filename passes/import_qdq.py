@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from passes.emit.packed import code_width
+from passes.emit.packed import code_width, holds
 from passes.graph import operand
 from passes.integer_builder import Quantized
 from passes.layers import read_layer
@@ -103,10 +103,8 @@ class _Importer:
             return
         x, layer = self.walk.tensor(operand(core, 0), core), read_layer(core, name)
         weight, activation = (self.bits or {}).get(name, [code_width(layer.codes), x.bits])
-        limit = 1 << (weight - 1)
-        if layer.codes.size and (
-            layer.codes.min() < -limit or layer.codes.max() > max(limit - 1, 1)
-        ):
+        largest = int(np.abs(layer.codes.astype(np.int16)).max(initial=0))
+        if not holds(layer.codes, weight) and largest > 1 << (weight - 1):
             raise UserError(
                 f"layer {name}: weights exceed the {weight} bits that the file states"
             )
