@@ -32,6 +32,7 @@ from qtool.dialect import (
     ints,
     require_plain,
     static_shape,
+    value_name,
 )
 from qtool.errors import UnsupportedError
 from qtool.numerics import (
@@ -110,6 +111,19 @@ def _gemm(build: IntegerBuilder, site: Site) -> ir.Value:
     attributes = {"transB": 1, "alpha": 1.0}
     result = build.emit("QGemm", inputs, layer.name, site.like, site.window, MS, attributes)
     return _marked(result, layer, x)
+
+
+def float_gemm(
+    build: IntegerBuilder, node: ir.Node, x: Quantized, output: ir.Value
+) -> ir.Value:
+    """QGemm without a grid of its result, the float `output`: ``f32(acc) * (xs * ws)``."""
+    y = Grid(np.float32(1), 0)
+    site = Site(node, (x,), y, Window(0, 0, 255), value_name(output), output)
+    result = _gemm(build, site)
+    made = build.nodes[-1]
+    made.resize_inputs(7)
+    result.name, result.type = output.name, ir.TensorType(ir.DataType.FLOAT)
+    return result
 
 
 def _weight(build: IntegerBuilder, layer: Layer) -> list[ir.Value]:
