@@ -68,7 +68,7 @@ def _value(node: ir.Node) -> Array | None:
 def _is_layers(node: ir.Node) -> bool:
     """True for the weight or bias of a layer."""
     users = [(usage.node.op_type, usage.idx) for usage in node.outputs[0].uses()]
-    return all(kind in LAYERS and index > 0 or kind == "Transpose" for kind, index in users)
+    return all((kind in LAYERS and index > 0) or kind == "Transpose" for kind, index in users)
 
 
 def _quantize(node: ir.Node, arrays: list[Array | None]) -> Array | None:
@@ -78,7 +78,7 @@ def _quantize(node: ir.Node, arrays: list[Array | None]) -> Array | None:
         return None
     steps, offset = _along(node, scale, x), 128 if kind == np.int8 else 0
     zeros = 0 if zero is None else _along(node, zero.astype(np.int16), x)
-    codes = numerics.quantize(x, steps, zeros + offset)  # type: ignore[arg-type]
+    codes = numerics.quantize(x, steps, zeros + offset)
     folded: Array = (codes.astype(np.int16) - offset).astype(kind)
     return folded
 

@@ -23,7 +23,11 @@ class FreeBatch(InPlacePass):
         """Rewrite `model` in place."""
         graph, batch = model.graph, None
         for value in graph.inputs:
-            if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int):
+            if (
+                value.shape is not None
+                and len(value.shape)
+                and isinstance(value.shape[0], int)
+            ):
                 batch = value.shape[0]
                 value.shape = ir.Shape(["N", *list(value.shape)[1:]])
         for node in graph:

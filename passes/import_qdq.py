@@ -32,7 +32,14 @@ from qtool.qspec import FULL, Window
 
 @dataclass(frozen=True)
 class ImportQDQ(InPlacePass):
-    """Fuse every DQ -> operator -> Q group into one integer operator."""
+    """Fuse every DQ -> operator -> Q group into one integer operator.
+
+    Args:
+        notes: where given, `passes.choose_grid` fills gaps between the file's grids, and a
+            sentence about each is appended.
+    """
+
+    notes: list[str] | None = None
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
@@ -41,7 +48,7 @@ class ImportQDQ(InPlacePass):
             n.op_type == "DequantizeLinear" and n.outputs[0].uses() for n in model.graph
         ):
             return PassResult(model, False)
-        importer = _Importer(model)
+        importer = _Importer(model, self.notes)
         for node in model.graph:
             importer.visit(node)
         outputs = [importer.output(value) for value in model.graph.outputs]
@@ -52,8 +59,8 @@ class ImportQDQ(InPlacePass):
 class _Importer:
     """Maps the file's 8-bit tensors to the dialect's."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.walk = Lowering()
+    def __init__(self, model: ir.Model, notes: list[str] | None) -> None:
+        self.walk = Lowering(notes)
         self.bits = _read_bits(model)
         self.codes: dict[ir.Value, Quantized] = {}
         for value in model.graph.inputs:

@@ -14,6 +14,7 @@ Refuses any other operator, naming layer, operator and reason.
 import numpy as np
 import onnx_ir as ir
 
+from passes.choose_grid import grid_after, grid_before, grid_of_all
 from passes.graph import operand
 from passes.integer_builder import IntegerBuilder, Quantized
 from passes.layers import layer_name
@@ -26,9 +27,15 @@ from qtool.qspec import Window
 
 
 class Lowering:
-    """Maps float values to the integer tensors that stand for them."""
+    """Maps float values to the integer tensors that stand for them.
 
-    def __init__(self) -> None:
+    Args:
+        notes: where given, tensors in float between two operators get a grid if
+            `passes.choose_grid` has one, and a sentence about each is appended.
+    """
+
+    def __init__(self, notes: list[str] | None = None) -> None:
+        self.notes = notes
         self.build = IntegerBuilder()
         self.quantized: dict[ir.Value, Quantized] = {}
         self.constants: dict[ir.Value, tuple[np.uint8, Grid]] = {}
@@ -39,6 +46,8 @@ class Lowering:
             code, grid = self.constants[value]
             return Quantized(self.build.constant(code, f"u{code}"), grid, 8)
         found = self.find(value)
+        if found is None and self.notes is not None:
+            found = self._choose(value)
         if found is None:
             raise UnsupportedError(
                 f"layer {layer_name(reader)}: {reader.op_type} reads {value.name}, which is "
@@ -67,6 +76,35 @@ class Lowering:
         if twin is not None:
             self.quantized[value] = twin
         return twin
+
+    def _choose(self, value: ir.Value) -> Quantized | None:
+        """Return the twin of a value on a grid made for it, None where its range is unknown."""
+        node = value.producer()
+        if node is None or node.domain:
+            return None
+        if node.op_type in ACTIVATIONS or (is_move(node) and len(sources(node)) == 1):
+            source = operand(node, 0)
+            return self.find(value) if self.find(source) or self._choose(source) else None
+        read = sources(node) if is_move(node) else [operand(node, 0)]
+        xs = [self.find(source) for source in read]
+        known = [x for x in xs if x is not None]
+        if not known or len(known) < len(xs):
+            return None
+        grids = [x.grid for x in known]
+        grid = grid_of_all(grids) if is_move(node) else grid_after(node, grids[0])
+        return None if grid is None else self._settle(value, grid)
+
+    def _settle(self, value: ir.Value, grid: Grid) -> Quantized:
+        """Put `value` on a grid that the file does not have."""
+        if self.notes is not None:
+            ends = [(code - grid.zero_point) * float(grid.scale) for code in (0, 255)]
+            self.notes.append(
+                f"tensor {value_name(value)} is float in the file; it gets 8 bits, "
+                f"{ends[0]:.4g} to {ends[1]:.4g}, the range that its neighbours' grids leave it"
+            )
+        name, window = f"{value_name(value)}/codes", Window(grid.zero_point, 0, 255)
+        self.quantized[value] = self.lower(value, grid, window, name, 8)
+        return self.quantized[value]
 
     def _activation(self, node: ir.Node, value: ir.Value) -> Quantized | None:
         x = self.find(operand(node, 0))
@@ -105,6 +143,10 @@ class Lowering:
                 "would run in floating point"
             )
         build, indices = OPERATORS[node.op_type]
+        source = operand(node, 0)
+        before = None if self.notes is None else grid_before(node, grid)
+        if before is not None and self.find(source) is None:
+            self._settle(source, before)
         inputs = tuple(self.tensor(operand(node, index), node) for index in indices)
         site = Site(node, inputs, grid, window, name, node.outputs[0])
         return Quantized(build(self.build, site), grid, bits)

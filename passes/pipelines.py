@@ -54,7 +54,7 @@ def import_qdq(model: ir.Model) -> ir.Model:
 
 
 def expand_foreign(model: ir.Model) -> ir.Model:
-    """ONNX file of another tool -> standard operators whose shapes can be inferred, in place."""
+    """ONNX of another tool -> standard operators with inferable shapes, in place."""
     return _run(
         model,
         RemoveInitializersFromInputsPass(),
@@ -86,7 +86,7 @@ def import_foreign(
         *grid,
         FoldBatchNorm(),
         Canonicalize(),
-        ImportQDQ(),
+        ImportQDQ(notes),
     )
 
 

@@ -1,4 +1,4 @@
-"""A float result -> ``DequantizeLinear(QuantizeLinear(result))``: an 8-bit grid that covers it.
+"""A float result -> ``DequantizeLinear(QuantizeLinear(result))`` on an 8-bit grid.
 
 scale = (high - low) / 255, zero point = rint(-low / scale). For models whose last operator
 is not quantized and has no integer form with a float result (`qtool import --output-range`).

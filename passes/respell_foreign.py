@@ -8,10 +8,12 @@ Cases:
 4. An int32 bias whose scale is not xs * ws: a float bias, which lowering rounds again. (ONNX
    Runtime takes its integers for multiples of xs * ws whatever scale the file says.) Also one
    that BatchNorm follows.
-5. Every weight is called after its layer, the node's name, so that refusals and reports are.
+5. ``Mul(x, HardSigmoid(x))`` with torch's slope 1/6: ``HardSwish(x)``.
+6. Every weight is called after its layer, the node's name, so that refusals and reports are.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -41,6 +43,8 @@ class RespellForeign(InPlacePass):
         for node in list(model.graph):
             if node.op_type == "ReduceMean":
                 modified |= _axes(model.graph, node)
+            elif node.op_type == "Mul":
+                modified |= _hard_swish(model.graph, node)
             elif node.op_type == "Add":
                 modified |= _linear(model.graph, node)
         for node in model.graph:
@@ -77,6 +81,25 @@ def _axes(graph: ir.Graph, node: ir.Node) -> bool:
     name = f"{node.outputs[0].name}.axes"
     node.replace_input_with(1, add_constant(graph, name, np.array(axes, np.int64)))
     return True
+
+
+def _hard_swish(graph: ir.Graph, node: ir.Node) -> bool:
+    for x, gate in (node.inputs, node.inputs[::-1]):
+        sigmoid = None if gate is None else gate.producer()
+        if sigmoid is None or sigmoid.op_type != "HardSigmoid" or sigmoid.inputs[0] is not x:
+            continue
+        slope, offset = (
+            sigmoid.attributes.get_float(*d) for d in (("alpha", 0.2), ("beta", 0.5))
+        )
+        if (
+            abs(slope - 1 / 6) < 1e-6
+            and offset == 0.5
+            and len(list(sigmoid.outputs[0].uses())) == 1
+        ):
+            replace_node(node, ir.node("HardSwish", [x], name=node.name))
+            graph.remove(sigmoid, safe=True)
+            return True
+    return False
 
 
 def _linear(graph: ir.Graph, node: ir.Node) -> bool:
@@ -122,7 +145,8 @@ def _bias(graph: ir.Graph, node: ir.Node, notes: list[str]) -> bool:
         return False
     if len(source.inputs) > 2 and np.any(constant(source.inputs[2])):
         return False  # its reader refuses it
-    real = numerics.dequantize(codes, unit if unit.size > 1 else unit.reshape(()), 0)
+    steps: Any = unit if unit.size > 1 else unit.reshape(())
+    real = numerics.dequantize(codes, steps, 0)
     node.replace_input_with(2, add_constant(graph, f"{value_name(value)}/real", real))
     if not fits:
         notes.append(

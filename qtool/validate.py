@@ -51,7 +51,7 @@ _GRIDS: dict[str, tuple[tuple[int | None, int, int], ...]] = {
 # layer: positions of its weight and bias
 _LAYERS = {"Conv": (1, 2), "QLinearConv": (3, 8), "Gemm": (1, 2), "QGemm": (3, 6)}
 _INTS, _STRING = onnx.AttributeProto.INTS, onnx.AttributeProto.STRING
-_POOL = {
+_POOL: dict[str, int] = {
     "auto_pad": _STRING, "ceil_mode": _INT, "channels_last": _INT, "count_include_pad": _INT,
     "kernel_shape": _INTS, "pads": _INTS, "strides": _INTS,
 }  # fmt: skip

@@ -76,7 +76,7 @@ class ReferenceRuntime:
 
 
 def execute(op: Op, inputs: list[Codes]) -> Any:
-    """Return the result of one operator on integer `inputs`: codes, or a FloatGemm's floats."""
+    """Return one operator's result on integer `inputs`: codes; floats of a FloatGemm."""
     zero, lo, hi, x = op.grid.zero_point, op.lo, op.hi, inputs[0]
     if isinstance(op, Conv | Gemm):
         acc = conv_accumulate(op, x) if isinstance(op, Conv) else gemm_accumulate(op, x)
