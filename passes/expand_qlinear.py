@@ -36,13 +36,21 @@ _LAYERS = {
 }
 
 
+_KNOWN = {*_PLAIN, *_LAYERS, "QLinearConcat"}
+
+
+def is_operator_form(model: ir.Model) -> bool:
+    """True when the graph holds QLinear operators."""
+    return any(node.op_type in _KNOWN for node in model.graph)
+
+
 @dataclass(frozen=True)
 class ExpandQLinear(InPlacePass):
     """Spell every QLinear operator as DQ, the float operator, Q."""
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
-        found = [n for n in model.graph if n.op_type in (*_PLAIN, *_LAYERS, "QLinearConcat")]
+        found = [node for node in model.graph if node.op_type in _KNOWN]
         for node in found:
             _refuse(node)
         for node in found:
@@ -72,14 +80,11 @@ def _expand(graph: ir.Graph, node: ir.Node) -> None:
             operands.append(_bias(graph, node, bias))
         core = ir.Node("", op_type, operands, list(node.attributes.values()))
     core.name = node.name
-    result, before = core.outputs[0], node.outputs[0]
     if y >= len(node.inputs):  # QGemm without a result's grid: a float result
         replace_node(node, core)
-        result.name = before.name
         return
-    result.name, result.shape = f"{before.name}/y", before.shape
     graph.insert_before(node, core)
-    quantize = ir.node("QuantizeLinear", [result, *node.inputs[y : y + 2]])
+    quantize = ir.node("QuantizeLinear", [core.outputs[0], *node.inputs[y : y + 2]])
     replace_node(node, quantize)
 
 
@@ -88,12 +93,7 @@ def _append(
 ) -> ir.Value:
     node = ir.node("DequantizeLinear", inputs, {"axis": axis})
     graph.insert_before(before, node)
-    result, source = node.outputs[0], inputs[0]
-    if source is not None:
-        index = list(before.inputs).index(source)
-        result.name = f"{source.name}/{before.outputs[0].name}.{index}"
-        result.shape = source.shape
-    return result
+    return node.outputs[0]
 
 
 def _dequantize(graph: ir.Graph, node: ir.Node, index: int) -> ir.Value:

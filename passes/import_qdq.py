@@ -143,8 +143,8 @@ class _Importer:
             return
         codes = constant(source)
         if codes is not None and codes.size == 1 and codes.dtype in (np.uint8, np.int8):
-            code = codes.reshape(()).astype(np.int16) + _lift(codes.dtype)
-            self.walk.constants[result] = (np.uint8(code), _grid(node))
+            lifted = (codes.astype(np.int16) + _lift(codes.dtype)).astype(np.uint8)
+            self.walk.constants[result] = (lifted, _grid(node))
 
     def _move(self, node: ir.Node) -> None:
         result, build = node.outputs[0], self.walk.build

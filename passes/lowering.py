@@ -13,6 +13,7 @@ Refuses any other operator, naming layer, operator and reason.
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from passes.choose_grid import grid_after, grid_before, grid_of_all
 from passes.graph import operand
@@ -38,13 +39,13 @@ class Lowering:
         self.notes = notes
         self.build = IntegerBuilder()
         self.quantized: dict[ir.Value, Quantized] = {}
-        self.constants: dict[ir.Value, tuple[np.uint8, Grid]] = {}
+        self.constants: dict[ir.Value, tuple[NDArray[np.uint8], Grid]] = {}
 
     def tensor(self, value: ir.Value, reader: ir.Node) -> Quantized:
         """Return the twin of `value`, which `reader` reads."""
         if value in self.constants:
-            code, grid = self.constants[value]
-            return Quantized(self.build.constant(code, f"u{code}"), grid, 8)
+            codes, grid = self.constants[value]
+            return Quantized(self.build.constant(codes, str(value.name)), grid, 8)
         found = self.find(value)
         if found is None and self.notes is not None:
             found = self._choose(value)

@@ -312,7 +312,10 @@ def _hard_sigmoid(build: IntegerBuilder, site: Site) -> ir.Value:
     if not is_sixth or grid.zero_point != 0 or int(np.prod(static_shape(site.like))) == 1:
         return _table(build, site, lambda x: np.clip(np.float64(alpha) * x + beta, 0.0, 1.0))
     window = Window(0, site.window.lo, min(site.window.hi, clip_code(1.0, grid.scale, 0)))
-    three = Quantized(build.constant(np.uint8(1), "u1"), Grid(np.float32(3), 0), 8)
+    # As many dimensions as x has: ONNX Runtime swaps x (..., 1) with a constant of fewer.
+    rank = len(static_shape(site.like)) + 1
+    code = build.constant(np.ones((1,) * rank, np.uint8), f"three{rank}")
+    three = Quantized(code, Grid(np.float32(3), 0), 8)
     six = Grid(np.float32(6) * grid.scale, 0)
     narrowed = dataclasses.replace(site, window=window)
     return _qlinear_add(build, narrowed, site.inputs[0], three, six)

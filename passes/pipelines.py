@@ -7,10 +7,11 @@ from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
     RemoveInitializersFromInputsPass,
     RemoveUnusedNodesPass,
+    ShapeInferencePass,
 )
 
 from passes.canonicalize import Canonicalize
-from passes.expand_qlinear import ExpandQLinear
+from passes.expand_qlinear import ExpandQLinear, is_operator_form
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.fold_constants import FoldConstants
 from passes.free_batch import FreeBatch
@@ -43,14 +44,10 @@ def lower(model: ir.Model, selection: Selection) -> ir.Model:
 
 def import_qdq(model: ir.Model) -> ir.Model:
     """ONNX QDQ or QLinear file -> integer dialect, in place."""
-    return _run(
-        model,
-        # The operator form is QDQ with each group in one node: spelled out, it needs no reader
-        # of its own.
-        ExpandQLinear(),
-        Canonicalize(),
-        ImportQDQ(),
-    )
+    # The operator form is QDQ with each group in one node: spelled out, it needs no reader of
+    # its own. ONNX infers no shapes across contrib operators, so they come after.
+    expand = (ExpandQLinear(), ShapeInferencePass()) if is_operator_form(model) else ()
+    return _run(model, *expand, Canonicalize(), ImportQDQ())
 
 
 def expand_foreign(model: ir.Model) -> ir.Model:

@@ -16,7 +16,7 @@ from passes.packing import weight_bytes
 from passes.pipelines import import_qdq, lower
 from passes.raw_pixels import UseRawPixels
 from qtool.cost import total_bops, total_macs
-from qtool.dialect import Program, read_program
+from qtool.dialect import Program, Quantize, read_program
 from qtool.errors import UserError
 from qtool.files import refuse_existing, write_bytes
 from qtool.qspec import Selection, read_selection
@@ -28,21 +28,23 @@ DATASET_KEY = "qtool.dataset"
 VERSION_KEY = "qtool.version"
 
 
-def adaptive_graph(folder: Path) -> tuple[ir.Model, Selection, dict[str, str]]:
-    """Trace the model of a run.
+def adaptive_graph(
+    folder: Path, chosen: Selection | None = None
+) -> tuple[ir.Model, Selection, dict[str, str]]:
+    """Trace the model of a run, as it is deployed at `chosen` bits (None: its own).
 
     Returns:
-        The adaptive graph, the run's chosen bits, and metadata for artifacts.
+        The adaptive graph, the bits, and metadata for artifacts.
     """
-    from qtool.frontends.pretrain import build_prepared, load_state
+    from qtool.frontends.pretrain import load_deployed
     from qtool.run import Run
     from qtool.trace import trace
 
     run = Run.open(folder)
-    model = build_prepared(run)
-    load_state(model, run, "model")
+    selection = run.selection() if chosen is None else chosen
+    model = load_deployed(run, selection)
     metadata = {DATASET_KEY: run.config.dataset, VERSION_KEY: qtool.__version__}
-    return trace(model, run.input_shape), run.selection(), metadata
+    return trace(model, run.input_shape), selection, metadata
 
 
 def integer_model(folder: Path, bits: str | None) -> ir.Model:
@@ -52,8 +54,8 @@ def integer_model(folder: Path, bits: str | None) -> ir.Model:
         UserError: bits that were not trained; an operator with no integer form.
     """
     chosen = None if bits is None else read_selection(bits)
-    graph, selection, metadata = adaptive_graph(folder)
-    dialect = lower(graph, selection if chosen is None else chosen)
+    graph, selection, metadata = adaptive_graph(folder, chosen)
+    dialect = lower(graph, selection)
     dialect.metadata_props.update(metadata)
     return dialect
 
@@ -109,7 +111,17 @@ def describe(program: Program) -> dict[str, Any]:
         "bops": total_bops(costs),
         "weight_bytes": weight_bytes(program),
         "input_kind": program.input_kind,
+        "input_range": _input_range(program),
     }
+
+
+def _input_range(program: Program) -> list[float] | None:
+    """Return the values that the first grid on the input covers, None for raw pixels."""
+    for op in program.ops:
+        if isinstance(op, Quantize):
+            ends = (op.lo - op.grid.zero_point, op.hi - op.grid.zero_point)
+            return [float(end * op.grid.scale) for end in ends]
+    return None
 
 
 @dataclass(frozen=True)

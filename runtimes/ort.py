@@ -132,7 +132,8 @@ def _makes_float(node: onnx.NodeProto, reads_float: bool) -> bool:
     if node.op_type in _INTEGER:
         return False
     if node.op_type == "Cast":
-        return bool(node.attribute[0].i == onnx.TensorProto.FLOAT)
+        target = next(a.i for a in node.attribute if a.name == "to")
+        return bool(target == onnx.TensorProto.FLOAT)
     if node.op_type in _NEUTRAL:
         return reads_float
     return True

@@ -35,7 +35,8 @@ _PLAIN = {
     "QLinearLeakyRelu": ("LeakyRelu", (0,), 3),
 }
 # Already what ONNX has for integers.
-_KEPT = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Gather")
+# Cast, Gather and MatMulInteger widen packed weights.
+_KEPT = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Gather", "MatMulInteger")
 
 
 def emit_onnx_qdq(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:

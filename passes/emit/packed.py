@@ -26,7 +26,8 @@ def pack_weights(graph: ir.Graph) -> Bits:
         width = code_width(codes)
         if WEIGHT_BITS_KEY in props:
             bits[name] = [int(props[WEIGHT_BITS_KEY]), int(props[ACTIVATION_BITS_KEY])]
-            width = bits[name][0]
+            # A channel that BatchNorm turned off has the code 0, which one bit does not hold.
+            width = bits[name][0] if bits[name][0] > 1 or codes.all() else 2
         if width < 8:
             node.replace_input_with(3, pack(graph, node, f"{name}.w{width}", codes, width))
     return bits

@@ -162,6 +162,12 @@ class _Reader:
             raise UnsupportedError(
                 f"node {node.name}: adds a constant of shape {addend.shape}"
             )
+        shape = static_shape(node.inputs[0])
+        if addend.ndim <= len(shape) and shape[-1] == 1:
+            raise UnsupportedError(
+                f"node {node.name}: adds a constant of {addend.ndim} dimensions to a tensor "
+                f"{('N', *shape)}; ONNX Runtime swaps them: use {len(shape) + 1}"
+            )
         codes = np.arange(256, dtype=np.uint8)
         table = numerics.add(
             codes, a.scale, a.zero_point, addend.reshape(1), b.scale, b.zero_point, y.scale,
