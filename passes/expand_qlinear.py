@@ -4,7 +4,8 @@
    scale xs * ws. 2. QLinearAdd, QLinearMul, QLinearGlobalAveragePool, QLinearAveragePool,
    QLinearLeakyRelu, QLinearSigmoid: the float operator. 3. QLinearConcat: Concat.
 The operator form (ONNX QLinear*, com.microsoft) and the QDQ form thus become one.
-Refuses what has no float twin: channels_last layouts, float results.
+A QGemm without a grid of its result is the float operator alone.
+Refuses what has no float twin: channels_last layouts.
 """
 
 from dataclasses import dataclass
@@ -61,8 +62,6 @@ class ExpandQLinear(InPlacePass):
 def _refuse(node: ir.Node) -> None:
     if node.attributes.get_int("channels_last", 0):
         raise UnsupportedError(f"node {node.name}: {node.op_type} in channels-last layout")
-    if node.op_type == "QGemm" and (len(node.inputs) < 9 or node.inputs[7] is None):
-        raise UnsupportedError(f"node {node.name}: QGemm with a float result")
 
 
 def _expand(graph: ir.Graph, node: ir.Node) -> None:
@@ -80,6 +79,10 @@ def _expand(graph: ir.Graph, node: ir.Node) -> None:
         if bias < len(node.inputs) and node.inputs[bias] is not None:
             operands.append(_bias(graph, node, bias))
         core = ir.Node("", op_type, operands, list(node.attributes.values()))
+    core.name = node.name
+    if y >= len(node.inputs):  # QGemm without a result's grid: a float result
+        replace_node(node, core)
+        return
     graph.insert_before(node, core)
     quantize = ir.node("QuantizeLinear", [core.outputs[0], *node.inputs[y : y + 2]])
     replace_node(node, quantize)

@@ -2,16 +2,26 @@
 
 import onnx_ir as ir
 from onnx_ir.passes import Sequential
-from onnx_ir.passes.common import ShapeInferencePass
+from onnx_ir.passes.common import (
+    IdentityEliminationPass,
+    LiftConstantsToInitializersPass,
+    RemoveInitializersFromInputsPass,
+    RemoveUnusedNodesPass,
+    ShapeInferencePass,
+)
 
 from passes.canonicalize import Canonicalize
 from passes.expand_qlinear import ExpandQLinear, is_operator_form
 from passes.fold_batchnorm import FoldBatchNorm
+from passes.fold_constants import FoldConstants
+from passes.free_batch import FreeBatch
 from passes.freeze_weights import FreezeWeights
 from passes.import_qdq import ImportQDQ
 from passes.lower_to_integer import LowerToInteger
 from passes.quantize_glue import QuantizeGlue
+from passes.quantize_output import QuantizeOutput
 from passes.resolve_bits import ResolveBits
+from passes.respell_foreign import RespellForeign
 from qtool.errors import UserError
 from qtool.qspec import Selection
 
@@ -38,6 +48,43 @@ def import_qdq(model: ir.Model) -> ir.Model:
     # its own. ONNX infers no shapes across contrib operators, so they come after.
     expand = (ExpandQLinear(), ShapeInferencePass()) if is_operator_form(model) else ()
     return _run(model, *expand, Canonicalize(), ImportQDQ())
+
+
+def expand_foreign(model: ir.Model) -> ir.Model:
+    """ONNX of another tool -> standard operators with inferable shapes, in place."""
+    return _run(
+        model,
+        RemoveInitializersFromInputsPass(),
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        # Shape inference knows no contrib operators.
+        ExpandQLinear(),
+        IdentityEliminationPass(),
+        RemoveUnusedNodesPass(),
+        FreeBatch(),
+    )
+
+
+def import_foreign(
+    model: ir.Model, output_range: tuple[float, float] | None, notes: list[str]
+) -> ir.Model:
+    """QDQ graph of another tool -> integer dialect, in place.
+
+    Args:
+        model: result of `expand_foreign`, with inferred shapes.
+        output_range: smallest and largest value of a float output that shall have a grid.
+        notes: a sentence is appended for each change of what the model computes.
+    """
+    grid = () if output_range is None else (QuantizeOutput(*output_range),)
+    return _run(
+        model,
+        FoldConstants(),
+        # BatchNorm is folded into layers by their names.
+        RespellForeign(notes),
+        *grid,
+        FoldBatchNorm(),
+        Canonicalize(),
+        ImportQDQ(notes),
+    )
 
 
 def _run(model: ir.Model, *passes: ir.passes.PassBase) -> ir.Model:

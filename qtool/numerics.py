@@ -126,6 +126,17 @@ def requantize(
     return saturate(np.rint(scaled) + F32(zero_point), lo, hi)
 
 
+def scale_accumulators(acc: Accumulators, factor: Floats) -> Floats:
+    """QGemm without a grid of its result: ``f32(acc) * (xs * ws)``.
+
+    Args:
+        acc: (N, O) int32, bias included.
+        factor: (O,) float32 of `bias_scale`.
+    """
+    with np.errstate(over="ignore"):  # inf, as in every runtime
+        return acc.astype(F32) * factor.reshape(1, -1)
+
+
 def quantize_bias(
     bias: NDArray[np.float64], x_scale: np.float32, w_scale: Floats
 ) -> NDArray[Any]:

@@ -22,6 +22,8 @@ def check_table(report: dict[str, Any]) -> Table:
 
 def rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (name, value) lines."""
+    if not report["accuracy"]:
+        yield "inputs", f"{report['images']} images; data set {report['dataset']}"
     for name, value in report["accuracy"].items():
         yield f"accuracy {name}", f"{value:.2f} % of {report['images']:,} images"
     if "glue" in report:
