@@ -15,31 +15,42 @@ from qtool.errors import UserError
 from qtool.qspec import Selection
 
 
-def lower(model: ir.Model, selection: Selection) -> ir.Model:
-    """Adaptive graph -> integer dialect, in place."""
+def lower(model: ir.Model, selection: Selection, allow_float: bool = False) -> ir.Model:
+    """Adaptive graph -> integer dialect, in place.
+
+    Args:
+        model: result of `qtool.trace.trace`.
+        selection: bits of every layer; 16 and 32 are float weights.
+        allow_float: keep what has no integer form as marked float islands.
+    """
     return _run(
         model,
         # Grids move past data movement only once that has one spelling.
         Canonicalize(),
         ResolveBits(selection),
         # Codes must be fixed before BatchNorm changes the scale that they were made with.
-        FreezeWeights(),
+        FreezeWeights(allow_float),
         # Biases are rounded in LowerToInteger, after BatchNorm has added to them.
-        FoldBatchNorm(),
-        QuantizeGlue(),
-        LowerToInteger(),
+        FoldBatchNorm(allow_float),
+        QuantizeGlue(allow_float),
+        LowerToInteger(allow_float),
     )
 
 
-def import_qdq(model: ir.Model) -> ir.Model:
-    """ONNX QDQ or QLinear file -> integer dialect, in place."""
+def import_qdq(model: ir.Model, allow_float: bool = False) -> ir.Model:
+    """ONNX QDQ or QLinear file -> integer dialect, in place.
+
+    Args:
+        model: a file; the float islands that its own metadata lists are kept.
+        allow_float: keep what has no integer form as further float islands.
+    """
     return _run(
         model,
         # The operator form is QDQ with each group in one node: spelled out, it needs no reader
         # of its own.
         ExpandQLinear(),
         Canonicalize(),
-        ImportQDQ(),
+        ImportQDQ(allow_float),
     )
 
 

@@ -10,6 +10,8 @@ window.
 from qtool.dialect.nodes import (
     ACTIVATION_BITS_KEY,
     BITS_KEY,
+    ISLAND_KEY,
+    ISLANDS_KEY,
     MS,
     WEIGHT_BITS_KEY,
     constant,
@@ -26,6 +28,7 @@ from qtool.dialect.ops import (
     Conv,
     Gemm,
     Grid,
+    Island,
     Lookup,
     MaxPool,
     Mul,
@@ -42,9 +45,9 @@ from qtool.dialect.ops import (
 from qtool.dialect.reader import read_program
 
 __all__ = [
-    "ACTIVATION_BITS_KEY", "BITS_KEY", "MS", "WEIGHT_BITS_KEY", "Add", "Average", "Concat",
-    "Conv", "Gemm",
-    "Grid", "Lookup", "MaxPool", "Mul", "Op", "Pad", "Program", "Quantize", "Reshape", "Slice",
+    "ACTIVATION_BITS_KEY", "BITS_KEY", "ISLANDS_KEY", "ISLAND_KEY", "MS", "WEIGHT_BITS_KEY",
+    "Add", "Average", "Concat", "Conv", "Gemm",
+    "Grid", "Island", "Lookup", "MaxPool", "Mul", "Op", "Pad", "Program", "Quantize", "Reshape", "Slice",
     "Transpose", "Upsample", "constant", "ints", "read_program", "require_plain", "scalar",
     "static_shape", "value_name", "weight_of",
 ]  # fmt: skip
