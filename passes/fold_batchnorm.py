@@ -11,7 +11,8 @@ Cases:
 BatchNorm is folded before rounding elsewhere: peers fold first and quantize the product, which
 changes the codes that training learned.
 A layer whose weights stay float keeps its BatchNorm, and with `allow_float` so does anything
-that cannot absorb it: both are float islands. A BatchNorm of a tensor that has a grid of its own is left alone (`passes.operators`).
+that cannot absorb it: both are float islands.
+A BatchNorm of a tensor that has a grid of its own is left alone (`passes.operators`).
 Refuses when BatchNorm follows something else, or a flipped code leaves its container.
 """
 

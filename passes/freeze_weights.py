@@ -85,8 +85,8 @@ def _half(graph: ir.Graph, view: FakeQuant) -> ir.Node:
         half = weight.astype(np.float16)
     if not np.isfinite(half).all():
         raise UnsupportedError(
-            f"layer {view.name}: weights up to {np.abs(weight).max():g} are no float16; use 32 "
-            "bits"
+            f"layer {view.name}: weights up to {np.abs(weight).max():g} are no float16; "
+            "use 32 bits"
         )
     stored = add_constant(graph, f"{view.name}.half", half)
     return ir.node("Cast", [stored], {"to": int(ir.DataType.FLOAT)}, name=f"{view.name}.wide")

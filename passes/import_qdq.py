@@ -7,8 +7,8 @@ the grid of Q, exactly as runtimes fuse it; codes are read on the grid of each D
 2. int8 weights with zero point 0, also packed ones; uint8 weights with zero point 128.
 3. Data movement, between DQ and Q or on codes. 4. ``Gather(table, Cast(codes))``: a table.
 5. DQ to the graph output. 6. The float islands that the file's metadata lists.
-Refuses any other operator that would run in floating point, naming it, and weights that the dialect
-does not hold; the model is then unchanged.
+Refuses any other operator that would run in floating point, naming it, and weights that the
+dialect does not hold; the model is then unchanged.
 """
 
 import json
@@ -27,7 +27,7 @@ from passes.moves import is_move, lower_move, sources
 from passes.operators import ACTIVATIONS, gather, mark
 from qtool.dialect import BITS_KEY, ISLAND_KEY, ISLANDS_KEY, Grid, constant, scalar, value_name
 from qtool.errors import UnsupportedError, UserError
-from qtool.qspec import FLOAT_WIDTHS, FULL, WEIGHT_BITS, Window
+from qtool.qspec import FLOAT_WIDTHS, FULL, WEIGHT_BITS, LayerBits, Window
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ class _Importer:
     def _mark(self, twin: Quantized, core: ir.Node) -> None:
         """State the bits of a layer: the file's, or as many as its codes need."""
         if self.walk.is_island(twin):
-            if (pair := (self.bits or {}).get(value_name(twin.value))) is not None:
-                mark(twin.value, *pair)
+            self._mark_island(twin, (self.bits or {}).get(value_name(twin.value)))
             return
         while core.op_type in ACTIVATIONS:
             inner = operand(core, 0).producer()
@@ -124,6 +123,16 @@ class _Importer:
                 f"layer {name}: weights exceed the {weight} bits that the file states"
             )
         mark(twin.value, weight, activation)
+
+    def _mark_island(self, twin: Quantized, pair: list[int] | None) -> None:
+        if pair is None:
+            return
+        if not LayerBits(*pair).is_float:
+            raise UserError(
+                f"layer {value_name(twin.value)}: runs in floating point, but the file states "
+                f"{pair[0]} bits"
+            )
+        mark(twin.value, *pair)
 
     def _dequantize(self, node: ir.Node) -> None:
         source, result = operand(node, 0), node.outputs[0]

@@ -1,8 +1,8 @@
 """Float operators -> a float island: ``Q(f(DQ(x0), DQ(x1), ...))``, f node by node as it was.
 
-f is everything between tensors that have a grid and the grid that closes it: one operator, or a
-chain of them, with its constants. On the graph it is literally that, in the dialect as in both
-ONNX flavours; its nodes carry the island's name (`ISLAND_KEY`).
+f is everything between tensors that have a grid and the grid that closes it: one operator, or
+a chain of them, with its constants. On the graph it is literally that, in the dialect as in
+both ONNX flavours; its nodes carry the island's name (`ISLAND_KEY`).
 
 1. A convolution or linear layer with float weights: the island has the layer's name and bits.
 2. ``Swish(x)``: spelled ``Mul(x, Sigmoid(x))`` again, which every opset knows.
@@ -12,7 +12,7 @@ ONNX flavours; its nodes carry the island's name (`ISLAND_KEY`).
 Refuses what depends on more than its inputs: control flow, random numbers, other domains.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -46,7 +46,8 @@ def build_island(
         build: gets its nodes.
         result: a float value that no integer operator computes.
         twins: the tensors that have a grid.
-        grid, window: of the result.
+        grid: of the result.
+        window: of the result.
         name: of the result; a layer in the island has precedence.
 
     Returns:
@@ -73,9 +74,7 @@ def build_island(
     if region.nodes[-1].op_type in (*_GUARDED, "Swish"):
         guard = ir.node("LeakyRelu", [floats], {"alpha": 1.0})
         floats = _append(build, guard, [result], f"{name}/float")
-    codes = build.emit(
-        "QuantizeLinear", [floats, *build.grid(grid)], name, result, window
-    )
+    codes = build.emit("QuantizeLinear", [floats, *build.grid(grid)], name, result, window)
     _name_nodes(build.nodes[first:], str(codes.name))
     if layer is not None:
         props = layer.metadata_props
@@ -127,7 +126,7 @@ def _copy(
 def _append(
     build: IntegerBuilder,
     node: ir.Node,
-    like: "list[ir.Value] | tuple[ir.Value, ...]",
+    like: Sequence[ir.Value],
     name: str,
 ) -> ir.Value:
     """Append `node`, its results named after `name` and shaped as `like`."""

@@ -16,7 +16,6 @@ from passes.unpacking import unpack
 from qtool.dialect import WEIGHT_BITS_KEY, constant
 from qtool.errors import UnsupportedError
 
-
 LAYERS = ("Conv", "Gemm", "MatMul")
 
 
@@ -41,7 +40,7 @@ def _weight_node(node: ir.Node) -> ir.Node | None:
 
 
 def has_integer_weight(node: ir.Node) -> bool:
-    """True when the weight of a Conv, Gemm or MatMul comes from a DequantizeLinear of codes."""
+    """True when the weight of a Conv, Gemm or MatMul is a DequantizeLinear of codes."""
     weight = _weight_node(node)
     if weight is None or weight.op_type != "DequantizeLinear":
         return False

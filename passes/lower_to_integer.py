@@ -3,8 +3,8 @@
 ``FakeQuant([Relu|Clip](op(FakeQuant(x), ...)))`` -> the integer operator (`passes.operators`)
 on the second FakeQuant's grid; FakeQuant of a tensor that already has a grid -> a change of
 grid; data movement -> the same on codes; the graph's output -> DequantizeLinear.
-Any other operator stays a float island (`passes.islands`) with `allow_float`; else it is refused,
-naming layer, operator and reason, and the model is unchanged.
+Any other operator stays a float island (`passes.islands`) with `allow_float`; else it is
+refused, naming layer, operator and reason, and the model is unchanged.
 """
 
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ def is_move(node: ir.Node | None) -> bool:
 
 
 def has_integer_form(move: ir.Node) -> bool:
-    """True when `lower_move` accepts the form of a movement; a linear Resize, say, computes."""
+    """True when `lower_move` accepts the form of a movement; a linear Resize computes."""
     if move.op_type in ALIASES:
         return True
     try:

@@ -48,8 +48,8 @@ def integer_model(folder: Path, bits: str | None, allow_float: bool = False) -> 
     """Return the run in the integer dialect, at its own bits or at those that `bits` names.
 
     Raises:
-        UserError: bits that were not trained; without `allow_float` an operator with no integer
-            form.
+        UserError: bits that were not trained; without `allow_float` an operator with no
+            integer form.
     """
     chosen = None if bits is None else read_selection(bits)
     graph, selection, metadata = adaptive_graph(folder)

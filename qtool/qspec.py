@@ -68,8 +68,8 @@ def weight_limit(bits: int) -> int:
 class LayerBits:
     """Bit-widths of one convolution or linear layer: its weights and its input activation.
 
-    Weights of 16 or 32 bits (`FLOAT_WIDTHS`) are floating point. So may their input be: it then
-    has the widest grid that was trained, because tensors between operators are 8-bit codes.
+    Weights of 16 or 32 bits (`FLOAT_WIDTHS`) are floating point. So may their input be: it
+    then has the widest grid that was trained, as tensors between operators are 8-bit codes.
     """
 
     weight: int
@@ -113,7 +113,7 @@ def _checked(bits: LayerBits, layer: str, where: str) -> LayerBits:
         if got not in known and got not in FLOAT_WIDTHS:
             raise UserError(
                 f"{where}: {layer}{what} bits {got} not supported, expected {known.start} to "
-                f"{known.stop - 1}, or {' or '.join(map(str, FLOAT_WIDTHS))} for floating point"
+                f"{known.stop - 1}, or {' or '.join(map(str, FLOAT_WIDTHS))} for float"
             )
     if bits.activation in FLOAT_WIDTHS and not bits.is_float:
         raise UserError(

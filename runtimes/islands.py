@@ -32,7 +32,8 @@ def run_island(op: Island, inputs: Sequence[NDArray[Any]]) -> Codes:
     """
     feeds = {f"q{index}": array for index, array in enumerate(inputs)}
     codes = _session(op).run(None, feeds)[0]
-    return np.clip(codes, np.uint8(op.lo), np.uint8(op.hi))
+    clipped: Codes = np.clip(codes, np.uint8(op.lo), np.uint8(op.hi))
+    return clipped
 
 
 def run_numpy(op: Island, inputs: Sequence[NDArray[Any]]) -> Codes | None:
@@ -44,10 +45,10 @@ def run_numpy(op: Island, inputs: Sequence[NDArray[Any]]) -> Codes | None:
         for index, (array, grid) in enumerate(zip(inputs, op.x, strict=True))
     }
     try:
-        result = ReferenceEvaluator(onnx.load_from_string(op.body)).run(None, feeds)
+        results: Any = ReferenceEvaluator(onnx.load_from_string(op.body)).run(None, feeds)
     except NotImplementedError:
         return None
-    values = np.asarray(result[0], np.float32)
+    values = np.asarray(results[0], np.float32)
     return numerics.quantize(values, op.grid.scale, op.grid.zero_point, op.lo, op.hi)
 
 
@@ -104,8 +105,8 @@ def compare_islands(
         tensors: every integer tensor of `program` for `x`.
 
     Returns:
-        For each island its name, operators, and `mismatched`, `compared`, `max_lsb`; nothing is
-        compared where `onnx.reference` lacks an operator.
+        For each island its name, operators, and `mismatched`, `compared`, `max_lsb`; nothing
+        is compared where `onnx.reference` lacks an operator.
     """
     known = {program.input_name: x, **tensors}
     reports = []

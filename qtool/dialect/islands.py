@@ -1,8 +1,8 @@
 """Float islands: the nodes between DequantizeLinear and QuantizeLinear, as a small model.
 
 ``Q(f(DQ(x0), DQ(x1), ...))`` -> f as an ONNX model of its own, with inputs ``x0, x1, ...``,
-constants ``c0, ...`` and the result ``y``. Nodes are in the order in which a walk back from the
-result meets them and names are counted, so that equal islands have equal bytes.
+constants ``c0, ...`` and the result ``y``. Nodes are in the order in which a walk back from
+the result meets them and names are counted, so that equal islands have equal bytes.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,6 @@ _RANDOM = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
     "Multinomial",
 }  # fmt: skip
-# operator: number of multiplications for each weight, given weight and result shape
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -100,7 +99,7 @@ def collect(result: ir.Value, is_input: Callable[[ir.Value], bool]) -> Region:
                 constants[value] = None
             elif value.producer() is None:
                 raise UnsupportedError(
-                    f"operator {node.op_type} reads {value_name(value)}, which nothing computes"
+                    f"operator {node.op_type} reads {value_name(value)}, which nothing makes"
                 )
             elif value.producer() not in nodes:
                 waiting.append(value.producer())
@@ -131,8 +130,9 @@ def require_opset(region: Region, opset: int | None) -> None:
     """Refuse nodes of an opset in which they mean something else than in `OPSET`."""
     if opset is None or opset < OLDEST_OPSET:
         raise UnsupportedError(
-            f"operator {region.nodes[0].op_type} of opset {opset} cannot stay in floating point; "
-            f"convert the model to opset {OLDEST_OPSET} or newer (onnx.version_converter)"
+            f"operator {region.nodes[0].op_type} of opset {opset} cannot stay in floating "
+            f"point; convert the model to opset {OLDEST_OPSET} or newer "
+            "(onnx.version_converter)"
         )
     for node in region.nodes:
         if opset < _CHANGED_SINCE.get(node.op_type, 0):
@@ -153,11 +153,12 @@ def body(region: Region) -> bytes:
             names[value] = f"t{len(names)}" if value.name else ""
         names[region.result] = "y"
         proto: onnx.NodeProto = ir.to_proto(node)
+        known = {attribute.name: attribute for attribute in proto.attribute}
         made = onnx.NodeProto(
             op_type=proto.op_type,
             input=["" if value is None else names[value] for value in node.inputs],
             output=[names[value] for value in node.outputs],
-            attribute=sorted(proto.attribute, key=lambda attribute: attribute.name),
+            attribute=[known[name] for name in sorted(known)],
         )
         for attribute in made.attribute:
             attribute.doc_string = ""
@@ -182,7 +183,10 @@ def _float(name: str) -> onnx.ValueInfoProto:
 
 
 def _stored(value: ir.Value, name: str) -> TensorProto:
-    proto: TensorProto = ir.to_proto(ir.tensor(constant(value), name=name))
+    array = constant(value)
+    if array is None:
+        raise ValueError(f"{value.name} is not constant")
+    proto: TensorProto = ir.to_proto(ir.tensor(array, name=name))
     return proto
 
 
