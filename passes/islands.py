@@ -12,7 +12,7 @@ both ONNX flavours; its nodes carry the island's name (`ISLAND_KEY`).
 Refuses what depends on more than its inputs: control flow, random numbers, other domains.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
@@ -29,13 +29,14 @@ _GUARDED = (
     "Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Softmax", "AveragePool",
     "Where", "Concat", "Add", "Mul", "Sigmoid",
 )  # fmt: skip
+Find = Callable[[ir.Value], Quantized | None]
 FLAG = "--allow-float keeps it as a float island"
 
 
 def build_island(
     build: IntegerBuilder,
     result: ir.Value,
-    twins: Mapping[ir.Value, Quantized],
+    find: Find,
     grid: Grid,
     window: Window,
     name: str,
@@ -45,7 +46,7 @@ def build_island(
     Args:
         build: gets its nodes.
         result: a float value that no integer operator computes.
-        twins: the tensors that have a grid.
+        find: returns the twin of a value that has a grid, None for others.
         grid: of the result.
         window: of the result.
         name: of the result; a layer in the island has precedence.
@@ -56,7 +57,7 @@ def build_island(
     Raises:
         UnsupportedError: what it would hold cannot be an island; names the operator.
     """
-    region = collect(result, lambda value: value in twins or value.is_graph_input())
+    region = collect(result, lambda value: find(value) is not None or value.is_graph_input())
     if not region.inputs:
         raise UnsupportedError(f"tensor {name}: computed from constants alone")
     if result.dtype not in (None, ir.DataType.FLOAT):
@@ -67,7 +68,7 @@ def build_island(
     if layer is not None:
         name = layer.metadata_props[LAYER_KEY]
     first = len(build.nodes)
-    values = _read(build, region, twins, name) | _constants(build, region, name)
+    values = _read(build, region, find, name) | _constants(build, region, name)
     for index, node in enumerate(region.nodes):
         _copy(build, node, values, f"{name}/f{index}")
     floats = values[result]
@@ -89,15 +90,15 @@ def _name_nodes(nodes: list[ir.Node], name: str) -> None:
 
 
 def _read(
-    build: IntegerBuilder, region: Region, twins: Mapping[ir.Value, Quantized], name: str
+    build: IntegerBuilder, region: Region, find: Find, name: str
 ) -> dict[ir.Value, ir.Value]:
     """Dequantize the island's inputs."""
     values = {}
     for index, value in enumerate(region.inputs):
-        if value not in twins:
+        twin = find(value)
+        if twin is None:
             values[value] = value  # the model's float input itself
             continue
-        twin = twins[value]
         node = ir.node("DequantizeLinear", [twin.value, *build.grid(twin.grid)])
         values[value] = _append(build, node, [value], f"{name}/x{index}")
     return values

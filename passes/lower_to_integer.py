@@ -33,7 +33,7 @@ class LowerToInteger(InPlacePass):
         """Rewrite `model` in place."""
         if not any(as_fake_quant(node) for node in model.graph):
             return PassResult(model, False)
-        walk = Lowering(self.allow_float)
+        walk = Lowering(allow_float=self.allow_float)
         for node in model.graph:
             _visit(walk, node)
         outputs = [_output(walk, value) for value in model.graph.outputs]
@@ -47,12 +47,10 @@ def _visit(walk: Lowering, node: ir.Node) -> None:
     if view is not None and view.role != "weight":
         walk.quantized[result] = _lower(walk, view)
     elif is_move(node) and all(value in walk.quantized for value in sources(node)):
+        if walk.is_left_float(node):
+            return
         source = walk.quantized[sources(node)[0]].value
-        try:
-            name = f"{source.name}/{node.op_type.lower()}"
-            walk.quantized[result] = walk.move(node, name)
-        except UnsupportedError as error:
-            walk.leave(node, error)
+        walk.quantized[result] = walk.move(node, f"{source.name}/{node.op_type.lower()}")
 
 
 def _lower(walk: Lowering, view: FakeQuant) -> Quantized:

@@ -5,6 +5,7 @@
     meta.safetensors       prepared model after bit-meta (where every search starts)
     searched.safetensors   prepared model after bit-search (where fine-tuning starts)
     model.safetensors      prepared model as it is deployed now
+    corrections.safetensors  tensors that replace model's at other uniform bits: w4a4/NAME
     bits.json              chosen bits (after `qtool search`)
     metrics.jsonl          one JSON object per epoch and result
     checkpoint.safetensors unfinished training
@@ -22,13 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import qtool
-from qtool.config import MetaMixConfig, from_json, to_json
+from qtool.config import Config, from_json, to_json
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.files import atomic_path, read_json, refuse_existing, write_json
 from qtool.qspec import BITS_FORMAT, Selection, check_format, selection_from_json
 
 RUN_FORMAT = 1
+CORRECTIONS = "corrections"
 # safetensors writes its metadata in random order: one entry keeps files reproducible.
 _MARK = "qtool"
 
@@ -54,13 +56,13 @@ class Run:
     """
 
     folder: Path
-    config: MetaMixConfig
+    config: Config
     input_shape: tuple[int, ...]
     classes: int
 
     @classmethod
     def create(
-        cls, folder: Path, config: MetaMixConfig, data: DataSet, resume: bool, force: bool
+        cls, folder: Path, config: Config, data: DataSet, resume: bool, force: bool
     ) -> "Run":
         """Start a run in `folder`, or return the one there if `resume`."""
         recipe = folder / "recipe.json"
@@ -162,6 +164,16 @@ class Run:
         with self.path("metrics.jsonl").open("a") as file:
             file.write(json.dumps(values) + "\n")
 
+    def metrics(self, phase: str) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl that `phase` wrote, oldest first."""
+        path = self.path("metrics.jsonl")
+        lines = path.read_text().splitlines() if path.exists() else []
+        try:
+            values = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+        return [value for value in values if value.get("phase") == phase]
+
     def save_bits(self, content: dict[str, Any]) -> None:
         """Write bits.json."""
         write_json(self.path("bits.json"), {"format": BITS_FORMAT, **content})
@@ -179,7 +191,7 @@ class Run:
 
 _OWN_FILES = (
     "float.safetensors", "meta.safetensors", "searched.safetensors", "model.safetensors",
-    "checkpoint.safetensors", "bits.json", "metrics.jsonl",
+    "corrections.safetensors", "checkpoint.safetensors", "bits.json", "metrics.jsonl",
 )  # fmt: skip
 
 

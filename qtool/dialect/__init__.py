@@ -26,6 +26,7 @@ from qtool.dialect.ops import (
     Average,
     Concat,
     Conv,
+    FloatGemm,
     Gemm,
     Grid,
     Island,
@@ -46,8 +47,8 @@ from qtool.dialect.reader import read_program
 
 __all__ = [
     "ACTIVATION_BITS_KEY", "BITS_KEY", "ISLANDS_KEY", "ISLAND_KEY", "MS", "WEIGHT_BITS_KEY",
-    "Add", "Average", "Concat", "Conv", "Gemm", "Grid", "Island", "Lookup", "MaxPool", "Mul",
-    "Op", "Pad", "Program", "Quantize", "Reshape", "Slice", "Transpose", "Upsample",
-    "constant", "ints", "read_program", "require_plain", "scalar", "static_shape",
-    "value_name", "weight_of",
+    "Add", "Average", "Concat", "Conv", "FloatGemm", "Gemm", "Grid", "Island", "Lookup",
+    "MaxPool", "Mul", "Op", "Pad", "Program", "Quantize", "Reshape", "Slice", "Transpose",
+    "Upsample", "constant", "ints", "read_program", "require_plain", "scalar",
+    "static_shape", "value_name", "weight_of",
 ]  # fmt: skip
