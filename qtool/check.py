@@ -20,7 +20,7 @@ from qtool.pipeline import describe, read_onnx
 from qtool.progress import Progress
 from qtool.sealed import read_seal
 from runtimes import EXACT, RUNTIMES
-from runtimes.base import Codes, Floats, Inputs, Runtime
+from runtimes.base import Floats, Inputs, Runtime
 from runtimes.compare import Parity, output_codes
 from runtimes.isa import Isa, read_isa
 from runtimes.latency import measure
