@@ -11,6 +11,7 @@ Refuses any other operator that would run in floating point, naming it, and weig
 dialect does not hold; the model is then unchanged.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -166,6 +167,8 @@ class _Importer:
         result, build = node.outputs[0], self.walk.build
         if all(value in self.codes for value in sources(node)):
             xs = [self.codes[value] for value in sources(node)]
+            # A table's codes have no grid of their own: each DQ states what it reads.
+            xs = [dataclasses.replace(x, grid=xs[0].grid) for x in xs]
             self.codes[result] = lower_move(build, node, xs, value_name(result))
         else:
             self.walk.find(result)

@@ -92,7 +92,7 @@ class Lowering:
         return twin
 
     def _choose(self, value: ir.Value) -> Quantized | None:
-        """Return the twin of a value on a grid made for it; None: its range is unknown."""
+        """Return the twin of a value on a grid made for it, None if its range is unknown."""
         node = value.producer()
         if node is None or node.domain:
             return None
@@ -114,7 +114,7 @@ class Lowering:
             ends = [(code - grid.zero_point) * float(grid.scale) for code in (0, 255)]
             self.notes.append(
                 f"tensor {value_name(value)} is float in the file; it gets 8 bits, "
-                f"{ends[0]:.4g} to {ends[1]:.4g}, the range that its neighbours leave it"
+                f"{ends[0]:.4g} to {ends[1]:.4g}, the range that the grids around it leave"
             )
         name, window = f"{value_name(value)}/codes", Window(grid.zero_point, 0, 255)
         self.quantized[value] = self.lower(value, grid, window, name, 8)

@@ -96,14 +96,18 @@ def _qlinear_conv(
 
 
 def _gemm(build: IntegerBuilder, site: Site) -> ir.Value:
-    require_plain(site.node, f"layer {layer_name(site.node)}")
-    x = site.inputs[0]
+    return _linear(build, site, read_layer(site.node, site.name))
+
+
+def _linear(build: IntegerBuilder, site: Site, layer: Layer) -> ir.Value:
+    x, where = site.inputs[0], f"layer {layer_name(site.node)}"
+    require_plain(site.node, where)
     if len(static_shape(x.value)) != 1:
         raise UnsupportedError(
-            f"layer {layer_name(site.node)}: {site.node.op_type} of a tensor "
-            f"{('N', *static_shape(x.value))}; (N, features) is supported"
+            f"{where}: {site.node.op_type} of a tensor {('N', *static_shape(x.value))}; "
+            "(N, features) is supported"
         )
-    layer = fit_accumulator(read_layer(site.node, site.name), x.grid.scale)
+    layer = fit_accumulator(layer, x.grid.scale)
     inputs = [
         x.value, *build.grid(x.grid), *_weight(build, layer), _bias(build, x, layer),
         *build.grid(site.grid),
@@ -118,8 +122,10 @@ def float_gemm(
 ) -> ir.Value:
     """QGemm without a grid of its result, the float `output`: ``f32(acc) * (xs * ws)``."""
     y = Grid(np.float32(1), 0)
-    site = Site(node, (x,), y, Window(0, 0, 255), value_name(output), output)
-    result = _gemm(build, site)
+    name = value_name(output)
+    site = Site(node, (x,), y, Window(0, 0, 255), name, output)
+    # The output's name, which is all that a file in QDQ form keeps of it.
+    result = _linear(build, site, dataclasses.replace(read_layer(node, name), name=name))
     made = build.nodes[-1]
     made.resize_inputs(7)
     result.name, result.type = output.name, ir.TensorType(ir.DataType.FLOAT)
