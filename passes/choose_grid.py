@@ -17,7 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from passes.operators import FUNCTIONS, parameter
+from passes.layer_operators import parameter
+from passes.tables import FUNCTIONS
 from qtool import numerics
 from qtool.dialect import Grid
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from passes.graph import LAYER_KEY
 from passes.integer_builder import IntegerBuilder, Quantized
-from passes.operators import mark
+from passes.layer_operators import mark
 from qtool.dialect import ACTIVATION_BITS_KEY, ISLAND_KEY, WEIGHT_BITS_KEY, Grid, constant
 from qtool.dialect.islands import Region, collect, require_opset
 from qtool.errors import UnsupportedError

@@ -23,7 +23,9 @@ from passes.integer_builder import IntegerBuilder, Quantized
 from passes.islands import FLAG, build_island
 from passes.layers import LAYERS, has_integer_weight, layer_name
 from passes.moves import has_integer_form, is_move, lower_move, sources
-from passes.operators import ACTIVATIONS, OPERATORS, Site, leaky
+from passes.operators import ACTIVATIONS, OPERATORS
+from passes.site import Site
+from passes.tables import leaky
 from qtool.dialect import Grid, ints, scalar, value_name
 from qtool.errors import UnsupportedError
 from qtool.numerics import clip_code

@@ -4,12 +4,53 @@ Regions found by measurement, see the numerics' tests. QLinearLeakyRelu, QLinear
 QuantizeLinear and QLinearMatMul have none.
 """
 
+from math import prod
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qtool.dialect import Grid
 from qtool.errors import UnsupportedError
-from qtool.numerics import MULTIPLY_FACTOR_MAX, add_swaps, multiplier, multiply_factor
+from qtool.numerics import (
+    MULTIPLY_FACTOR_MAX,
+    average_factor,
+    multiplier,
+    multiply_factor,
+)
+
+# 2^31 / (2 * 255), rounded down: sums of two scaled codes stay inside int32.
+ADD_RATIO_MAX = 2**22
+
+
+def check_add(a: Grid, b: Grid, y: Grid, shape: tuple[int, ...], name: str) -> None:
+    """Refuse sums that ONNX Runtime's QLinearAdd computes by another formula.
+
+    Raises:
+        UnsupportedError: one element an image (`shape`), or a result too fine for its int32.
+    """
+    if prod(shape) == 1:
+        raise UnsupportedError(
+            f"tensor {name}: Add of one-element tensors; ONNX Runtime swaps their operands"
+        )
+    ratio = max(a.scale / y.scale, b.scale / y.scale)
+    if ratio >= ADD_RATIO_MAX:
+        raise UnsupportedError(
+            f"tensor {name}: Add onto a grid {ratio:.3g} times finer than its input's; ONNX "
+            f"Runtime's int32 overflows from {ADD_RATIO_MAX}"
+        )
+
+
+def check_average(x: Grid, y: Grid, shape: tuple[int, ...], name: str) -> None:
+    """Refuse factors that ONNX Runtime's QLinearGlobalAveragePool rejects when it runs.
+
+    Raises:
+        UnsupportedError: names the tensor and the factor; `shape` is (C, H, W).
+    """
+    factor = average_factor(x.scale, y.scale, prod(shape[1:]))
+    if not 2**-32 < factor < 256:
+        raise UnsupportedError(
+            f"tensor {name}: average with factor {factor:.3g}; ONNX Runtime takes 2^-32 to 256"
+        )
 
 
 def check_multiply(a: Grid, b: Grid, y: Grid, name: str) -> None:
@@ -38,19 +79,3 @@ def check_factor(x: Grid, w_scale: NDArray[np.float32], y: Grid, name: str) -> N
             f"layer {name}: channel {int(infinite.argmax())} has scale {x.scale:.3g} * "
             f"{w_scale.reshape(-1)[infinite.argmax()]:.3g} / {y.scale:.3g}, beyond float32"
         )
-
-
-def add_order(a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return the operands' order, (0, 1) or (1, 0), in which QLinearAdd computes as written.
-
-    Shapes come without the batch, which is free: what holds for one image holds for many.
-
-    Raises:
-        UnsupportedError: neither order does; both are scalars along the innermost axis.
-    """
-    for order, shapes in (((0, 1), (a_shape, b_shape)), ((1, 0), (b_shape, a_shape))):
-        if not add_swaps(*shapes):
-            return order
-    raise UnsupportedError(
-        f"Add of {a_shape} and {b_shape}: one element; ONNX Runtime swaps the operands"
-    )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from operators import F32
 
-from passes.ort_limits import add_order, check_factor, check_multiply
+from passes.ort_limits import check_factor, check_multiply
 from qtool.dialect import Grid
 from qtool.errors import UnsupportedError
 from qtool.numerics import MULTIPLY_FACTOR_MAX
@@ -27,22 +27,3 @@ def test_a_channel_with_an_infinite_factor_is_refused():
     check_factor(UNIT, w_scale, UNIT, "conv1")
     with pytest.raises(UnsupportedError, match=r"conv1: channel 1 .* beyond float32"):
         check_factor(UNIT, w_scale, Grid(F32(0.01), 0), "conv1")
-
-
-@pytest.mark.parametrize(
-    "a, b, order",
-    [
-        ((2, 8, 7, 7), (2, 8, 7, 7), (0, 1)),
-        ((2, 8, 7, 7), (2, 8, 1, 1), (0, 1)),
-        ((2, 8, 1, 1), (2, 8, 7, 7), (1, 0)),
-        ((2, 8, 1, 1), (1, 8, 1, 1), (0, 1)),
-        ((), (1, 8, 1, 1), (1, 0)),
-    ],
-)
-def test_add_order_puts_the_scalar_last(a, b, order):
-    assert add_order(a, b) == order
-
-
-def test_one_element_on_both_sides_has_no_order():
-    with pytest.raises(UnsupportedError, match=r"\(1, 1\) and \(1,\): one element"):
-        add_order((1, 1), (1,))
