@@ -1,6 +1,7 @@
 """Files of other tools: imported, then compared with ONNX Runtime running the original."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import foreign_files
@@ -9,8 +10,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import tiny_files
 from conftest import run_qtool
 from foreign_files import codes, floats, layer
+from mutations import MUTATIONS
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
@@ -24,6 +27,8 @@ from qtool.foreign_import import parse_range, read_foreign
 from qtool.pipeline import FORMS, read_onnx, write_onnx
 from runtimes.ort import OrtRuntime, count_float_ops
 from runtimes.reference import ReferenceRuntime
+
+Mutation = Callable[[onnx.ModelProto, np.random.Generator], None]
 
 
 def save(model: onnx.ModelProto, folder: Path) -> Path:
@@ -431,6 +436,29 @@ def test_refusals_name_layer_and_reason(case: str, tmp_path: Path) -> None:
     assert done.code == 2 and reason in done.err, done.err
     assert done.err.count("\n") == 1 and str(path) in done.err
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda f: f.__name__)
+def test_damaged_files_are_refused_in_one_line(mutate: Mutation, tmp_path: Path) -> None:
+    for seed, make in enumerate((foreign_files.nncf, foreign_files.aimet, tiny_files.qop)):
+        model = make()
+        mutate(model, np.random.default_rng(seed))
+        path = tmp_path / f"{seed}.onnx"
+        path.write_bytes(model.SerializeToString())
+        try:
+            read_foreign(path)
+        except UserError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+
+
+def test_two_outputs_are_refused(tmp_path: Path) -> None:
+    model = foreign_files.aimet()
+    model.graph.output.append(onnx.ValueInfoProto(name="k"))
+    model.graph.output[1].type.CopyFrom(model.graph.output[0].type)
+    for dimension in model.graph.output[1].type.tensor_type.shape.dim:
+        dimension.dim_param = f"d{dimension.dim_value}"
+    with pytest.raises(UserError, match="1 inputs and 2 outputs; one of each is supported"):
+        read_foreign(save(model, tmp_path))
 
 
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
