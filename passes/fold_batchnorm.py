@@ -10,6 +10,8 @@ Cases:
    builder chooses it by beta alone: on the old scale beta would be rounded coarsely.
 BatchNorm is folded before rounding elsewhere: peers fold first and quantize the product, which
 changes the codes that training learned.
+A layer whose weights stay float keeps its BatchNorm, and with `allow_float` so does anything
+that cannot absorb it: both are float islands.
 A BatchNorm of a tensor that has a grid of its own is left alone (`passes.operators`).
 Refuses when BatchNorm follows something else, or a flipped code leaves its container.
 """
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.graph import LAYER_KEY, add_constant, as_fake_quant, operand
+from passes.layers import has_integer_weight
 from passes.moves import is_move, sources
 from qtool.dialect import constant
 from qtool.errors import UnsupportedError
@@ -33,15 +36,26 @@ DEAD_SCALE = 1e-30
 
 @dataclass(frozen=True)
 class FoldBatchNorm(InPlacePass):
-    """Move BatchNorm into the scale, the sign and the bias of the layer before it."""
+    """Move BatchNorm into the scale, the sign and the bias of the layer before it.
+
+    Args:
+        allow_float: leave a BatchNorm that no integer layer can absorb.
+    """
+
+    allow_float: bool = False
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
         norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
-        matches = [(norm, *_match(norm)) for norm in norms if not _stands_alone(norm)]
+        matches = [(norm, *_match(norm)) for norm in norms if not self._is_left(norm)]
         for norm, conv, weight in matches:
             _fold(model.graph, norm, conv, weight)
         return PassResult(model, bool(matches))
+
+    def _is_left(self, norm: ir.Node) -> bool:
+        layer = operand(norm, 0).producer()
+        absorbs = layer is not None and layer.op_type == "Conv" and has_integer_weight(layer)
+        return _stands_alone(norm) or (self.allow_float and not absorbs)
 
 
 def _stands_alone(norm: ir.Node) -> bool:

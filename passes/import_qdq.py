@@ -6,9 +6,9 @@ the grid of Q, exactly as runtimes fuse it; codes are read on the grid of each D
 1. uint8 activations as they are; int8 ones move up by 128, codes and zero points.
 2. int8 weights with zero point 0, also packed ones; uint8 weights with zero point 128.
 3. Data movement, between DQ and Q or on codes. 4. ``Gather(table, Cast(codes))``: a table.
-5. DQ to the graph output.
-Refuses any operator that would run in floating point, naming it, and weights that the dialect
-does not hold; the model is then unchanged.
+5. DQ to the graph output. 6. The float islands that the file's metadata lists.
+Refuses any other operator that would run in floating point, naming it, and weights that the
+dialect does not hold; the model is then unchanged.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from passes.emit.packed import code_width
+from passes.emit.packed import code_width, holds
 from passes.graph import operand
 from passes.integer_builder import Quantized
 from passes.layers import read_layer
 from passes.lowering import Lowering
 from passes.moves import is_move, lower_move, sources
 from passes.operators import ACTIVATIONS, float_gemm, gather, mark
-from qtool.dialect import BITS_KEY, Grid, constant, scalar, value_name
+from qtool.dialect import BITS_KEY, ISLAND_KEY, ISLANDS_KEY, Grid, constant, scalar, value_name
 from qtool.errors import UnsupportedError, UserError
-from qtool.qspec import FULL, Window
+from qtool.qspec import FLOAT_WIDTHS, FULL, WEIGHT_BITS, LayerBits, Window
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,23 @@ class ImportQDQ(InPlacePass):
     Args:
         notes: where given, `passes.choose_grid` fills gaps between the file's grids, and a
             sentence about each is appended.
+        allow_float: keep groups that have no integer form as float islands.
     """
 
     notes: list[str] | None = None
+    allow_float: bool = False
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
-        # In the dialect only the output is dequantized.
+        # In the dialect only the output and what islands read is dequantized.
         if not any(
-            n.op_type == "DequantizeLinear" and n.outputs[0].uses() for n in model.graph
+            n.op_type == "DequantizeLinear"
+            and n.outputs[0].uses()
+            and ISLAND_KEY not in n.metadata_props
+            for n in model.graph
         ):
             return PassResult(model, False)
-        importer = _Importer(model, self.notes)
+        importer = _Importer(model, self.notes, self.allow_float)
         for node in model.graph:
             importer.visit(node)
         outputs = [importer.output(value) for value in model.graph.outputs]
@@ -60,8 +65,8 @@ class ImportQDQ(InPlacePass):
 class _Importer:
     """Maps the file's 8-bit tensors to the dialect's."""
 
-    def __init__(self, model: ir.Model, notes: list[str] | None) -> None:
-        self.walk = Lowering(notes)
+    def __init__(self, model: ir.Model, notes: list[str] | None, allow_float: bool) -> None:
+        self.walk = Lowering(notes, allow_float, _read_islands(model))
         self.bits = _read_bits(model)
         self.codes: dict[ir.Value, Quantized] = {}
         for value in model.graph.inputs:
@@ -110,6 +115,9 @@ class _Importer:
 
     def _mark(self, twin: Quantized, core: ir.Node) -> None:
         """State the bits of a layer: the file's, or as many as its codes need."""
+        if self.walk.is_island(twin):
+            self._mark_island(twin, (self.bits or {}).get(value_name(twin.value)))
+            return
         while core.op_type in ACTIVATIONS:
             inner = operand(core, 0).producer()
             if inner is None:
@@ -127,14 +135,22 @@ class _Importer:
             return
         x, layer = self.walk.tensor(operand(core, 0), core), read_layer(core, name)
         weight, activation = (self.bits or {}).get(name, [code_width(layer.codes), x.bits])
-        limit = 1 << (weight - 1)
-        if layer.codes.size and (
-            layer.codes.min() < -limit or layer.codes.max() > max(limit - 1, 1)
-        ):
+        largest = int(np.abs(layer.codes.astype(np.int16)).max(initial=0))
+        if not holds(layer.codes, weight) and largest > 1 << (weight - 1):
             raise UserError(
                 f"layer {name}: weights exceed the {weight} bits that the file states"
             )
         mark(twin, weight, activation)
+
+    def _mark_island(self, twin: Quantized, pair: list[int] | None) -> None:
+        if pair is None:
+            return
+        if not LayerBits(*pair).is_float:
+            raise UserError(
+                f"layer {value_name(twin.value)}: runs in floating point, but the file states "
+                f"{pair[0]} bits"
+            )
+        mark(twin.value, *pair)
 
     def _dequantize(self, node: ir.Node) -> None:
         source, result = operand(node, 0), node.outputs[0]
@@ -202,6 +218,21 @@ def _grid(node: ir.Node) -> Grid:
     return Grid(np.float32(scale), int(zero_point) + _lift(zero_point.dtype))
 
 
+_BITS = (*WEIGHT_BITS, *FLOAT_WIDTHS)
+
+
+def _read_islands(model: ir.Model) -> frozenset[str]:
+    """Return the results that the file says are float islands."""
+    text = model.metadata_props.get(ISLANDS_KEY, "[]")
+    try:
+        names = json.loads(text)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return frozenset(names)
+    except (ValueError, RecursionError):
+        pass
+    raise UserError(f"the file's {ISLANDS_KEY} metadata is damaged: {text[:60]!r}")
+
+
 def _read_bits(model: ir.Model) -> dict[str, list[int]] | None:
     """Return the layers' bits, None for a file of another tool."""
     if BITS_KEY not in model.metadata_props:
@@ -210,7 +241,7 @@ def _read_bits(model: ir.Model) -> dict[str, list[int]] | None:
     try:
         value: dict[str, list[int]] = json.loads(text)
         if all(
-            len(pair) == 2 and all(type(b) is int and 1 <= b <= 8 for b in pair)
+            len(pair) == 2 and all(type(b) is int and b in _BITS for b in pair)
             for pair in value.values()
         ):
             return value

@@ -16,9 +16,13 @@ from passes.unpacking import unpack
 from qtool.dialect import WEIGHT_BITS_KEY, constant
 from qtool.errors import UnsupportedError
 
+LAYERS = ("Conv", "Gemm", "MatMul")
+
 
 def layer_name(node: ir.Node) -> str:
     """Return the layer's name in the user's model, or the node's own."""
+    if LAYER_KEY in node.metadata_props:
+        return node.metadata_props[LAYER_KEY]
     weight = _weight_node(node)
     if weight is not None and LAYER_KEY in weight.metadata_props:
         return weight.metadata_props[LAYER_KEY]
@@ -33,6 +37,18 @@ def _weight_node(node: ir.Node) -> ir.Node | None:
     if producer is not None and producer.op_type == "Transpose":
         producer = operand(producer, 0).producer()
     return producer
+
+
+def has_integer_weight(node: ir.Node) -> bool:
+    """True when the weight of a Conv, Gemm or MatMul is a DequantizeLinear of codes."""
+    weight = _weight_node(node)
+    if weight is None or weight.op_type != "DequantizeLinear":
+        return False
+    return LAYER_KEY in weight.metadata_props or _is_stored(operand(weight, 0))
+
+
+def _is_stored(codes: ir.Value) -> bool:
+    return constant(codes) is not None or unpack(codes) is not None
 
 
 def read_layer(node: ir.Node, fallback: str) -> Layer:

@@ -3,7 +3,8 @@
 ``FakeQuant([Relu|Clip](op(FakeQuant(x), ...)))`` -> the integer operator (`passes.operators`)
 on the second FakeQuant's grid; FakeQuant of a tensor that already has a grid -> a change of
 grid; data movement -> the same on codes; the graph's output -> DequantizeLinear.
-Refuses any other operator, naming layer, operator and reason; the model is then unchanged.
+Any other operator stays a float island (`passes.islands`) with `allow_float`; else it is
+refused, naming layer, operator and reason, and the model is unchanged.
 """
 
 from dataclasses import dataclass
@@ -20,13 +21,19 @@ from qtool.errors import UnsupportedError
 
 @dataclass(frozen=True)
 class LowerToInteger(InPlacePass):
-    """Replace the whole float graph by its integer twin."""
+    """Replace the whole float graph by its integer twin.
+
+    Args:
+        allow_float: keep operators that have no integer form as float islands.
+    """
+
+    allow_float: bool = False
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
         if not any(as_fake_quant(node) for node in model.graph):
             return PassResult(model, False)
-        walk = Lowering()
+        walk = Lowering(allow_float=self.allow_float)
         for node in model.graph:
             _visit(walk, node)
         outputs = [_output(walk, value) for value in model.graph.outputs]
@@ -40,6 +47,8 @@ def _visit(walk: Lowering, node: ir.Node) -> None:
     if view is not None and view.role != "weight":
         walk.quantized[result] = _lower(walk, view)
     elif is_move(node) and all(value in walk.quantized for value in sources(node)):
+        if walk.is_left_float(node):
+            return
         source = walk.quantized[sources(node)[0]].value
         walk.quantized[result] = walk.move(node, f"{source.name}/{node.op_type.lower()}")
 

@@ -6,6 +6,8 @@ A *float value* of the source graph is known by its `Quantized` twin once a grid
 1. the graph input: QuantizeLinear. 2. An operator of `passes.operators`. 3. Data movement of a
 tensor that has a grid, then, where the grids differ, 4. a change of grid. 5. Data movement of
 tensors without a grid, or of several grids: the grid moves before it, onto every tensor.
+6. With `allow_float`, or where a file says so: any other operator, as a float island
+(`passes.islands`).
 Relu and Clip(c0, c1) before the grid narrow its window: lo = max(lo, rint(c0/s) + z),
 hi = min(hi, rint(c1/s) + z).
 Refuses any other operator, naming layer, operator and reason.
@@ -18,10 +20,11 @@ from numpy.typing import NDArray
 from passes.choose_grid import grid_after, grid_before, grid_of_all
 from passes.graph import operand
 from passes.integer_builder import IntegerBuilder, Quantized
-from passes.layers import layer_name
-from passes.moves import is_move, lower_move, sources
+from passes.islands import FLAG, build_island
+from passes.layers import LAYERS, has_integer_weight, layer_name
+from passes.moves import has_integer_form, is_move, lower_move, sources
 from passes.operators import ACTIVATIONS, OPERATORS, Site, leaky
-from qtool.dialect import Grid, scalar, value_name
+from qtool.dialect import Grid, ints, scalar, value_name
 from qtool.errors import UnsupportedError
 from qtool.numerics import clip_code
 from qtool.qspec import Window
@@ -33,10 +36,18 @@ class Lowering:
     Args:
         notes: where given, tensors in float between two operators get a grid if
             `passes.choose_grid` has one, and a sentence about each is appended.
+        allow_float: what has no integer form becomes a float island.
+        islands: names of results that are islands whatever computes them.
     """
 
-    def __init__(self, notes: list[str] | None = None) -> None:
-        self.notes = notes
+    def __init__(
+        self,
+        notes: list[str] | None = None,
+        allow_float: bool = False,
+        islands: frozenset[str] = frozenset(),
+    ) -> None:
+        self.notes, self.allow_float, self.islands = notes, allow_float, islands
+        self.built: set[ir.Value] = set()  # results of islands
         self.build = IntegerBuilder()
         self.quantized: dict[ir.Value, Quantized] = {}
         self.constants: dict[ir.Value, tuple[NDArray[np.uint8], Grid]] = {}
@@ -67,6 +78,8 @@ class Lowering:
         if node.op_type in ACTIVATIONS:
             twin = self._activation(node, value)
         elif is_move(node):
+            if self.is_left_float(node):
+                return None
             xs = [self.find(source) for source in sources(node)]
             known = [x for x in xs if x is not None]
             if not known or len(known) < len(xs) or len({x.grid for x in known}) > 1:
@@ -132,6 +145,8 @@ class Lowering:
             return self._on_grid(found, core, grid, window, name, bits)
         if node is None:
             raise UnsupportedError(f"tensor {name}: quantizes a constant at run time")
+        if name in self.islands or (self.allow_float and self._stays_float(node)):
+            return self._island(core, grid, window, name, bits)
         if is_move(node):
             xs = [
                 self.lower(source, grid, window, f"{name}/{index}", bits)
@@ -141,7 +156,7 @@ class Lowering:
         if node.op_type not in OPERATORS:
             raise UnsupportedError(
                 f"layer {layer_name(node)}: operator {node.op_type} has no integer form; it "
-                "would run in floating point"
+                f"would run in floating point ({FLAG})"
             )
         build, indices = OPERATORS[node.op_type]
         source = operand(node, 0)
@@ -152,6 +167,38 @@ class Lowering:
         site = Site(node, inputs, grid, window, name, node.outputs[0])
         return Quantized(build(self.build, site), grid, bits)
 
+    def _island(
+        self, core: ir.Value, grid: Grid, window: Window, name: str, bits: int
+    ) -> Quantized:
+        codes = build_island(self.build, core, self.find, grid, window, name)
+        self.built.add(codes)
+        return Quantized(codes, grid, bits)
+
+    def is_island(self, twin: Quantized) -> bool:
+        """True when `twin` is the result of a float island."""
+        return twin.value in self.built
+
+    def _stays_float(self, node: ir.Node) -> bool:
+        """True for an operator that has no integer form, here at least.
+
+        Integer weights stay: what is wrong with their layer must be heard.
+        """
+        if node.domain or (node.op_type not in OPERATORS and not is_move(node)):
+            return True
+        if is_move(node):
+            return self.is_left_float(node)
+        if node.op_type in LAYERS:
+            return not has_integer_weight(node)
+        _, indices = OPERATORS[node.op_type]
+        reads = [operand(node, index) for index in indices]
+        if any(self.find(v) is None and v not in self.constants for v in reads):
+            return True
+        return _is_exception(node)
+
+    def is_left_float(self, move: ir.Node) -> bool:
+        """True for a movement that codes do not have and an island may hold."""
+        return bool(self.allow_float or self.islands) and not has_integer_form(move)
+
     def _on_grid(
         self, x: Quantized, like: ir.Value, grid: Grid, window: Window, name: str, bits: int
     ) -> Quantized:
@@ -160,6 +207,19 @@ class Lowering:
             return x
         changed = leaky(self.build, x, like, grid, window, name)
         return Quantized(changed, grid, bits)
+
+
+def _is_exception(node: ir.Node) -> bool:
+    """True for forms of an operator whose other forms are integer."""
+    if node.op_type == "BatchNormalization":
+        shape = operand(node, 0).shape
+        return shape is None or len(shape) != 4
+    if node.op_type == "AveragePool":
+        varies = any(ints(node, "pads", ())) and not node.attributes.get_int(
+            "count_include_pad", 0
+        )
+        return varies or bool(node.attributes.get_int("ceil_mode", 0))
+    return False
 
 
 def _strip_activations(value: ir.Value, grid: Grid, window: Window) -> tuple[ir.Value, Window]:

@@ -18,6 +18,18 @@ def is_move(node: ir.Node | None) -> bool:
     return node is not None and not node.domain and node.op_type in MOVES
 
 
+def has_integer_form(move: ir.Node) -> bool:
+    """True when `lower_move` accepts the form of a movement; a linear Resize computes."""
+    if move.op_type in ALIASES:
+        return True
+    try:
+        moves.read(move)
+    except UnsupportedError:
+        return False
+    fill = constant(move.inputs[2]) if move.op_type == "Pad" and len(move.inputs) > 2 else None
+    return fill is None or not np.any(fill)
+
+
 def sources(node: ir.Node) -> list[ir.Value]:
     """Return the activations that a move reads."""
     values = node.inputs if node.op_type == "Concat" else node.inputs[:1]

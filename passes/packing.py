@@ -72,10 +72,11 @@ def stored_bytes(codes: Codes, bits: int, *, int2: bool = True) -> int:
 
 
 def weight_bytes(program: Program, *, int2: bool = True) -> int:
-    """Return the bytes of all weights of `program` as `pack` stores them."""
-    return sum(
+    """Return the bytes of all weights as `pack` stores them, of islands as they are."""
+    packed = sum(
         stored_bytes(weight_of(op), bits.weight, int2=int2) for op, bits in program.layers()
     )
+    return packed + sum(island.weight_bytes for island in program.islands())
 
 
 def required_versions(graph: ir.Graph) -> tuple[int, int]:

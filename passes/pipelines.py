@@ -26,28 +26,39 @@ from qtool.errors import UserError
 from qtool.qspec import Selection
 
 
-def lower(model: ir.Model, selection: Selection) -> ir.Model:
-    """Adaptive graph -> integer dialect, in place."""
+def lower(model: ir.Model, selection: Selection, allow_float: bool = False) -> ir.Model:
+    """Adaptive graph -> integer dialect, in place.
+
+    Args:
+        model: result of `qtool.trace.trace`.
+        selection: bits of every layer; 16 and 32 are float weights.
+        allow_float: keep what has no integer form as marked float islands.
+    """
     return _run(
         model,
         # Grids move past data movement only once that has one spelling.
         Canonicalize(),
         ResolveBits(selection),
         # Codes must be fixed before BatchNorm changes the scale that they were made with.
-        FreezeWeights(),
+        FreezeWeights(allow_float),
         # Biases are rounded in LowerToInteger, after BatchNorm has added to them.
-        FoldBatchNorm(),
-        QuantizeGlue(),
-        LowerToInteger(),
+        FoldBatchNorm(allow_float),
+        QuantizeGlue(allow_float),
+        LowerToInteger(allow_float),
     )
 
 
-def import_qdq(model: ir.Model) -> ir.Model:
-    """ONNX QDQ or QLinear file -> integer dialect, in place."""
+def import_qdq(model: ir.Model, allow_float: bool = False) -> ir.Model:
+    """ONNX QDQ or QLinear file -> integer dialect, in place.
+
+    Args:
+        model: a file; the float islands that its own metadata lists are kept.
+        allow_float: keep what has no integer form as further float islands.
+    """
     # The operator form is QDQ with each group in one node: spelled out, it needs no reader of
     # its own. ONNX infers no shapes across contrib operators, so they come after.
     expand = (ExpandQLinear(), ShapeInferencePass()) if is_operator_form(model) else ()
-    return _run(model, *expand, Canonicalize(), ImportQDQ())
+    return _run(model, *expand, Canonicalize(), ImportQDQ(allow_float=allow_float))
 
 
 def expand_foreign(model: ir.Model) -> ir.Model:
@@ -65,7 +76,10 @@ def expand_foreign(model: ir.Model) -> ir.Model:
 
 
 def import_foreign(
-    model: ir.Model, output_range: tuple[float, float] | None, notes: list[str]
+    model: ir.Model,
+    output_range: tuple[float, float] | None,
+    notes: list[str],
+    allow_float: bool = False,
 ) -> ir.Model:
     """QDQ graph of another tool -> integer dialect, in place.
 
@@ -73,6 +87,7 @@ def import_foreign(
         model: result of `expand_foreign`, with inferred shapes.
         output_range: smallest and largest value of a float output that shall have a grid.
         notes: a sentence is appended for each change of what the model computes.
+        allow_float: keep what has no integer form as marked float islands.
     """
     grid = () if output_range is None else (QuantizeOutput(*output_range),)
     return _run(
@@ -81,9 +96,9 @@ def import_foreign(
         # BatchNorm is folded into layers by their names.
         RespellForeign(notes),
         *grid,
-        FoldBatchNorm(),
+        FoldBatchNorm(allow_float),
         Canonicalize(),
-        ImportQDQ(notes),
+        ImportQDQ(notes, allow_float),
     )
 
 

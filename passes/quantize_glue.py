@@ -14,36 +14,48 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.graph import as_fake_quant, operand
-from passes.layers import layer_name
-from passes.moves import is_move, sources
+from passes.layers import has_integer_weight, layer_name
+from passes.moves import has_integer_form, is_move, sources
 from passes.operators import ACTIVATIONS, OPERATORS
 from qtool.errors import UnsupportedError
 
 
 @dataclass(frozen=True)
 class QuantizeGlue(InPlacePass):
-    """Put every grid right behind the operator that computes its values; refuse gaps."""
+    """Put every grid right behind the operator that computes its values; refuse gaps.
+
+    Args:
+        allow_float: gaps are float islands, but for layers with integer weights.
+    """
+
+    allow_float: bool = False
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
         for node in model.graph:
-            if node.op_type in OPERATORS and not node.domain:
+            needed = not self.allow_float or has_integer_weight(node)
+            if node.op_type in OPERATORS and not node.domain and needed:
                 _check_edges(node)
         modified = False
         # Backwards: a grid behind several movements then walks through all of them.
         waiting = [node for node in model.graph if as_fake_quant(node) is not None]
         while waiting:
-            moved = _hoist(waiting.pop())
+            moved = _hoist(waiting.pop(), self.allow_float)
             modified |= bool(moved)
             waiting += moved
         return PassResult(model, modified)
 
 
-def _hoist(node: ir.Node) -> list[ir.Node]:
-    """Move the FakeQuant `node` before the data movement it reads; return where it is now."""
+def _hoist(node: ir.Node, allow_float: bool) -> list[ir.Node]:
+    """Move the FakeQuant `node` before the data movement it reads; return where it is now.
+
+    With `allow_float` not before one that stays float: it may compute.
+    """
     view = as_fake_quant(node)
     move, graph = (view.source.producer() if view else None), node.graph
     if view is None or move is None or graph is None or not is_move(move):
+        return []
+    if allow_float and not has_integer_form(move):
         return []
     moved, values = move.outputs[0], sources(move)
     # The copies of Concat's grid stand on its edges: its inputs may have other readers.

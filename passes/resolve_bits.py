@@ -5,6 +5,8 @@ Cases:
 2. A uniform selection (``w4a4``): every inner layer; the first and the last layer keep the
    bits they were trained with unless these are among their candidates.
 3. No word about the layer: its first candidate.
+4. Weights of 16 or 32 bits stay float (`passes.freeze_weights`); an input of 16 or 32 bits
+   keeps the widest grid that was trained. Both are always among the candidates.
 Refuses when the bits are not among the candidates, or a named layer does not exist.
 """
 
@@ -14,8 +16,9 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.graph import FakeQuant, add_constant, fake_quants
+from qtool.dialect import ACTIVATION_BITS_KEY
 from qtool.errors import UserError
-from qtool.qspec import Selection
+from qtool.qspec import FLOAT_WIDTHS, LayerBits, Selection
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class ResolveBits(InPlacePass):
         chosen = {view.node: self._bits(view, view.name in ends) for view in views}
         modified = False
         for view in views:
-            if len(view.bits) > 1:
-                _keep(model.graph, view, chosen[view.node])
+            if view.bits != (chosen[view.node],):
+                _keep(model.graph, view, chosen[view.node], self.selection.of(view.name))
                 modified = True
         return PassResult(model, modified)
 
@@ -51,6 +54,8 @@ class ResolveBits(InPlacePass):
         if chosen is None or view.role not in ("activation", "weight"):
             return view.bits[0]
         wanted = chosen.weight if view.role == "weight" else chosen.activation
+        if wanted in FLOAT_WIDTHS:
+            return wanted if view.role == "weight" else max(view.bits)
         if wanted in view.bits:
             return wanted
         if is_end and view.name not in self.selection.layers:
@@ -61,8 +66,14 @@ class ResolveBits(InPlacePass):
         )
 
 
-def _keep(graph: ir.Graph, view: FakeQuant, bits: int) -> None:
-    row = view.bits.index(bits)
+def _keep(graph: ir.Graph, view: FakeQuant, bits: int, asked: LayerBits | None) -> None:
+    if bits in FLOAT_WIDTHS and asked is not None:
+        # What the input was asked for: its grid does not say.
+        view.node.metadata_props[ACTIVATION_BITS_KEY] = str(asked.activation)
+    row = view.bits.index(bits) if bits in view.bits else 0
     steps = add_constant(graph, f"{view.name}.{view.role}.step", view.steps[row : row + 1])
     view.node.replace_input_with(1, steps)
     view.node.attributes["bits"] = ir.AttrInt64s("bits", [bits])
+    if view.zero_points:
+        kept = ir.AttrInt64s("zero_points", [view.zero_points[row]])
+        view.node.attributes["zero_points"] = kept

@@ -26,6 +26,7 @@ from runtimes.isa import Isa, read_isa
 from runtimes.latency import measure
 
 TRACED_IMAGES = 32
+ISLAND_IMAGES = 8  # numpy convolves slowly
 _BATCH = 100
 
 
@@ -141,13 +142,14 @@ def check_model(
             f"data set {data.name} has images {data.shape}, the model expects "
             f"{tuple(model.facts['input_shape'])}; choose with --data"
         )
-    checked, coverage = Checked(), {}
+    checked, coverage, expected = Checked(), {}, {}
     for name in runtimes:
         runtime = open_runtime(model, name)
         checked.outputs[name] = _run(model, runtime, data, progress)
         progress.note(f"reading every integer tensor of {TRACED_IMAGES} images from {name}")
         checked.tensors[name] = runtime.intermediates(_fed(model, data, slice(TRACED_IMAGES)))
         coverage[name] = dict(runtime.float_ops())
+        expected[name] = _island_ops(runtime, model)
     accuracy: dict[str, float] = {}
     if isinstance(data, DataSet):
         accuracy = _torch_accuracy(model, run, data) if run else {}
@@ -168,10 +170,35 @@ def check_model(
         "layers": model.facts["layers"],
         "weight_bytes": model.facts["weight_bytes"],
         "file_bytes": paths[0].stat().st_size,
-        "integer_coverage": {"runtime": measured, "float_ops": coverage[measured]},
+        "integer_coverage": {"runtime": measured, "float_ops": coverage[measured]}
+        | expected[measured],
+        "islands": _islands(model, checked, data),
         "float_ops": coverage,
         "latency_ms": _latencies(model, runtimes, progress),
     }
+
+
+def _island_ops(runtime: Runtime, model: Model) -> dict[str, Any]:
+    """Return which of the float operators belong to the islands that the export allowed."""
+    from runtimes.ort import OrtRuntime
+
+    islands = model.program.islands() if model.program is not None else []
+    if not islands or not isinstance(runtime, OrtRuntime):
+        return {}
+    return {"island_ops": dict(runtime.island_ops([op.grid for op in islands]))}
+
+
+def _islands(
+    model: Model, checked: Checked, data: DataSet | RandomInputs
+) -> list[dict[str, Any]]:
+    """Count how far each float island of ONNX Runtime is from numpy's."""
+    if model.program is None or not model.program.islands():
+        return []
+    from runtimes.islands import compare_islands
+
+    tensors = next(iter(checked.tensors.values()))
+    head = {name: codes[:ISLAND_IMAGES] for name, codes in tensors.items()}
+    return compare_islands(model.program, _fed(model, data, slice(ISLAND_IMAGES)), head)
 
 
 def _fed(model: Model, data: DataSet | RandomInputs, part: slice) -> Inputs:
@@ -217,20 +244,21 @@ def _parity(model: Model, checked: Checked, isa: Isa) -> dict[str, Any]:
             entry["operator"] = kinds.get(entry["tensor"])
         result[name] = {
             "against": baseline, "required": name in EXACT, **parity.to_json(),
-            "reason": _reason(name, baseline, isa) if parity.mismatched else None,
+            "reason": _reason(model, name, baseline, isa) if parity.mismatched else None,
             "logits": {"mismatched": parity.mismatched - before, "compared": pair[0].size},
             "same_class": float(100 * np.mean(pair[0].argmax(1) == pair[1].argmax(1))),
         }  # fmt: skip
     return result
 
 
-def _reason(name: str, baseline: str, isa: Isa) -> str | None:
+def _reason(model: Model, name: str, baseline: str, isa: Isa) -> str | None:
     """Return why runtime `name` differs from `baseline`, where that is known."""
     if name not in EXACT:
         return f"{name} rounds in its own way (docs/openvino.md)"
     if isa.saturates and "ort" in (name, baseline):
         return f"this CPU has {isa}"
-    return None
+    islands = [island["name"] for island in model.facts.get("islands", ())]
+    return f"float islands ({', '.join(islands)}) promise no exactness" if islands else None
 
 
 def _codes(model: Model, outputs: Floats) -> Any:

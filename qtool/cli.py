@@ -120,16 +120,21 @@ def search(
     "--input", "kind", type=click.Choice(["float", "uint8"]), default="float",
     show_default=True, help="What the model takes: pixel / 255, or raw uint8 pixels.",
 )  # fmt: skip
+@click.option(
+    "--allow-float", is_flag=True,
+    help="Keep what has no integer form in floating point, as islands between DQ and Q.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output file.")
 @click.option("-o", "--output", type=_FILE, required=True)
 def export(
-    run: Path, target: str, bits: str | None, form: str, kind: str, force: bool, output: Path
-) -> None:
+    run: Path, target: str, bits: str | None, form: str, kind: str, allow_float: bool,
+    force: bool, output: Path,
+) -> None:  # fmt: skip
     """Export RUN as an integer model: ONNX file, or TVM shared library."""
     from qtool.pipeline import ExportOptions
     from qtool.pipeline import export as export_run
 
-    options = ExportOptions(target, bits, form, kind == "uint8")
+    options = ExportOptions(target, bits, form, kind == "uint8", allow_float)
     export_run(run, options, output, force)
     click.echo(f"{output}: {output.stat().st_size:,} bytes")
 

@@ -47,15 +47,16 @@ def adaptive_graph(
     return trace(model, run.input_shape), selection, metadata
 
 
-def integer_model(folder: Path, bits: str | None) -> ir.Model:
+def integer_model(folder: Path, bits: str | None, allow_float: bool = False) -> ir.Model:
     """Return the run in the integer dialect, at its own bits or at those that `bits` names.
 
     Raises:
-        UserError: bits that were not trained; an operator with no integer form.
+        UserError: bits that were not trained; without `allow_float` an operator with no
+            integer form.
     """
     chosen = None if bits is None else read_selection(bits)
     graph, selection, metadata = adaptive_graph(folder, chosen)
-    dialect = lower(graph, selection)
+    dialect = lower(graph, selection, allow_float)
     dialect.metadata_props.update(metadata)
     return dialect
 
@@ -74,9 +75,12 @@ def write_onnx(dialect: ir.Model, path: Path, form: str = "qdq") -> None:
 
 
 def _compact(model: ir.Model) -> onnx.ModelProto:
-    """Return `model` without what shape inference can say again."""
+    """Return `model` without what its initializers say again."""
     proto: onnx.ModelProto = ir.to_proto(model)
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    kept = [info for info in proto.graph.value_info if info.name not in stored]
     del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
     del proto.graph.metadata_props[:]
     return proto
 
@@ -111,6 +115,9 @@ def describe(program: Program) -> dict[str, Any]:
         "bops": total_bops(costs),
         "weight_bytes": weight_bytes(program),
         "input_kind": program.input_kind,
+        "islands": [
+            {"name": op.name, "operators": list(op.operators)} for op in program.islands()
+        ],
         "input_range": _input_range(program),
     }
 
@@ -133,12 +140,14 @@ class ExportOptions:
         bits: ``w4a4`` or a bits file; None for the run's own.
         form: ONNX flavour, a key of `FORMS`.
         raw_pixels: the model takes uint8 pixels instead of pixel / 255.
+        allow_float: keep what has no integer form as marked float islands.
     """
 
     target: str = "onnx"
     bits: str | None = None
     form: str = "qdq"
     raw_pixels: bool = False
+    allow_float: bool = False
 
 
 def export(folder: Path, options: ExportOptions, output: Path, force: bool) -> None:
@@ -148,7 +157,7 @@ def export(folder: Path, options: ExportOptions, output: Path, force: bool) -> N
         from runtimes.tvm_env import require_tvm
 
         require_tvm()
-    dialect = integer_model(folder, options.bits)
+    dialect = integer_model(folder, options.bits, options.allow_float)
     if options.raw_pixels:
         UseRawPixels()(dialect)
     if options.target == "tvm":
@@ -165,18 +174,23 @@ def export_float(folder: Path, output: Path) -> None:
 
     run = Run.open(folder)
     proto = _compact(trace_float(load_float(run), run.input_shape))
+    del proto.graph.value_info[:]  # shape inference says it again
     write_bytes(output, proto.SerializeToString())
 
 
-def read_onnx(path: Path) -> Program:
+def read_onnx(path: Path, allow_float: bool = False) -> Program:
     """Return an ONNX QDQ file as the integer dialect.
+
+    Args:
+        path: the file; float islands that its own metadata lists are kept.
+        allow_float: keep what has no integer form as further float islands.
 
     Raises:
         UserError: missing, damaged, or with an operator that is not integer; says which.
     """
     model = load_graph(path)
     try:
-        program = read_program(import_qdq(model))
+        program = read_program(import_qdq(model, allow_float))
         check_program(program)
         return program
     except UserError as error:

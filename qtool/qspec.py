@@ -18,6 +18,8 @@ from qtool.files import read_json
 
 ACTIVATION_BITS = range(1, 9)
 WEIGHT_BITS = range(1, 9)
+# Weights that stay floating point, in a float island: float16 and float32 as they are stored.
+FLOAT_WIDTHS = (16, 32)
 BITS_FORMAT = 1
 
 
@@ -64,10 +66,19 @@ def weight_limit(bits: int) -> int:
 
 @dataclass(frozen=True)
 class LayerBits:
-    """Bit-widths of one convolution or linear layer: its weights and its input activation."""
+    """Bit-widths of one convolution or linear layer: its weights and its input activation.
+
+    Weights of 16 or 32 bits (`FLOAT_WIDTHS`) are floating point. So may their input be: it
+    then has the widest grid that was trained, as tensors between operators are 8-bit codes.
+    """
 
     weight: int
     activation: int
+
+    @property
+    def is_float(self) -> bool:
+        """True when the layer computes in floating point."""
+        return self.weight in FLOAT_WIDTHS
 
 
 @dataclass(frozen=True)
@@ -91,17 +102,25 @@ def parse_uniform(text: str) -> LayerBits | None:
     if match is None:
         return None
     weight, activation = int(match[1]), int(match[2])
-    _check_range("weight", weight, WEIGHT_BITS, text)
-    _check_range("activation", activation, ACTIVATION_BITS, text)
-    return LayerBits(weight, activation)
+    return _checked(LayerBits(weight, activation), "", text)
 
 
-def _check_range(what: str, got: int, known: range, where: str) -> None:
-    if got not in known:
+def _checked(bits: LayerBits, layer: str, where: str) -> LayerBits:
+    """Return `bits`, or refuse them."""
+    for what, got, known in (
+        ("weight", bits.weight, WEIGHT_BITS), ("activation", bits.activation, ACTIVATION_BITS),
+    ):  # fmt: skip
+        if got not in known and got not in FLOAT_WIDTHS:
+            raise UserError(
+                f"{where}: {layer}{what} bits {got} not supported, expected {known.start} to "
+                f"{known.stop - 1}, or {' or '.join(map(str, FLOAT_WIDTHS))} for float"
+            )
+    if bits.activation in FLOAT_WIDTHS and not bits.is_float:
         raise UserError(
-            f"{where}: {what} bits {got} not supported, expected {known.start} to "
-            f"{known.stop - 1}"
+            f"{where}: {layer}weights of {bits.weight} bits with an input of "
+            f"{bits.activation}: integer layers read up to {ACTIVATION_BITS.stop - 1} bits"
         )
+    return bits
 
 
 def read_selection(text: str) -> Selection:
@@ -128,9 +147,7 @@ def _pair(name: str, pair: Any, where: str) -> LayerBits:
         raise UserError(
             f"bits file {where}: layer {name}: got {json.dumps(pair)}, expected [w, a]"
         )
-    _check_range(f"layer {name}: weight", pair[0], WEIGHT_BITS, where)
-    _check_range(f"layer {name}: activation", pair[1], ACTIVATION_BITS, where)
-    return LayerBits(*pair)
+    return _checked(LayerBits(*pair), f"layer {name}: ", where)
 
 
 def check_format(value: Mapping[str, Any], newest: int, what: str) -> None:

@@ -2,13 +2,15 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnxruntime
+from onnx import numpy_helper
 
+from qtool.dialect import Grid
 from qtool.errors import UserError
 from runtimes.base import Codes, Floats, Inputs
 
@@ -16,7 +18,7 @@ from runtimes.base import Codes, Floats, Inputs
 _INTEGER = {
     "QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul", "QLinearConcat",
     "QLinearGlobalAveragePool", "QLinearAveragePool", "QLinearLeakyRelu", "QLinearSigmoid",
-    "MatMulInteger", "ConvInteger",
+    "QLinearSoftmax", "QLinearWhere", "MatMulInteger", "ConvInteger",
 }  # fmt: skip
 # Operators that keep the type of what they read.
 _NEUTRAL = {
@@ -58,10 +60,17 @@ class OrtRuntime:
 
     def float_ops(self) -> Counter[str]:
         """Count float operators of the graph that ONNX Runtime really executes."""
+        return count_float_ops(self._optimized())
+
+    def island_ops(self, grids: Collection[Grid]) -> Counter[str]:
+        """Count those of `float_ops` that belong to islands, whose results are on `grids`."""
+        return count_island_ops(self._optimized(), grids)
+
+    def _optimized(self) -> onnx.ModelProto:
         with tempfile.TemporaryDirectory() as folder:
             dumped = Path(folder) / "optimized.onnx"
             _session(self.path.read_bytes(), self.threads, self.path, dumped)
-            return count_float_ops(onnx.load(dumped))
+            return onnx.load(dumped)
 
 
 def _session(
@@ -98,7 +107,38 @@ def _with_outputs(path: Path, tensors: Sequence[str]) -> bytes:
 
 
 def count_float_ops(model: onnx.ModelProto) -> Counter[str]:
-    """Count operators on float activations between the first Q and the last DQ.
+    """Count operators on float activations between the first Q and the last DQ."""
+    return Counter(node.op_type for node in _float_nodes(model))
+
+
+def count_island_ops(model: onnx.ModelProto, grids: Collection[Grid]) -> Counter[str]:
+    """Count those between DequantizeLinear and a QuantizeLinear onto one of `grids`.
+
+    Optimization renames tensors and fuses operators, but keeps the grids. A DequantizeLinear
+    that nothing reads any more belongs to them too.
+    """
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if not t.dims}
+    pairs = {(float(grid.scale), grid.zero_point) for grid in grids}
+    floats = _float_nodes(model)
+    makers = {name: node for node in floats for name in node.output}
+    read = {name for node in model.graph.node for name in node.input}
+    waiting = [node for node in floats if not read & {*node.output}]
+    for node in floats:
+        on_grid = [values.get(name) for name in node.input[1:3]]
+        if node.op_type == "QuantizeLinear" and None not in on_grid:
+            scale, zero_point = on_grid
+            waiting += [node] * ((float(scale), int(zero_point)) in pairs)  # type: ignore[arg-type]
+    found: dict[str, str] = {}
+    while waiting:
+        node = waiting.pop()
+        if node.output[0] not in found:
+            found[node.output[0]] = node.op_type
+            waiting += [makers[name] for name in node.input if name in makers]
+    return Counter(found.values())
+
+
+def _float_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return the nodes on float activations between the first Q and the last DQ.
 
     Types are followed from the inputs, because shape inference does not know contrib
     operators.
@@ -109,7 +149,7 @@ def count_float_ops(model: onnx.ModelProto) -> Counter[str]:
     }
     constants = {init.name for init in model.graph.initializer}
     ends = {value.name for value in [*model.graph.input, *model.graph.output]}
-    counts: Counter[str] = Counter()
+    found = []
     for node in model.graph.node:
         data = [name for name in node.input if name and name not in constants]
         reads_float = any(is_float.get(name, False) for name in data)
@@ -120,8 +160,8 @@ def count_float_ops(model: onnx.ModelProto) -> Counter[str]:
         )
         moves = node.op_type in ("Transpose", "Reshape", "Flatten") and ends & {*node.input}
         if (reads_float or makes_float) and not (boundary or moves):
-            counts[node.op_type] += 1
-    return counts
+            found.append(node)
+    return found
 
 
 def _makes_float(node: onnx.NodeProto, reads_float: bool) -> bool:

@@ -87,7 +87,7 @@ class Net:
 
     def weight(self, shape) -> tuple[ir.Value, float]:
         """A quantized weight; returns it and its typical magnitude."""
-        bits = self.draw.choice([8, 8, 4, 4, 3, 2, 1])
+        bits = self.draw.choice([8, 8, 4, 4, 3, 2, 1, 5, 6, 7])
         limit = max((1 << (bits - 1)) - 1, 1)
         channels = shape[0] if self.chance(0.7) else 1
         steps = self.rng.uniform(0.5, 1.5, (1, channels)) * 0.4 / limit

@@ -9,6 +9,7 @@
 - narrow weights are packed (`passes.packing`) and widened to int8 when the file is loaded,
   with an explicit int8 zero point; the int32 bias has scale ``xs * ws``.
 
+A float island is DQ -> its operators -> Q already; the metadata list the islands by name.
 Layer bits go into the model's metadata (``qtool.bits``), because containers do not show them.
 """
 
@@ -22,7 +23,7 @@ import onnx_ir as ir
 from passes.emit.packed import finish, pack_weights
 from passes.graph import add_constant, replace_node
 from passes.moves import is_move
-from qtool.dialect import constant, scalar
+from qtool.dialect import ISLAND_KEY, constant, scalar
 from qtool.errors import UnsupportedError
 from qtool.numerics import bias_scale
 
@@ -63,6 +64,8 @@ class _Emitter:
     def run(self) -> None:
         old = list(self.graph)
         for node in old:
+            if ISLAND_KEY in node.metadata_props:
+                continue  # DQ, float operators and Q already
             if node.op_type in ("QLinearConv", "QGemm"):
                 self._layer(node)
             elif node.op_type in _PLAIN:

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 
 from passes.graph import drop_unused_constants
 from passes.packing import pack, required_versions
-from qtool.dialect import ACTIVATION_BITS_KEY, BITS_KEY, MS, WEIGHT_BITS_KEY, constant
+from qtool.dialect import (
+    ACTIVATION_BITS_KEY,
+    BITS_KEY,
+    ISLAND_KEY,
+    ISLANDS_KEY,
+    MS,
+    WEIGHT_BITS_KEY,
+    constant,
+)
 
 Bits = dict[str, list[int]]
 
@@ -18,6 +26,8 @@ def pack_weights(graph: ir.Graph) -> Bits:
     """Store every weight in as few bits as it has; return {layer: [weight, activation]}."""
     bits: Bits = {}
     for node in list(graph):
+        if ISLAND_KEY in node.metadata_props and WEIGHT_BITS_KEY in node.metadata_props:
+            bits[node.metadata_props[ISLAND_KEY]] = _bits(node)
         if node.op_type not in ("QLinearConv", "QGemm"):
             continue
         codes, props, name = constant(node.inputs[3]), node.metadata_props, str(node.name)
@@ -25,12 +35,25 @@ def pack_weights(graph: ir.Graph) -> Bits:
             continue
         width = code_width(codes)
         if WEIGHT_BITS_KEY in props:
-            bits[name] = [int(props[WEIGHT_BITS_KEY]), int(props[ACTIVATION_BITS_KEY])]
-            # A channel that BatchNorm turned off has the code 0, which one bit does not hold.
-            width = bits[name][0] if bits[name][0] > 1 or codes.all() else 2
+            bits[name] = _bits(node)
+            width = bits[name][0] if holds(codes, bits[name][0]) else width
         if width < 8:
             node.replace_input_with(3, pack(graph, node, f"{name}.w{width}", codes, width))
     return bits
+
+
+def _bits(node: ir.Node) -> list[int]:
+    return [int(node.metadata_props[key]) for key in (WEIGHT_BITS_KEY, ACTIVATION_BITS_KEY)]
+
+
+def holds(codes: NDArray[np.int8], bits: int) -> bool:
+    """True when `bits` bits hold the codes: two's complement, or all odd (+-1, DoReFa's).
+
+    A channel that BatchNorm turned off has the code 0, and one that it flipped may have
+    2^(b-1): those layers take a bit more in the file.
+    """
+    odd = bool(np.all(codes & 1)) and int(np.abs(codes.astype(np.int16)).max(initial=0))
+    return code_width(codes) <= bits or 0 < odd < 1 << bits
 
 
 def code_width(codes: NDArray[np.int8]) -> int:
@@ -45,6 +68,11 @@ def finish(
     """Return the model of `graph`, with metadata and the lowest versions that it needs."""
     drop_unused_constants(graph)
     opset, ir_version = required_versions(graph)
+    islands = list(
+        dict.fromkeys(
+            n.metadata_props[ISLAND_KEY] for n in graph if ISLAND_KEY in n.metadata_props
+        )
+    )
     for node in graph:
         _strip(node)
     # ONNX Runtime refuses newer IR versions than it knows.
@@ -55,13 +83,19 @@ def finish(
         model.opset_imports[MS] = 1
     model.metadata_props.update(metadata)
     model.metadata_props[BITS_KEY] = json.dumps(bits, separators=(",", ":"))
+    if islands:
+        model.metadata_props[ISLANDS_KEY] = json.dumps(islands, separators=(",", ":"))
     return model
 
 
 def _strip(node: ir.Node) -> None:
-    """Drop what the file can do without: shape inference and the tensor names say it again."""
+    """Drop what the file can do without: shape inference and the tensor names say it again.
+
+    Not so for float islands, whose shape arithmetic no inference sees through.
+    """
+    is_inside = ISLAND_KEY in node.metadata_props
     node.metadata_props.clear()
     node.name = None
     for value in node.outputs:
-        if not value.is_graph_output():
+        if not value.is_graph_output() and not is_inside:
             value.shape = value.type = None

@@ -16,7 +16,7 @@ from tvm import relax, te
 from passes.emit.te_kernels import dequantize, kernel
 from passes.emit.te_moves import Kernel
 from qtool.dialect import FloatGemm, Op, Program, Quantize
-from qtool.errors import UserError
+from qtool.errors import UnsupportedError, UserError
 
 
 def emit_relax(program: Program, batch: int = 1) -> tvm.IRModule:
@@ -25,7 +25,15 @@ def emit_relax(program: Program, batch: int = 1) -> tvm.IRModule:
     Args:
         program: the integer dialect.
         batch: images per call.
+
+    Raises:
+        UnsupportedError: a float island; names it.
     """
+    for island in program.islands():
+        raise UnsupportedError(
+            f"layer {island.name}: {', '.join(island.operators)} in floating point "
+            "(--allow-float), which TVM kernels do not have; --target onnx can hold it"
+        )
     builder = relax.BlockBuilder()
     emitter = _Emitter(builder, program, batch)
     emitter.function("main", trace=False)

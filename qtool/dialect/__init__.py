@@ -10,6 +10,8 @@ window.
 from qtool.dialect.nodes import (
     ACTIVATION_BITS_KEY,
     BITS_KEY,
+    ISLAND_KEY,
+    ISLANDS_KEY,
     MS,
     WEIGHT_BITS_KEY,
     constant,
@@ -27,6 +29,7 @@ from qtool.dialect.ops import (
     FloatGemm,
     Gemm,
     Grid,
+    Island,
     Lookup,
     MaxPool,
     Mul,
@@ -43,9 +46,9 @@ from qtool.dialect.ops import (
 from qtool.dialect.reader import read_program
 
 __all__ = [
-    "ACTIVATION_BITS_KEY", "BITS_KEY", "MS", "WEIGHT_BITS_KEY", "Add", "Average", "Concat",
-    "Conv", "FloatGemm", "Gemm",
-    "Grid", "Lookup", "MaxPool", "Mul", "Op", "Pad", "Program", "Quantize", "Reshape", "Slice",
-    "Transpose", "Upsample", "constant", "ints", "read_program", "require_plain", "scalar",
+    "ACTIVATION_BITS_KEY", "BITS_KEY", "ISLANDS_KEY", "ISLAND_KEY", "MS", "WEIGHT_BITS_KEY",
+    "Add", "Average", "Concat", "Conv", "FloatGemm", "Gemm", "Grid", "Island", "Lookup",
+    "MaxPool", "Mul", "Op", "Pad", "Program", "Quantize", "Reshape", "Slice", "Transpose",
+    "Upsample", "constant", "ints", "read_program", "require_plain", "scalar",
     "static_shape", "value_name", "weight_of",
 ]  # fmt: skip

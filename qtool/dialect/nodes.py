@@ -12,6 +12,9 @@ WEIGHT_BITS_KEY = "qtool.weight_bits"
 ACTIVATION_BITS_KEY = "qtool.activation_bits"
 # Metadata of a file: {layer: [weight bits, activation bits]}, which containers do not show.
 BITS_KEY = "qtool.bits"
+# Metadata of a node in a float island: the island's name; of a file: the list of its islands.
+ISLAND_KEY = "qtool.island"
+ISLANDS_KEY = "qtool.islands"
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:

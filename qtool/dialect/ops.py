@@ -121,6 +121,25 @@ class Lookup(Op):
 
 
 @dataclass(frozen=True)
+class Island(Op):
+    """Floating point between grids: DequantizeLinear of each input, `body`, QuantizeLinear.
+
+    Args:
+        x: grid of each input; None where it is the model's float input itself.
+        body: a serialised ONNX model, inputs ``x0, x1, ...``, result ``y`` (float32).
+        operators: types of its nodes that compute at run time.
+        layers: its convolutions and linear layers.
+        weight_bytes: of these layers' weights as stored.
+    """
+
+    x: tuple[Grid | None, ...]
+    body: bytes
+    operators: tuple[str, ...]
+    layers: tuple[LayerCost, ...]
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
 class MaxPool(Op):
     """Maximum over windows; pads never win."""
 
@@ -207,16 +226,24 @@ class Program:
         return any(isinstance(op, FloatGemm) for op in self.ops)
 
     def layers(self) -> list[tuple[Conv | Gemm, LayerBits]]:
-        """Return the convolutions and linear layers of the user's model, with their bits."""
+        """Return the integer convolutions and linear layers of the user's model, with bits."""
         found = (op for op in self.ops if isinstance(op, Conv | Gemm))
         return [(op, op.bits) for op in found if op.bits is not None]
 
     def layer_costs(self) -> list[LayerCost]:
-        """Return MACs and bits of every convolution and linear layer."""
-        return [
-            LayerCost(op.name, conv_macs((1, *op.shape), weight_of(op).shape), bits)
-            for op, bits in self.layers()
-        ]
+        """Return MACs and bits of every convolution and linear layer, in islands too."""
+        costs: list[LayerCost] = []
+        for op in self.ops:
+            if isinstance(op, Island):
+                costs += op.layers
+            elif isinstance(op, Conv | Gemm) and op.bits is not None:
+                macs = conv_macs((1, *op.shape), weight_of(op).shape)
+                costs.append(LayerCost(op.name, macs, op.bits))
+        return costs
+
+    def islands(self) -> list[Island]:
+        """Return what runs in floating point."""
+        return [op for op in self.ops if isinstance(op, Island)]
 
     def digest(self) -> str:
         """Return a hash of what determines the outputs; equal for twin artifacts."""
@@ -225,10 +252,15 @@ class Program:
             state.update(type(op).__name__.encode())
             for item in dataclasses.fields(op):
                 value = getattr(op, item.name)
-                is_array = isinstance(value, np.ndarray)
                 state.update(item.name.encode())
-                state.update(value.tobytes() if is_array else repr(value).encode())
+                state.update(_content(value))
         return state.hexdigest()[:16]
+
+
+def _content(value: object) -> bytes:
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    return value if isinstance(value, bytes) else repr(value).encode()
 
 
 def weight_of(op: Conv | Gemm) -> NDArray[np.int8]:

@@ -7,9 +7,10 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool import numerics
-from qtool.dialect import moves
+from qtool.dialect import islands, moves
 from qtool.dialect.nodes import (
     ACTIVATION_BITS_KEY,
+    ISLAND_KEY,
     WEIGHT_BITS_KEY,
     constant,
     ints,
@@ -26,6 +27,7 @@ from qtool.dialect.ops import (
     FloatGemm,
     Gemm,
     Grid,
+    Island,
     Lookup,
     MaxPool,
     Mul,
@@ -76,7 +78,8 @@ class _Reader:
         if final is None or final.op_type != "DequantizeLinear":
             raise UnsupportedError("the graph's output is not dequantized from integers")
         for node in graph:
-            if node is not final and node.op_type != "Cast":
+            is_inside = ISLAND_KEY in node.metadata_props and node.op_type != "QuantizeLinear"
+            if node is not final and node.op_type != "Cast" and not is_inside:
                 self._read_node(node)
         _require_inputs(final)
         return self._program(source, sink, final.inputs[0], _grid(final, 1))
@@ -126,7 +129,32 @@ class _Reader:
         self.ops[name] = dataclasses.replace(op, output=name, lo=lo, hi=hi)
 
     def quantize(self, node: ir.Node) -> Op:
+        if ISLAND_KEY in node.metadata_props:
+            return self._island(node)
         return Quantize(**_common(node, (0,), _grid(node, 1)))
+
+    def _island(self, node: ir.Node) -> Op:
+        """The float nodes between DequantizeLinear nodes and QuantizeLinear `node`."""
+        result = node.inputs[0]
+        if result is None:
+            raise UnsupportedError(f"node {node.name}: quantizes nothing")
+        region = islands.collect(result, self._feeds_island)
+        sources = [_codes_of(value) for value in region.inputs]
+        common = _common(node, (0,), _grid(node, 1)) | {
+            "inputs": tuple(value_name(codes) for codes, _ in sources)
+        }
+        layers = islands.layer_costs(region, common["name"], _island_bits(node))
+        return Island(
+            **common, x=tuple(grid for _, grid in sources), body=islands.body(region),
+            operators=region.operators, layers=layers,
+            weight_bytes=islands.weight_bytes(region),
+        )  # fmt: skip
+
+    def _feeds_island(self, value: ir.Value) -> bool:
+        codes, _ = _codes_of(value)
+        return value.is_graph_input() or (
+            codes is not value and (codes.is_graph_input() or value_name(codes) in self.ops)
+        )
 
     def conv(self, node: ir.Node) -> Op:
         require_plain(node, f"node {node.name}")
@@ -247,6 +275,22 @@ def _require_inputs(node: ir.Node) -> None:
             f"node {node.name}: {node.op_type} with {len(node.inputs)} inputs; {needed} are "
             "needed"
         )
+
+
+def _codes_of(value: ir.Value) -> tuple[ir.Value, Grid | None]:
+    """Return the codes that an island's input dequantizes, and their grid."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+        return value, None
+    is_constant = constant(node.inputs[0]) is not None
+    return (value, None) if is_constant else (node.inputs[0], _grid(node, 1))
+
+
+def _island_bits(node: ir.Node) -> LayerBits | None:
+    keys = (WEIGHT_BITS_KEY, ACTIVATION_BITS_KEY)
+    found = [node.metadata_props.get(key) for key in keys]
+    weight, activation = (int(text) if text is not None else None for text in found)
+    return None if weight is None or activation is None else LayerBits(weight, activation)
 
 
 def _layer_bits(node: ir.Node) -> LayerBits | None:

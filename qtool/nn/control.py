@@ -9,7 +9,7 @@ from qtool.cost import LayerCost
 from qtool.models.macs import count_macs
 from qtool.nn.fake_quant import FakeQuantizer
 from qtool.nn.quant_layer import QuantLayer
-from qtool.qspec import LayerBits, Selection
+from qtool.qspec import FLOAT_WIDTHS, LayerBits, Selection
 
 
 def quantizers(model: nn.Module) -> list[FakeQuantizer]:
@@ -29,6 +29,7 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
         model: prepared model.
         selection: weight and input activation bits per layer; a quantizer whose layer it does
             not name, or that lacks the bits (first and last layer), gets its first candidate.
+            Of 16 or 32 bits, weights stay float, and an input keeps its widest grid.
         weights: quantize weights too; else they stay floating point.
     """
     for quantizer in quantizers(model):
@@ -39,7 +40,10 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
             quantizer.selected = None
         elif chosen is not None and quantizer.role in ("weight", "activation"):
             wanted = chosen.weight if quantizer.role == "weight" else chosen.activation
-            if wanted in quantizer.bits:
+            if wanted in FLOAT_WIDTHS:
+                is_weight = quantizer.role == "weight"
+                quantizer.selected = None if is_weight else max(quantizer.bits)
+            elif wanted in quantizer.bits:
                 quantizer.selected = wanted
 
 
@@ -84,16 +88,20 @@ def layer_macs(model: nn.Module, shape: Sequence[int]) -> list[tuple[str, int]]:
 def selected_bits(model: nn.Module, selection: Selection) -> dict[str, LayerBits]:
     """Return the bits that `select` gives every layer."""
     select(model, selection)
-    return {
-        layer.name: LayerBits(_bits(layer.weight_quant), _bits(layer.input_quant))
-        for layer in quant_layers(model)
-    }
+    return {layer.name: _layer_bits(layer, selection) for layer in quant_layers(model)}
 
 
 def bit_costs(model: nn.Module, shape: Sequence[int], selection: Selection) -> list[LayerCost]:
     """Return every layer's MACs and the bits that `select` gives it."""
     bits = selected_bits(model, selection)
     return [LayerCost(name, macs, bits[name]) for name, macs in layer_macs(model, shape)]
+
+
+def _layer_bits(layer: QuantLayer, selection: Selection) -> LayerBits:
+    asked = selection.of(layer.name)
+    if asked is not None and asked.is_float:
+        return asked
+    return LayerBits(_bits(layer.weight_quant), _bits(layer.input_quant))
 
 
 def _bits(quantizer: FakeQuantizer) -> int:

@@ -1,5 +1,6 @@
 """A check's report as a terminal table."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,8 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, floats in report["float_ops"].items():
         if name == measured or floats:
             yield "integer coverage", _coverage(floats, name)
+    if report.get("islands"):
+        yield "float islands", _islands(report)
     for name, latency in report["latency_ms"].items():
         yield f"latency {name}", f"{latency['median']:.3f} ms, {latency['threads']} thread"
 
@@ -100,6 +103,22 @@ def _logits(parity: dict[str, Any]) -> str:
 def _ratio(report: dict[str, Any], path: str, size: int) -> str:
     whole = report.get("fp32_file_bytes")
     return f", {size / whole:.3f} x the FP32 file" if whole and path.endswith(".onnx") else ""
+
+
+def _islands(report: dict[str, Any]) -> str:
+    """Return the islands, and whether anything else runs in floating point."""
+    islands, coverage = report["islands"], report["integer_coverage"]
+    count = f"{len(islands)} float island{'s' if len(islands) > 1 else ''}"
+    lines = [f"{count}: {', '.join('+'.join(i['operators']) for i in islands)}"]
+    if "island_ops" in coverage:
+        outside = Counter(coverage["float_ops"]) - Counter(coverage["island_ops"])
+        others = ", ".join(f"{n} {name}" for name, n in outside.items())
+        lines.append(f"float operators outside the islands: {others or 'none'}")
+    for island in islands:
+        counts = f"{island['mismatched']:,} of {island['compared']:,} integers"
+        text = f"{counts} differ from numpy's float32, up to {island['max_lsb']} LSB"
+        lines.append(f"{island['name']}: {text if island['compared'] else 'not compared'}")
+    return "\n".join(lines)
 
 
 def _coverage(floats: dict[str, int], runtime: str) -> str:
