@@ -59,6 +59,11 @@ def import_file(path: Path, options: ImportOptions, output: Path, force: bool) -
 def read_foreign(path: Path, output_range: Range | None = None) -> tuple[ir.Model, list[str]]:
     """Return a foreign ONNX file in the integer dialect, and notes as of `import_file`."""
     model, notes = load_graph(path, _expand), list[str]()
+    ends = len(model.graph.inputs), len(model.graph.outputs)
+    if ends != (1, 1):
+        raise UserError(
+            f"model {path}: {ends[0]} inputs and {ends[1]} outputs; one of each is supported"
+        )
     try:
         dialect = import_foreign(model, output_range, notes)
         check_program(read_program(dialect))

@@ -81,8 +81,8 @@ def brevitas(width: int) -> onnx.ModelProto:
     brevitas (float[1, 3, 8, 8] input, float[4] gamma, float[4] beta) => (float[1, 5] logits)
     {clip} float s0 = {{0.0313}}, int8 z = {{0}}, float s1 = {{0.2971}}, uint8 u = {{0}},
      float s2 = {{0.4013}}, float ws = {{0.0507}}, int32 iz = {{0}},
-     float[4] mean = {{0, 1, -1, 0}},
-     float[4] var = {{1, 4, 1, 0.25}}, float[4] gamma = {{1, -0.5, 2, 1}},
+     float[4] mean = {{0, 1, -1, 0}},     float[4] var = {{1, 4, 1, 0.25}},
+     float[4] gamma = {{1, -0.5, 2, 1}},
      float[4] beta = {{0.5, 1, -0.25, 0}}, int32[5] vb = {{10, -20, 30, 40, -5}}>
     {{
         xq = QuantizeLinear (input, s0, z)

@@ -1,6 +1,7 @@
 """Files of other tools: imported, then compared with ONNX Runtime running the original."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import foreign_files
@@ -9,17 +10,25 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import tiny_files
 from conftest import run_qtool
 from foreign_files import codes, floats, layer
+from mutations import MUTATIONS
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
+from passes.fold_constants import FoldConstants
+from passes.free_batch import FreeBatch
+from passes.quantize_output import QuantizeOutput
+from passes.respell_foreign import RespellForeign
 from qtool.dialect import FloatGemm, Program, read_program
 from qtool.errors import UnsupportedError, UserError
 from qtool.foreign_import import parse_range, read_foreign
 from qtool.pipeline import FORMS, read_onnx, write_onnx
 from runtimes.ort import OrtRuntime, count_float_ops
 from runtimes.reference import ReferenceRuntime
+
+Mutation = Callable[[onnx.ModelProto, np.random.Generator], None]
 
 
 def save(model: onnx.ModelProto, folder: Path) -> Path:
@@ -102,7 +111,8 @@ VARIANTS = {
     "qdq s8 symmetric": ("QDQ", True, True, {"extra_options": {"ActivationSymmetric": True}}),
     "qdq reduced range": ("QDQ", False, False, {"reduce_range": True}),
 }
-# (net, variant): largest difference in the logits; 0 where ONNX Runtime computes integers.
+# (net, variant): largest difference in the logits; 0 where ONNX Runtime computes integers. It
+# runs HardSwish, BatchNormalization and a part of the s8 convolutions and sums in float.
 CASES = {
     ("resnet20", "qdq"): 0,
     ("resnet20", "qop"): 0,
@@ -110,7 +120,7 @@ CASES = {
     ("resnet20", "qdq s8 symmetric"): 1,
     ("mobilenet_v2_small", "qdq"): 0,
     ("mobilenet_v2_small", "qop"): 0,
-    ("mobilenet_v2_small", "qdq s8 per tensor"): 0,
+    ("mobilenet_v2_small", "qdq s8 per tensor"): 1,
     ("mobilenet_v2_small", "qop s8 per tensor"): 0,
     ("mobilenet_v3_small", "qdq"): 2,
     ("mobilenet_v3_small", "qop"): 2,
@@ -187,7 +197,7 @@ def test_quantize_static(float_file: Path, tmp_path: Path) -> None:
         x = inputs(program)
         wrong = lsb(program, ReferenceRuntime(program).run(x), run_original(path, x))
         assert wrong.max() <= bound, f"{variant}: {int((wrong > 0).sum())} of {wrong.size}"
-        # Where the numbers differ it is because ONNX Runtime left integers.
+        # Where numbers may differ it is because ONNX Runtime left integers.
         assert (bound == 0) == (not set(float_ops(path, folder)) - HARMLESS), variant
         assert bool(notes) <= (bound > 0), notes
         assert_exact_when_written(dialect, folder)
@@ -212,7 +222,9 @@ def test_other_tools(tool: str, tmp_path: Path) -> None:
     assert program.float_output == (tool != "aimet")
     x = inputs(program, 32)
     wrong = lsb(program, ReferenceRuntime(program).run(x), run_original(path, x))
-    if program.float_output:
+    if "brevitas" in tool:
+        assert_codes_of_batchnorm(path, program, x)
+    elif program.float_output:
         # ONNX Runtime runs this Gemm in float: rounding of the bias and of sums is left.
         assert float_ops(path, tmp_path)["Gemm"] == 1
         last = next(op for op in program.ops if isinstance(op, FloatGemm))
@@ -221,6 +233,26 @@ def test_other_tools(tool: str, tmp_path: Path) -> None:
     else:
         assert wrong.max() == 0
     assert_exact_when_written(dialect, tmp_path)
+
+
+def assert_codes_of_batchnorm(path: Path, program: Program, x: np.ndarray) -> None:
+    """The layer that BatchNorm follows, which ONNX Runtime leaves in float.
+
+    Its shift is a bias of whole multiples of xs * ws here: half of one is up to 0.5 % of a
+    code, so that some in a thousand codes round to their neighbour.
+    """
+    model = onnx.load(path)
+    names = ["xq", "rq"]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    got = onnxruntime.InferenceSession(model.SerializeToString(), options()).run(
+        names, {"input": x}
+    )
+    reference = ReferenceRuntime(program).intermediates(x)
+    assert np.array_equal(reference["xq"], got[0].astype(np.int16) + 128)
+    wrong = np.abs(got[1].astype(int) - reference["c"])
+    assert wrong.max() <= 1 and (wrong > 0).mean() < 0.01
 
 
 def test_a_float_output_is_exact_in_tvm(tmp_path: Path) -> None:
@@ -283,7 +315,7 @@ def test_matmul_and_add_are_one_layer(tmp_path: Path) -> None:
     # its activations once more and is off by up to 0.07.
     path = tmp_path / "foreign.onnx"
     assert float_ops(path, tmp_path)["MatMulNBits"] == 1
-    exact = ReferenceEvaluator(path).run(None, {"input": x})[0]
+    exact = ReferenceEvaluator(onnx.load(path)).run(None, {"input": x})[0]
     assert np.abs(ReferenceRuntime(program).run(x) - exact).max() <= unit / 2 + 1e-5
     assert np.any(last.bias)
 
@@ -330,11 +362,11 @@ def test_ort_domain_missing_zero_points_and_axes_attributes(tmp_path: Path) -> N
     assert [op.grid.zero_point for op in program.ops] == [128, 0, 0]
     x = np.random.default_rng(0).normal(size=(2, 2, 4, 4)).astype(np.float32)
     got = ReferenceRuntime(program).run(x)
-    model = onnx.load(tmp_path / "foreign.onnx")
-    for node in model.graph.node:
-        node.domain = ""
-    exact = ReferenceEvaluator(model).run(None, {"input": x})[0]
-    assert np.abs(got - exact).max() <= 0.0501
+    scale = np.float32(0.05)
+    on_grid = np.clip(np.rint(x / scale), -128, 127) * scale
+    exact = np.clip(np.rint(on_grid.mean((2, 3)) / scale), 0, 255) * scale
+    assert np.abs(got - exact).max() <= 1.01 * scale  # a tie may round the other way
+    assert (np.abs(got - exact) > 0.01).mean() < 0.5
 
 
 def test_hard_swish_of_a_float_layer_gets_a_grid_and_a_note(tmp_path: Path) -> None:
@@ -349,6 +381,20 @@ def test_hard_swish_of_a_float_layer_gets_a_grid_and_a_note(tmp_path: Path) -> N
     wrong = ReferenceRuntime(program).run(x) - run_original(tmp_path / "foreign.onnx", x)
     # One more rounding, of a step below 1.6 of the result's, slope at most 1.5 there.
     assert np.abs(wrong).max() <= 0.1 * 2
+
+
+def test_passes_are_idempotent(tmp_path: Path) -> None:
+    tail = "vf = DequantizeLinear <axis = 1> (v, ws)\n" + FC + "y = Add (c, b)"
+    path = save(layer(tail, out="3", v=V, b=floats(1, 3)), tmp_path)
+    proto = onnx.shape_inference.infer_shapes(onnx.load(path))
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    model = ir.from_proto(proto)
+    fired = [True, True, True, False]
+    for step in (RespellForeign([]), QuantizeOutput(-1, 1), FreeBatch(), FoldConstants()):
+        assert step(model).modified == fired.pop(0)
+        assert not step(model).modified
+    brevitas = ir.from_proto(foreign_files.aimet())
+    assert FoldConstants()(brevitas).modified and not FoldConstants()(brevitas).modified
 
 
 REFUSED = {
@@ -390,6 +436,29 @@ def test_refusals_name_layer_and_reason(case: str, tmp_path: Path) -> None:
     assert done.code == 2 and reason in done.err, done.err
     assert done.err.count("\n") == 1 and str(path) in done.err
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda f: f.__name__)
+def test_damaged_files_are_refused_in_one_line(mutate: Mutation, tmp_path: Path) -> None:
+    for seed, make in enumerate((foreign_files.nncf, foreign_files.aimet, tiny_files.qop)):
+        model = make()
+        mutate(model, np.random.default_rng(seed))
+        path = tmp_path / f"{seed}.onnx"
+        path.write_bytes(model.SerializeToString())
+        try:
+            read_foreign(path)
+        except UserError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+
+
+def test_two_outputs_are_refused(tmp_path: Path) -> None:
+    model = foreign_files.aimet()
+    model.graph.output.append(onnx.ValueInfoProto(name="k"))
+    model.graph.output[1].type.CopyFrom(model.graph.output[0].type)
+    for dimension in model.graph.output[1].type.tensor_type.shape.dim:
+        dimension.dim_param = f"d{dimension.dim_value}"
+    with pytest.raises(UserError, match="1 inputs and 2 outputs; one of each is supported"):
+        read_foreign(save(model, tmp_path))
 
 
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
