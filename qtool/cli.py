@@ -153,10 +153,15 @@ def export(
     "--output-range", "span", metavar="LO,HI",
     help="Values of an output that the file leaves in float: it gets an 8-bit grid.",
 )  # fmt: skip
+@click.option(
+    "--allow-float", is_flag=True,
+    help="Keep what has no integer form in floating point, as islands between DQ and Q.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output file.")
 def import_(
-    model: Path, output: Path, target: str | None, form: str, span: str | None, force: bool
-) -> None:
+    model: Path, output: Path, target: str | None, form: str, span: str | None,
+    allow_float: bool, force: bool,
+) -> None:  # fmt: skip
     """Take MODEL, a quantized ONNX file of another tool, into integers.
 
     QDQ or QLinear form, as ONNX Runtime, NNCF, Brevitas and AIMET write it.
@@ -165,7 +170,8 @@ def import_(
 
     chosen = target or ("tvm" if output.suffix == ".so" else "onnx")
     span_or_none = None if span is None else parse_range(span)
-    notes = import_file(model, ImportOptions(chosen, form, span_or_none), output, force)
+    options = ImportOptions(chosen, form, span_or_none, allow_float)
+    notes = import_file(model, options, output, force)
     for note in notes:
         click.echo(f"note: {note}")
     click.echo(f"{output}: {output.stat().st_size:,} bytes")

@@ -31,11 +31,13 @@ class ImportOptions:
         target: "onnx" or "tvm".
         form: ONNX flavour, a key of `qtool.pipeline.FORMS`.
         output_range: smallest and largest value of an output that stayed float.
+        allow_float: keep what has no integer form as marked float islands.
     """
 
     target: str = "onnx"
     form: str = "qdq"
     output_range: Range | None = None
+    allow_float: bool = False
 
 
 def import_file(path: Path, options: ImportOptions, output: Path, force: bool) -> list[str]:
@@ -48,7 +50,7 @@ def import_file(path: Path, options: ImportOptions, output: Path, force: bool) -
         UserError: missing or damaged, or not a model of integers; says where and why.
     """
     refuse_existing(output, force)
-    dialect, notes = read_foreign(path, options.output_range)
+    dialect, notes = read_foreign(path, options.output_range, options.allow_float)
     if options.target == "tvm":
         write_tvm(dialect, output)
     else:
@@ -56,7 +58,9 @@ def import_file(path: Path, options: ImportOptions, output: Path, force: bool) -
     return notes
 
 
-def read_foreign(path: Path, output_range: Range | None = None) -> tuple[ir.Model, list[str]]:
+def read_foreign(
+    path: Path, output_range: Range | None = None, allow_float: bool = False
+) -> tuple[ir.Model, list[str]]:
     """Return a foreign ONNX file in the integer dialect, and notes as of `import_file`."""
     model, notes = load_graph(path, _expand), list[str]()
     ends = len(model.graph.inputs), len(model.graph.outputs)
@@ -65,7 +69,7 @@ def read_foreign(path: Path, output_range: Range | None = None) -> tuple[ir.Mode
             f"model {path}: {ends[0]} inputs and {ends[1]} outputs; one of each is supported"
         )
     try:
-        dialect = import_foreign(model, output_range, notes)
+        dialect = import_foreign(model, output_range, notes, allow_float)
         check_program(read_program(dialect))
     except UserError as error:
         raise type(error)(f"model {path}: {one_line(error)}") from None

@@ -396,3 +396,15 @@ def test_export_and_check(searched_run: Path, tmp_path: Path) -> None:
     assert island["name"] == layer and island["compared"] > 0 and island["max_lsb"] <= 1
     counted = run_qtool("bops", model, "--json")
     assert json.loads(counted.out)["layers"][layer]["bits"] == [32, 32]
+
+
+def test_import_and_check_of_a_foreign_file(tmp_path: Path) -> None:
+    source, output, report = (tmp_path / name for name in ("a.onnx", "b.onnx", "c.json"))
+    ir.save(foreign("r = Softplus(x)"), source)
+    refused(run_qtool("import", source, "-o", output), "Softplus", "--allow-float")
+    done = run_qtool("import", source, "-o", output, "--allow-float")
+    assert done.code == 0, done.err
+    checked = run_qtool("check", output, "--require-parity", "--json", report)
+    assert checked.code == 0, checked.err
+    (island,) = json.loads(report.read_text())["islands"]
+    assert island["operators"] == ["Softplus"] and island["compared"] > 0
