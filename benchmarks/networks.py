@@ -22,7 +22,7 @@ from passes.pipelines import lower
 from qtool.models import model_factory
 from qtool.nn.control import calibrate, quantizers
 from qtool.nn.prepare import QuantSpec, prepare
-from qtool.qspec import Selection
+from qtool.qspec import LayerBits, Selection
 from qtool.trace import trace, trace_float
 
 EMITTERS = {"qdq": emit_onnx_qdq, "qop": emit_onnx_qop}
@@ -32,18 +32,22 @@ EMITTERS = {"qdq": emit_onnx_qdq, "qop": emit_onnx_qop}
 class Bits:
     """Weight bits, bits of every layer's input, bits of every tensor between layers.
 
-    The first and the last layer have the same bits as the others.
+    The first and the last layer have the same bits as the others; the image has 8.
     """
 
     weight: int
     activation: int
     glue: int
 
-    def spec(self) -> QuantSpec:
-        """Return what `prepare` needs."""
-        return QuantSpec(
-            (self.activation,), self.weight, glue_bits=self.glue, first_last_bits=8,
-        )  # fmt: skip
+    def spec(self, model: nn.Module) -> QuantSpec:
+        """Return what `prepare` needs for `model`."""
+        kinds = (nn.Conv2d, nn.Linear)
+        names = [name for name, part in model.named_modules() if isinstance(part, kinds)]
+        ends = {
+            names[0]: LayerBits(self.weight, 8),
+            names[-1]: LayerBits(self.weight, self.activation),
+        }
+        return QuantSpec((self.activation,), self.weight, glue_bits=self.glue, layers=ends)
 
 
 def images(count: int, size: int) -> NDArray[np.float32]:
@@ -111,7 +115,8 @@ def write_qtool(name: str, size: int, bits: Bits, form: str, path: Path) -> None
         form: "qdq" or "qop".
         path: of the file.
     """
-    prepared = prepare(random_network(name, size), bits.spec())
+    model = random_network(name, size)
+    prepared = prepare(model, bits.spec(model))
     calibrate(prepared, torch.from_numpy(images(8, size)))
     jitter_steps(prepared)
     dialect = lower(trace(prepared, (3, size, size)), Selection())
@@ -126,3 +131,4 @@ def jitter_steps(prepared: nn.Module) -> None:
         if isinstance(quantizer.step, nn.Parameter):
             with torch.no_grad():
                 quantizer.step.mul_(torch.empty_like(quantizer.step).uniform_(0.9, 1.1))
+            quantizer.limit()

@@ -16,6 +16,7 @@ Refuses when the model cannot be traced, or a layer is called twice.
 The user's classes stay as they are: `qtool.nn.capture` rewrites the calls between them.
 """
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -130,10 +131,12 @@ class _Preparer:
             step = self.spec.input_step
         elif role in ("glue", "output") and self.view.kind(origin) is Kind.GATE:
             step = 1 / ((1 << bits[0]) - 1)
-        signed = self.view.is_signed(source)
+        signed, bounds = self.view.is_signed(source), self.view.bounds(origin)
+        ceiling = math.inf if bounds is None or bounds[1] <= 0 else bounds[1]
         return FakeQuantizer(
-            name, role, bits, signed, step=step, asymmetric=self.spec.asymmetric
-        )
+            name, role, bits, signed, step=step, asymmetric=self.spec.asymmetric,
+            ceiling=ceiling,
+        )  # fmt: skip
 
     def _quantize_layer(self, node: fx.Node, is_end: bool) -> None:
         name, module = str(node.target), self.view.module(node)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from qtool.nn.fake_quant import FakeQuantizer
 
-_LEADERS = ("step", "zero_point", "zero_points", "default_zero_points", "asymmetric")
+_LEADERS = (
+    "step", "zero_point", "zero_points", "default_zero_points", "asymmetric", "ceiling",
+)  # fmt: skip
 
 
 class SharedGrid(FakeQuantizer):
