@@ -4,7 +4,8 @@
    scale xs * ws. 2. QLinearAdd, QLinearMul, QLinearGlobalAveragePool, QLinearAveragePool,
    QLinearLeakyRelu, QLinearSigmoid: the float operator. 3. QLinearConcat: Concat.
 The operator form (ONNX QLinear*, com.microsoft) and the QDQ form thus become one.
-Refuses what has no float twin: channels_last layouts, float results.
+A QGemm without a grid of its result is the float operator alone.
+Refuses what has no float twin: channels_last layouts.
 """
 
 from dataclasses import dataclass
@@ -35,13 +36,21 @@ _LAYERS = {
 }
 
 
+_KNOWN = {*_PLAIN, *_LAYERS, "QLinearConcat"}
+
+
+def is_operator_form(model: ir.Model) -> bool:
+    """True when the graph holds QLinear operators."""
+    return any(node.op_type in _KNOWN for node in model.graph)
+
+
 @dataclass(frozen=True)
 class ExpandQLinear(InPlacePass):
     """Spell every QLinear operator as DQ, the float operator, Q."""
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
-        found = [n for n in model.graph if n.op_type in (*_PLAIN, *_LAYERS, "QLinearConcat")]
+        found = [node for node in model.graph if node.op_type in _KNOWN]
         for node in found:
             _refuse(node)
         for node in found:
@@ -53,8 +62,6 @@ class ExpandQLinear(InPlacePass):
 def _refuse(node: ir.Node) -> None:
     if node.attributes.get_int("channels_last", 0):
         raise UnsupportedError(f"node {node.name}: {node.op_type} in channels-last layout")
-    if node.op_type == "QGemm" and (len(node.inputs) < 9 or node.inputs[7] is None):
-        raise UnsupportedError(f"node {node.name}: QGemm with a float result")
 
 
 def _expand(graph: ir.Graph, node: ir.Node) -> None:
@@ -72,10 +79,12 @@ def _expand(graph: ir.Graph, node: ir.Node) -> None:
         if bias < len(node.inputs) and node.inputs[bias] is not None:
             operands.append(_bias(graph, node, bias))
         core = ir.Node("", op_type, operands, list(node.attributes.values()))
-    result, before = core.outputs[0], node.outputs[0]
-    result.name, result.shape = f"{before.name}/y", before.shape
+    core.name = node.name
+    if y >= len(node.inputs):  # QGemm without a result's grid: a float result
+        replace_node(node, core)
+        return
     graph.insert_before(node, core)
-    quantize = ir.node("QuantizeLinear", [result, *node.inputs[y : y + 2]])
+    quantize = ir.node("QuantizeLinear", [core.outputs[0], *node.inputs[y : y + 2]])
     replace_node(node, quantize)
 
 
@@ -84,10 +93,7 @@ def _append(
 ) -> ir.Value:
     node = ir.node("DequantizeLinear", inputs, {"axis": axis})
     graph.insert_before(before, node)
-    result, source = node.outputs[0], inputs[0]
-    if source is not None:
-        result.name, result.shape = f"{source.name}/{before.outputs[0].name}", source.shape
-    return result
+    return node.outputs[0]
 
 
 def _dequantize(graph: ir.Graph, node: ir.Node, index: int) -> ir.Value:

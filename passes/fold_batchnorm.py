@@ -49,7 +49,8 @@ def _stands_alone(norm: ir.Node) -> bool:
     producer = operand(norm, 0).producer()
     while producer is not None and is_move(producer) and sources(producer):
         producer = sources(producer)[0].producer()
-    return as_fake_quant(producer) is not None
+    dequantized = producer is not None and producer.op_type == "DequantizeLinear"
+    return dequantized or as_fake_quant(producer) is not None
 
 
 def _fold(graph: ir.Graph, norm: ir.Node, conv: ir.Node, weight: ir.Node) -> None:

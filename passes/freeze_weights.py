@@ -1,14 +1,18 @@
 """``FakeQuant(const W, steps)`` -> ``DequantizeLinear(codes, scale, 0, axis=0)``.
 
-The codes are ``clip(rint(W / s), -Q, Q)``, at one bit +-1, what training saw; from here on
-no pass recomputes them. The node carries the layer's name and bits as metadata.
+The codes are what training saw; no pass recomputes them. By the node's attribute ``scheme``:
+"symmetric" (the default), ``clip(rint(W / s), -Q, Q)``, at one bit +-1; "dorefa" and
+"modified", see `qtool.numerics`, of weights that are normalised to [-1, 1] already. The node
+carries the layer's name and bits as metadata.
 Refuses when the weight is not constant, or more than one bit-width is left.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.graph import (
@@ -21,7 +25,12 @@ from passes.graph import (
 )
 from qtool.dialect import WEIGHT_BITS_KEY, constant
 from qtool.errors import UnsupportedError
-from qtool.numerics import binary_weight, quantize_weight
+from qtool.numerics import (
+    binary_weight,
+    dorefa_weight,
+    modified_weight,
+    quantize_weight,
+)
 from qtool.qspec import weight_limit
 
 
@@ -47,12 +56,8 @@ def _frozen(graph: ir.Graph, view: FakeQuant) -> ir.Node:
     channels = weight.shape[0]
     # The same float32 |step| that training divided by; per-tensor steps are spread.
     scale = np.broadcast_to(np.maximum(np.abs(view.steps[0]), np.float32(MIN_STEP)), channels)
-    scale, bits = np.ascontiguousarray(scale), view.bits[0]
-    codes = (
-        binary_weight(weight)
-        if bits == 1
-        else quantize_weight(weight, scale, weight_limit(bits))
-    )
+    scale = np.ascontiguousarray(scale)
+    codes = _codes(weight, scale, view)
     node = ir.node(
         "DequantizeLinear",
         [
@@ -64,5 +69,24 @@ def _frozen(graph: ir.Graph, view: FakeQuant) -> ir.Node:
         name=view.name,
     )
     node.metadata_props[LAYER_KEY] = view.name
-    node.metadata_props[WEIGHT_BITS_KEY] = str(bits)
+    node.metadata_props[WEIGHT_BITS_KEY] = str(view.bits[0])
     return node
+
+
+def _codes(weight: NDArray[np.float32], scale: NDArray[np.float32], view: FakeQuant) -> Any:
+    """Return the int8 codes that the quantizer's scheme gives `weight`."""
+    bits = view.bits[0]
+    if view.scheme == "dorefa":
+        if bits == 8:
+            raise UnsupportedError(
+                f"layer {view.name}: 8-bit DoReFa weights are odd integers up to 255, which "
+                "int8 does not hold; use 7 bits, or the modified scheme"
+            )
+        return dorefa_weight(weight, bits).astype(np.int8)
+    if view.scheme == "modified":
+        return modified_weight(weight, bits).astype(np.int8)
+    if view.scheme != "symmetric":
+        raise UnsupportedError(f"layer {view.name}: unknown weight scheme {view.scheme!r}")
+    if bits == 1:
+        return binary_weight(weight)
+    return quantize_weight(weight, scale, weight_limit(bits))

@@ -30,6 +30,7 @@ class FakeQuant:
     signed: bool
     zero_points: tuple[int, ...]
     steps: NDArray[np.float32]
+    scheme: str
 
     @property
     def source(self) -> ir.Value:
@@ -60,7 +61,7 @@ def as_fake_quant(node: ir.Node | None) -> FakeQuant | None:
     return FakeQuant(
         node, name, attributes.get_string("role", ""), tuple(attributes.get_ints("bits", ())),
         bool(attributes.get_int("signed", 0)), tuple(attributes.get_ints("zero_points", ())),
-        steps,
+        steps, attributes.get_string("scheme", "symmetric"),
     )  # fmt: skip
 
 

@@ -18,13 +18,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from passes.emit.packed import code_width
+from passes.emit.packed import code_width, holds
 from passes.graph import operand
 from passes.integer_builder import Quantized
 from passes.layers import read_layer
 from passes.lowering import Lowering
 from passes.moves import is_move, lower_move, sources
-from passes.operators import ACTIVATIONS, gather, mark
+from passes.operators import ACTIVATIONS, float_gemm, gather, mark
 from qtool.dialect import BITS_KEY, Grid, constant, scalar, value_name
 from qtool.errors import UnsupportedError, UserError
 from qtool.qspec import FULL, Window
@@ -32,7 +32,14 @@ from qtool.qspec import FULL, Window
 
 @dataclass(frozen=True)
 class ImportQDQ(InPlacePass):
-    """Fuse every DQ -> operator -> Q group into one integer operator."""
+    """Fuse every DQ -> operator -> Q group into one integer operator.
+
+    Args:
+        notes: where given, `passes.choose_grid` fills gaps between the file's grids, and a
+            sentence about each is appended.
+    """
+
+    notes: list[str] | None = None
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
@@ -41,7 +48,7 @@ class ImportQDQ(InPlacePass):
             n.op_type == "DequantizeLinear" and n.outputs[0].uses() for n in model.graph
         ):
             return PassResult(model, False)
-        importer = _Importer(model)
+        importer = _Importer(model, self.notes)
         for node in model.graph:
             importer.visit(node)
         outputs = [importer.output(value) for value in model.graph.outputs]
@@ -52,8 +59,8 @@ class ImportQDQ(InPlacePass):
 class _Importer:
     """Maps the file's 8-bit tensors to the dialect's."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.walk = Lowering()
+    def __init__(self, model: ir.Model, notes: list[str] | None) -> None:
+        self.walk = Lowering(notes)
         self.bits = _read_bits(model)
         self.codes: dict[ir.Value, Quantized] = {}
         for value in model.graph.inputs:
@@ -71,9 +78,20 @@ class _Importer:
             self._gather(node)
 
     def output(self, value: ir.Value) -> ir.Value:
-        if value not in self.walk.quantized:
-            raise UnsupportedError(f"output {value.name} is not dequantized from integers")
-        return self.walk.build.dequantize(self.walk.quantized[value], value)
+        found = self.walk.find(value)
+        if found is not None:
+            return self.walk.build.dequantize(found, value)
+        node = value.producer()
+        if node is None or node.op_type not in ("Gemm", "MatMul"):
+            last = "the input" if node is None else f"the float result of {node.op_type}"
+            raise UnsupportedError(
+                f"output {value.name} is {last}; only a linear layer's may stay float, others "
+                "need a grid (--output-range LO,HI)"
+            )
+        x = self.walk.tensor(operand(node, 0), node)
+        twin = float_gemm(self.walk.build, node, x, value)
+        self._mark_layer(twin, node)
+        return twin
 
     def _quantize(self, node: ir.Node) -> None:
         """Lower the group that ends in `node`."""
@@ -96,21 +114,24 @@ class _Importer:
             if inner is None:
                 return
             core = inner
-        if core.op_type not in ("Conv", "Gemm", "MatMul"):
-            return
-        name = value_name(twin.value)
+        if core.op_type in ("Conv", "Gemm", "MatMul"):
+            self._mark_layer(twin.value, core)
+
+    def _mark_layer(self, twin: ir.Value, core: ir.Node) -> None:
+        made = twin.producer()
+        if made is not None and made.op_type == "Clip":
+            made = operand(made, 0).producer()
+        name = str(made.name) if made is not None else value_name(twin)
         if self.bits is not None and name not in self.bits:
             return
         x, layer = self.walk.tensor(operand(core, 0), core), read_layer(core, name)
         weight, activation = (self.bits or {}).get(name, [code_width(layer.codes), x.bits])
-        limit = 1 << (weight - 1)
-        if layer.codes.size and (
-            layer.codes.min() < -limit or layer.codes.max() > max(limit - 1, 1)
-        ):
+        largest = int(np.abs(layer.codes.astype(np.int16)).max(initial=0))
+        if not holds(layer.codes, weight) and largest > 1 << (weight - 1):
             raise UserError(
                 f"layer {name}: weights exceed the {weight} bits that the file states"
             )
-        mark(twin.value, weight, activation)
+        mark(twin, weight, activation)
 
     def _dequantize(self, node: ir.Node) -> None:
         source, result = operand(node, 0), node.outputs[0]
@@ -120,16 +141,16 @@ class _Importer:
             return
         codes = constant(source)
         if codes is not None and codes.size == 1 and codes.dtype in (np.uint8, np.int8):
-            code = codes.reshape(()).astype(np.int16) + _lift(codes.dtype)
-            self.walk.constants[result] = (np.uint8(code), _grid(node))
+            lifted = (codes.astype(np.int16) + _lift(codes.dtype)).astype(np.uint8)
+            self.walk.constants[result] = (lifted, _grid(node))
 
     def _move(self, node: ir.Node) -> None:
         result, build = node.outputs[0], self.walk.build
         if all(value in self.codes for value in sources(node)):
             xs = [self.codes[value] for value in sources(node)]
             self.codes[result] = lower_move(build, node, xs, value_name(result))
-        elif all(value in self.walk.quantized for value in sources(node)):
-            self.walk.quantized[result] = self.walk.move(node, f"{value_name(result)}/codes")
+        else:
+            self.walk.find(result)
 
     def _gather(self, node: ir.Node) -> None:
         cast, table = operand(node, 1).producer(), constant(node.inputs[0])
@@ -163,7 +184,10 @@ def _grid(node: ir.Node) -> Grid:
     name = value_name(node.outputs[0])
     scale = scalar(node.inputs[1], f"scale of {name}")
     if len(node.inputs) < 3 or node.inputs[2] is None:
-        return Grid(np.float32(scale), 0)  # the specification's default: uint8 around 0
+        # The specification's default: 0, of the codes' type.
+        codes = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
+        signed = codes is not None and codes.dtype == ir.DataType.INT8
+        return Grid(np.float32(scale), 128 if signed else 0)
     zero_point = scalar(node.inputs[2], f"zero point of {name}")
     if zero_point.dtype not in (np.uint8, np.int8):
         raise UnsupportedError(

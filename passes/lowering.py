@@ -4,7 +4,8 @@ A *float value* of the source graph is known by its `Quantized` twin once a grid
 `Lowering.lower` makes the twin of a value that a grid closes:
 
 1. the graph input: QuantizeLinear. 2. An operator of `passes.operators`. 3. Data movement of a
-tensor that has a grid, then, where the grids differ, 4. a change of grid.
+tensor that has a grid, then, where the grids differ, 4. a change of grid. 5. Data movement of
+tensors without a grid, or of several grids: the grid moves before it, onto every tensor.
 Relu and Clip(c0, c1) before the grid narrow its window: lo = max(lo, rint(c0/s) + z),
 hi = min(hi, rint(c1/s) + z).
 Refuses any other operator, naming layer, operator and reason.
@@ -12,37 +13,106 @@ Refuses any other operator, naming layer, operator and reason.
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from passes.choose_grid import grid_after, grid_before, grid_of_all
 from passes.graph import operand
 from passes.integer_builder import IntegerBuilder, Quantized
 from passes.layers import layer_name
 from passes.moves import is_move, lower_move, sources
 from passes.operators import ACTIVATIONS, OPERATORS, Site, leaky
-from qtool.dialect import Grid, scalar
+from qtool.dialect import Grid, scalar, value_name
 from qtool.errors import UnsupportedError
 from qtool.numerics import clip_code
 from qtool.qspec import Window
 
 
 class Lowering:
-    """Maps float values to the integer tensors that stand for them."""
+    """Maps float values to the integer tensors that stand for them.
 
-    def __init__(self) -> None:
+    Args:
+        notes: where given, tensors in float between two operators get a grid if
+            `passes.choose_grid` has one, and a sentence about each is appended.
+    """
+
+    def __init__(self, notes: list[str] | None = None) -> None:
+        self.notes = notes
         self.build = IntegerBuilder()
         self.quantized: dict[ir.Value, Quantized] = {}
-        self.constants: dict[ir.Value, tuple[np.uint8, Grid]] = {}
+        self.constants: dict[ir.Value, tuple[NDArray[np.uint8], Grid]] = {}
 
     def tensor(self, value: ir.Value, reader: ir.Node) -> Quantized:
         """Return the twin of `value`, which `reader` reads."""
         if value in self.constants:
-            code, grid = self.constants[value]
-            return Quantized(self.build.constant(code, f"u{code}"), grid, 8)
-        if value not in self.quantized:
+            codes, grid = self.constants[value]
+            return Quantized(self.build.constant(codes, str(value.name)), grid, 8)
+        found = self.find(value)
+        if found is None and self.notes is not None:
+            found = self._choose(value)
+        if found is None:
             raise UnsupportedError(
                 f"layer {layer_name(reader)}: {reader.op_type} reads {value.name}, which is "
                 "float"
             )
+        return found
+
+    def find(self, value: ir.Value) -> Quantized | None:
+        """Return the twin of a value on the grid that reaches it, None where none does.
+
+        Relu, Clip and movement of a tensor on a grid stay on that grid.
+        """
+        node = value.producer()
+        if value in self.quantized or node is None or node.domain:
+            return self.quantized.get(value)
+        if node.op_type in ACTIVATIONS:
+            twin = self._activation(node, value)
+        elif is_move(node):
+            xs = [self.find(source) for source in sources(node)]
+            known = [x for x in xs if x is not None]
+            if not known or len(known) < len(xs) or len({x.grid for x in known}) > 1:
+                return None
+            twin = lower_move(self.build, node, known, f"{value_name(value)}/codes")
+        else:
+            return None
+        if twin is not None:
+            self.quantized[value] = twin
+        return twin
+
+    def _choose(self, value: ir.Value) -> Quantized | None:
+        """Return the twin of a value on a grid made for it, None where its range is unknown."""
+        node = value.producer()
+        if node is None or node.domain:
+            return None
+        if node.op_type in ACTIVATIONS or (is_move(node) and len(sources(node)) == 1):
+            source = operand(node, 0)
+            return self.find(value) if self.find(source) or self._choose(source) else None
+        read = sources(node) if is_move(node) else [operand(node, 0)]
+        xs = [self.find(source) for source in read]
+        known = [x for x in xs if x is not None]
+        if not known or len(known) < len(xs):
+            return None
+        grids = [x.grid for x in known]
+        grid = grid_of_all(grids) if is_move(node) else grid_after(node, grids[0])
+        return None if grid is None else self._settle(value, grid)
+
+    def _settle(self, value: ir.Value, grid: Grid) -> Quantized:
+        """Put `value` on a grid that the file does not have."""
+        if self.notes is not None:
+            ends = [(code - grid.zero_point) * float(grid.scale) for code in (0, 255)]
+            self.notes.append(
+                f"tensor {value_name(value)} is float in the file; it gets 8 bits, "
+                f"{ends[0]:.4g} to {ends[1]:.4g}, the range that its neighbours' grids leave it"
+            )
+        name, window = f"{value_name(value)}/codes", Window(grid.zero_point, 0, 255)
+        self.quantized[value] = self.lower(value, grid, window, name, 8)
         return self.quantized[value]
+
+    def _activation(self, node: ir.Node, value: ir.Value) -> Quantized | None:
+        x = self.find(operand(node, 0))
+        if x is None:
+            return None
+        window = _narrowed(node, x.grid, Window(x.grid.zero_point, 0, 255))
+        return self._on_grid(x, value, x.grid, window, f"{value_name(value)}/codes", x.bits)
 
     def move(self, node: ir.Node, name: str) -> Quantized:
         """Return the twin of a movement's result."""
@@ -57,19 +127,27 @@ class Lowering:
         if core.is_graph_input() and core not in self.quantized:
             return Quantized(self.build.quantize(core, grid, window, name), grid, bits)
         node = core.producer()
-        if core in self.quantized:
-            return self._on_grid(self.quantized[core], core, grid, window, name, bits)
+        found = self.find(core)
+        if found is not None:
+            return self._on_grid(found, core, grid, window, name, bits)
         if node is None:
             raise UnsupportedError(f"tensor {name}: quantizes a constant at run time")
         if is_move(node):
-            moved = self.move(node, f"{name}/{node.op_type.lower()}")
-            return self._on_grid(moved, core, grid, window, name, bits)
+            xs = [
+                self.lower(source, grid, window, f"{name}/{index}", bits)
+                for index, source in enumerate(sources(node))
+            ]
+            return lower_move(self.build, node, xs, name)
         if node.op_type not in OPERATORS:
             raise UnsupportedError(
                 f"layer {layer_name(node)}: operator {node.op_type} has no integer form; it "
                 "would run in floating point"
             )
         build, indices = OPERATORS[node.op_type]
+        source = operand(node, 0)
+        before = None if self.notes is None else grid_before(node, grid)
+        if before is not None and self.find(source) is None:
+            self._settle(source, before)
         inputs = tuple(self.tensor(operand(node, index), node) for index in indices)
         site = Site(node, inputs, grid, window, name, node.outputs[0])
         return Quantized(build(self.build, site), grid, bits)
@@ -86,17 +164,23 @@ class Lowering:
 
 def _strip_activations(value: ir.Value, grid: Grid, window: Window) -> tuple[ir.Value, Window]:
     """Return what Relu and Clip read, and the window they leave."""
-    lo, hi = window.lo, window.hi
     node = value.producer()
     while node is not None and node.op_type in ACTIVATIONS and not node.domain:
-        low, high = _bounds(node)
-        if low is not None:
-            lo = max(lo, min(clip_code(low, grid.scale, grid.zero_point), window.hi))
-        if high is not None:
-            hi = min(hi, max(clip_code(high, grid.scale, grid.zero_point), window.lo))
+        window = _narrowed(node, grid, window)
         value = operand(node, 0)
         node = value.producer()
-    return value, Window(window.zero_point, lo, hi)
+    return value, window
+
+
+def _narrowed(node: ir.Node, grid: Grid, window: Window) -> Window:
+    """Return the part of `window` that Relu or Clip leaves."""
+    lo, hi = window.lo, window.hi
+    low, high = _bounds(node)
+    if low is not None:
+        lo = max(lo, min(clip_code(low, grid.scale, grid.zero_point), window.hi))
+    if high is not None:
+        hi = min(hi, max(clip_code(high, grid.scale, grid.zero_point), window.lo))
+    return Window(window.zero_point, lo, hi)
 
 
 def _bounds(node: ir.Node) -> tuple[float | None, float | None]:

@@ -32,6 +32,7 @@ from qtool.dialect import (
     ints,
     require_plain,
     static_shape,
+    value_name,
 )
 from qtool.errors import UnsupportedError
 from qtool.numerics import (
@@ -110,6 +111,19 @@ def _gemm(build: IntegerBuilder, site: Site) -> ir.Value:
     attributes = {"transB": 1, "alpha": 1.0}
     result = build.emit("QGemm", inputs, layer.name, site.like, site.window, MS, attributes)
     return _marked(result, layer, x)
+
+
+def float_gemm(
+    build: IntegerBuilder, node: ir.Node, x: Quantized, output: ir.Value
+) -> ir.Value:
+    """QGemm without a grid of its result, the float `output`: ``f32(acc) * (xs * ws)``."""
+    y = Grid(np.float32(1), 0)
+    site = Site(node, (x,), y, Window(0, 0, 255), value_name(output), output)
+    result = _gemm(build, site)
+    made = build.nodes[-1]
+    made.resize_inputs(7)
+    result.name, result.type = output.name, ir.TensorType(ir.DataType.FLOAT)
+    return result
 
 
 def _weight(build: IntegerBuilder, layer: Layer) -> list[ir.Value]:
@@ -246,7 +260,7 @@ def _affine(build: IntegerBuilder, site: Site) -> ir.Value:
             f"layer {layer_name(node)}: BatchNorm of a {len(shape) + 1}-D tensor that no "
             "layer before it absorbs; 4-D is supported"
         )
-    gamma, beta, mean, var = (_parameter(node, index) for index in range(1, 5))
+    gamma, beta, mean, var = (parameter(node, index) for index in range(1, 5))
     ratio = gamma / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
     codes = (np.sign(ratio) * AFFINE_CODE).astype(np.int8).reshape(-1, 1, 1, 1)
     scale = np.where(ratio == 0, 1e-30, np.abs(ratio) / AFFINE_CODE)
@@ -255,7 +269,12 @@ def _affine(build: IntegerBuilder, site: Site) -> ir.Value:
     return _qlinear_conv(build, site, layer, attributes)
 
 
-def _parameter(node: ir.Node, index: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def parameter(node: ir.Node, index: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return a parameter of BatchNormalization.
+
+    Raises:
+        UnsupportedError: it is computed at run time.
+    """
     array = constant(node.inputs[index])
     if array is None:
         raise UnsupportedError(f"layer {node.name}: BatchNorm parameters must be constants")
@@ -293,7 +312,10 @@ def _hard_sigmoid(build: IntegerBuilder, site: Site) -> ir.Value:
     if not is_sixth or grid.zero_point != 0 or int(np.prod(static_shape(site.like))) == 1:
         return _table(build, site, lambda x: np.clip(np.float64(alpha) * x + beta, 0.0, 1.0))
     window = Window(0, site.window.lo, min(site.window.hi, clip_code(1.0, grid.scale, 0)))
-    three = Quantized(build.constant(np.uint8(1), "u1"), Grid(np.float32(3), 0), 8)
+    # As many dimensions as x has: ONNX Runtime swaps x (..., 1) with a constant of fewer.
+    rank = len(static_shape(site.like)) + 1
+    code = build.constant(np.ones((1,) * rank, np.uint8), f"three{rank}")
+    three = Quantized(code, Grid(np.float32(3), 0), 8)
     six = Grid(np.float32(6) * grid.scale, 0)
     narrowed = dataclasses.replace(site, window=window)
     return _qlinear_add(build, narrowed, site.inputs[0], three, six)
@@ -317,7 +339,7 @@ def gather(
     return build.emit("Gather", [build.add(answers, f"{name}.table"), index], name, like)
 
 
-_FUNCTIONS: dict[str, numerics.Function] = {
+FUNCTIONS: dict[str, numerics.Function] = {
     "Sigmoid": numerics.sigmoid,
     "Swish": numerics.silu,
     "HardSwish": lambda x: x * numerics.hard_sigmoid(x),
@@ -326,7 +348,7 @@ _FUNCTIONS: dict[str, numerics.Function] = {
 
 
 def _function(build: IntegerBuilder, site: Site) -> ir.Value:
-    return _table(build, site, _FUNCTIONS[site.node.op_type])
+    return _table(build, site, FUNCTIONS[site.node.op_type])
 
 
 # operator: (how it is lowered, which inputs are activations)
@@ -341,6 +363,6 @@ OPERATORS: dict[str, tuple[Operator, tuple[int, ...]]] = {
     "BatchNormalization": (_affine, (0,)),
     "LeakyRelu": (_leaky_relu, (0,)),
     "HardSigmoid": (_hard_sigmoid, (0,)),
-    **dict.fromkeys(_FUNCTIONS, (_function, (0,))),
+    **dict.fromkeys(FUNCTIONS, (_function, (0,))),
 }
 ACTIVATIONS = ("Relu", "Clip")

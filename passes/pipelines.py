@@ -2,15 +2,26 @@
 
 import onnx_ir as ir
 from onnx_ir.passes import Sequential
+from onnx_ir.passes.common import (
+    IdentityEliminationPass,
+    LiftConstantsToInitializersPass,
+    RemoveInitializersFromInputsPass,
+    RemoveUnusedNodesPass,
+    ShapeInferencePass,
+)
 
 from passes.canonicalize import Canonicalize
-from passes.expand_qlinear import ExpandQLinear
+from passes.expand_qlinear import ExpandQLinear, is_operator_form
 from passes.fold_batchnorm import FoldBatchNorm
+from passes.fold_constants import FoldConstants
+from passes.free_batch import FreeBatch
 from passes.freeze_weights import FreezeWeights
 from passes.import_qdq import ImportQDQ
 from passes.lower_to_integer import LowerToInteger
 from passes.quantize_glue import QuantizeGlue
+from passes.quantize_output import QuantizeOutput
 from passes.resolve_bits import ResolveBits
+from passes.respell_foreign import RespellForeign
 from qtool.errors import UserError
 from qtool.qspec import Selection
 
@@ -33,13 +44,46 @@ def lower(model: ir.Model, selection: Selection) -> ir.Model:
 
 def import_qdq(model: ir.Model) -> ir.Model:
     """ONNX QDQ or QLinear file -> integer dialect, in place."""
+    # The operator form is QDQ with each group in one node: spelled out, it needs no reader of
+    # its own. ONNX infers no shapes across contrib operators, so they come after.
+    expand = (ExpandQLinear(), ShapeInferencePass()) if is_operator_form(model) else ()
+    return _run(model, *expand, Canonicalize(), ImportQDQ())
+
+
+def expand_foreign(model: ir.Model) -> ir.Model:
+    """ONNX of another tool -> standard operators with inferable shapes, in place."""
     return _run(
         model,
-        # The operator form is QDQ with each group in one node: spelled out, it needs no reader
-        # of its own.
+        RemoveInitializersFromInputsPass(),
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        # Shape inference knows no contrib operators.
         ExpandQLinear(),
+        IdentityEliminationPass(),
+        RemoveUnusedNodesPass(),
+        FreeBatch(),
+    )
+
+
+def import_foreign(
+    model: ir.Model, output_range: tuple[float, float] | None, notes: list[str]
+) -> ir.Model:
+    """QDQ graph of another tool -> integer dialect, in place.
+
+    Args:
+        model: result of `expand_foreign`, with inferred shapes.
+        output_range: smallest and largest value of a float output that shall have a grid.
+        notes: a sentence is appended for each change of what the model computes.
+    """
+    grid = () if output_range is None else (QuantizeOutput(*output_range),)
+    return _run(
+        model,
+        FoldConstants(),
+        # BatchNorm is folded into layers by their names.
+        RespellForeign(notes),
+        *grid,
+        FoldBatchNorm(),
         Canonicalize(),
-        ImportQDQ(),
+        ImportQDQ(notes),
     )
 
 

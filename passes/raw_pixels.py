@@ -48,6 +48,6 @@ def _require_pixel_grid(node: ir.Node) -> None:
     if (np.float32(scale), int(zero_point), clipped) != (PIXEL_SCALE, 0, False):
         raise UnsupportedError(
             f"the input's grid has scale {float(scale):.6g}, zero point {int(zero_point)}"
-            f"{' and fewer than 8 bits' if clipped else ''}; raw uint8 pixels need scale 1/255, "
-            "zero point 0 and 8 bits"
+            f"{' and fewer than 8 bits' if clipped else ''}; raw uint8 pixels need scale "
+            "1/255, zero point 0 and 8 bits"
         )

@@ -66,3 +66,6 @@ def _keep(graph: ir.Graph, view: FakeQuant, bits: int) -> None:
     steps = add_constant(graph, f"{view.name}.{view.role}.step", view.steps[row : row + 1])
     view.node.replace_input_with(1, steps)
     view.node.attributes["bits"] = ir.AttrInt64s("bits", [bits])
+    if view.zero_points:
+        kept = ir.AttrInt64s("zero_points", [view.zero_points[row]])
+        view.node.attributes["zero_points"] = kept

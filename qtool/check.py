@@ -13,6 +13,7 @@ import numpy as np
 
 from qtool.data import load_dataset
 from qtool.data.images import DataSet, Images, to_float
+from qtool.data.random_inputs import RandomInputs, random_inputs
 from qtool.dialect import Program
 from qtool.errors import MissedBar, UserError, unknown_name
 from qtool.pipeline import describe, read_onnx
@@ -128,7 +129,11 @@ def open_runtime(model: Model, name: str) -> Runtime:
 
 
 def check_model(
-    model: Model, data: DataSet, runtimes: Sequence[str], run: Path | None, progress: Progress
+    model: Model,
+    data: DataSet | RandomInputs,
+    runtimes: Sequence[str],
+    run: Path | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Return the report of one model (see README for its schema)."""
     if tuple(model.facts["input_shape"]) != data.shape:
@@ -139,22 +144,23 @@ def check_model(
     checked, coverage = Checked(), {}
     for name in runtimes:
         runtime = open_runtime(model, name)
-        checked.outputs[name] = _run(model, runtime, data.test, progress)
+        checked.outputs[name] = _run(model, runtime, data, progress)
         progress.note(f"reading every integer tensor of {TRACED_IMAGES} images from {name}")
-        checked.tensors[name] = runtime.intermediates(
-            _fed(model, data.test.pixels[:TRACED_IMAGES])
-        )
+        checked.tensors[name] = runtime.intermediates(_fed(model, data, slice(TRACED_IMAGES)))
         coverage[name] = dict(runtime.float_ops())
-    accuracy = _torch_accuracy(model, run, data) if run else {}
-    accuracy |= {name: _accuracy(y, data.test) for name, y in checked.outputs.items()}
+    accuracy: dict[str, float] = {}
+    if isinstance(data, DataSet):
+        accuracy = _torch_accuracy(model, run, data) if run else {}
+        accuracy |= {name: _accuracy(y, data.test) for name, y in checked.outputs.items()}
     measured = "ort" if "ort" in runtimes else runtimes[-1]
     paths, isa = [path for path in (model.onnx, model.library) if path], read_isa()
     return {
         "files": {str(path): path.stat().st_size for path in paths},
         "digest": model.facts["digest"],
         "dataset": data.name,
-        "images": len(data.test),
+        "images": len(data),
         "accuracy": accuracy,
+        **_glue_choices(run),
         "isa": isa.to_json(),
         "parity": _parity(model, checked, isa),
         "bops": model.facts["bops"],
@@ -168,18 +174,23 @@ def check_model(
     }
 
 
-def _fed(model: Model, pixels: Codes) -> Inputs:
-    """Return pixels (N, C, H, W) as the model takes them: themselves, or pixel / 255."""
+def _fed(model: Model, data: DataSet | RandomInputs, part: slice) -> Inputs:
+    """Return inputs (N, C, H, W) as the model takes them; pixels themselves, or / 255."""
+    if isinstance(data, RandomInputs):
+        return data.values[part]
+    pixels = data.test.pixels[part]
     return pixels if model.facts["input_kind"] == "uint8" else to_float(pixels)
 
 
-def _run(model: Model, runtime: Runtime, images: Images, progress: Progress) -> Floats:
+def _run(
+    model: Model, runtime: Runtime, data: DataSet | RandomInputs, progress: Progress
+) -> Floats:
     """Return the outputs for every image."""
-    starts = range(0, len(images), _BATCH)
+    starts = range(0, len(data), _BATCH)
     progress.start(f"{runtime.name}", len(starts))
     parts = []
     for start in starts:
-        parts.append(runtime.run(_fed(model, images.pixels[start : start + _BATCH])))
+        parts.append(runtime.run(_fed(model, data, slice(start, start + _BATCH))))
         progress.step("")
     return np.concatenate(parts)
 
@@ -223,6 +234,9 @@ def _reason(name: str, baseline: str, isa: Isa) -> str | None:
 
 
 def _codes(model: Model, outputs: Floats) -> Any:
+    """Return the integers behind the outputs; the bits of those that are float themselves."""
+    if model.facts.get("output_kind") == "float32":
+        return np.ascontiguousarray(outputs).view(np.int32)
     return output_codes(outputs, model.facts["output_scale"], model.facts["output_zero_point"])
 
 
@@ -236,10 +250,19 @@ def _latencies(model: Model, runtimes: Iterable[str], progress: Progress) -> dic
     return result
 
 
+def _glue_choices(folder: Path | None) -> dict[str, Any]:
+    """Return what `folder`'s run measured about choices of glue grids, if it did."""
+    if folder is None:
+        return {}
+    from qtool.run import Run
+
+    measured = Run.open(folder).metrics("glue")
+    return {"glue": measured[-1]} if measured else {}
+
+
 def _torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[str, float]:
     """Return the accuracy of the float and the fake-quantized network at the file's bits."""
-    from qtool.frontends.pretrain import build_prepared, load_float, load_state
-    from qtool.nn.control import select
+    from qtool.frontends.pretrain import load_deployed, load_float
     from qtool.qspec import LayerBits, Selection
     from qtool.run import Run
     from qtool.training import accuracy
@@ -247,10 +270,8 @@ def _torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[st
     if folder is None:
         return {}
     run = Run.open(folder)
-    prepared = build_prepared(run)
-    load_state(prepared, run, "model")
     layers = {name: LayerBits(*bits) for name, bits in model.facts["layers"].items()}
-    select(prepared, Selection(layers))
+    prepared = load_deployed(run, Selection(layers))
     return {
         "float": accuracy(load_float(run), data.test),
         "fake_quant": accuracy(prepared, data.test),
@@ -263,15 +284,27 @@ def check(
     runtimes: Sequence[str] | None,
     run: Path | None,
     progress: Progress,
+    dataset: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return a report for each model among `files`."""
+    """Return a report for each model among `files`.
+
+    Args:
+        files: artifacts.
+        folder: of the data set's files.
+        runtimes: their names; None for all exact ones that have an artifact.
+        run: whose torch models to run too.
+        progress: where the user sees what is going on.
+        dataset: name; without it the one that the file names, else random inputs.
+    """
     reports = []
     for model in open_models(files):
         chosen = choose_runtimes(model, runtimes)
-        name = model.facts["dataset"]
+        name = dataset or model.facts["dataset"]
         if name is None:
-            raise UserError(f"{model.onnx}: the file names no data set; export it with qtool")
-        reports.append(check_model(model, load_dataset(name, folder), chosen, run, progress))
+            data: DataSet | RandomInputs = random_inputs(model.facts)
+        else:
+            data = load_dataset(name, folder)
+        reports.append(check_model(model, data, chosen, run, progress))
     return reports
 
 

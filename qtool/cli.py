@@ -64,15 +64,16 @@ def train(
     config = override(load_recipe(recipe), settings)
     loaded = load_dataset(config.dataset, data)
     from qtool.frontends import load_frontend
-    from qtool.models import model_entry
     from qtool.run import Run
 
-    model_entry(config.model)  # refuse an unknown model before anything is written
     frontend = load_frontend(config.frontend)
+    frontend.check(config, loaded)
     run = Run.create(out, config, loaded, resume, force)
     with _progress() as progress:
-        frontend.train(run, loaded, progress, resume)
-    click.echo(f"trained {config.name} -> {out}; next: qtool search {out} --bops BUDGET")
+        table = frontend.train(run, loaded, progress, resume)
+    if table is not None:
+        _print(table)
+    click.echo(f"trained {config.name} -> {out}; next: {frontend.NEXT.format(run=out)}")
 
 
 @cli.command()
@@ -133,9 +134,42 @@ def export(
     click.echo(f"{output}: {output.stat().st_size:,} bytes")
 
 
+@cli.command(name="import")
+@click.argument("model", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, help="An .onnx or .so file.")
+@click.option(
+    "--target", type=click.Choice(["onnx", "tvm"]), help="By default as --output ends."
+)
+@click.option(
+    "--format", "form", type=click.Choice(["qdq", "qop"]), default="qdq", show_default=True,
+    help="Of an ONNX file: QuantizeLinear and DequantizeLinear, or QLinear operators.",
+)  # fmt: skip
+@click.option(
+    "--output-range", "span", metavar="LO,HI",
+    help="Values of an output that the file leaves in float: it gets an 8-bit grid.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the output file.")
+def import_(
+    model: Path, output: Path, target: str | None, form: str, span: str | None, force: bool
+) -> None:
+    """Take MODEL, a quantized ONNX file of another tool, into integers.
+
+    QDQ or QLinear form, as ONNX Runtime, NNCF, Brevitas and AIMET write it.
+    """
+    from qtool.foreign_import import ImportOptions, import_file, parse_range
+
+    chosen = target or ("tvm" if output.suffix == ".so" else "onnx")
+    span_or_none = None if span is None else parse_range(span)
+    notes = import_file(model, ImportOptions(chosen, form, span_or_none), output, force)
+    for note in notes:
+        click.echo(f"note: {note}")
+    click.echo(f"{output}: {output.stat().st_size:,} bytes")
+
+
 @cli.command()
 @click.argument("files", nargs=-1, required=True, type=_FILE)
 @click.option("--data", type=_FOLDER, help="Folder with the data set's files.")
+@click.option("--dataset", metavar="NAME", help="For files that name none, such as imported.")
 @click.option(
     "--runtime", metavar="NAMES", help="Comma-separated: reference,ort,tvm,openvino."
 )
@@ -148,6 +182,7 @@ def export(
 def check(
     files: Sequence[Path],
     data: Path | None,
+    dataset: str | None,
     runtime: str | None,
     reference: Path | None,
     min_accuracy: float | None,
@@ -158,6 +193,7 @@ def check(
 ) -> None:
     """Run deployed FILES and report accuracy, parity, cost, integer coverage and latency.
 
+    Files that name no data set run on random inputs, without accuracy.
     Exits with 1 when a required bar is missed.
     """
     from qtool.check import Bars, require
@@ -171,7 +207,7 @@ def check(
     limit = None if max_bops is None else parse_count(max_bops)
     names = runtime.split(",") if runtime else None
     with _progress() as progress:
-        reports = run_check(files, data, names, reference, progress)
+        reports = run_check(files, data, names, reference, progress, dataset)
     if output is not None:
         write_json(output, reports[0] if len(reports) == 1 else {"models": reports})
     for report in reports:

@@ -68,6 +68,37 @@ def binary_weight(w: Floats) -> NDArray[np.int8]:
     return np.where(w >= 0, 1, -1).astype(np.int8)
 
 
+def dorefa_weight(w: Floats, bits: int) -> NDArray[np.int16]:
+    """DoReFa's weight codes, ``2 rint((w + 1) / 2 * n) - n`` with n = 2^b - 1: odd integers.
+
+    Args:
+        w: ``tanh(w) / max |tanh(w)|`` of the float weights, in [-1, 1].
+        bits: b; the weight's value is ``code / n``.
+
+    Source: Zhou et al. 2016 (arXiv 1606.06160), Eq. 9; Any-Precision uses the same.
+    """
+    n = F32((1 << bits) - 1)
+    half = (np.asarray(w, F32) + F32(1)) / F32(2)
+    codes: NDArray[np.int16] = (2 * np.rint(half * n) - n).astype(np.int16)
+    return codes
+
+
+def modified_weight(w: Floats, bits: int) -> NDArray[np.int16]:
+    """Codes of "modified" DoReFa, ``min(floor(2^b (w + 1) / 2), 2^b - 1) - 2^(b-1)``.
+
+    Args:
+        w: ``tanh(w) / max |tanh(w)|`` of the float weights, in [-1, 1].
+        bits: b; the weight's value is ``code * 2^(1-b)``.
+
+    Source: SAT and AdaBits (Jin et al. 2020, arXiv 1912.09666).
+    """
+    levels = F32(1 << bits)
+    half = (np.asarray(w, F32) + F32(1)) / F32(2)
+    cells = np.clip(np.floor(levels * half), 0, levels - 1)
+    codes: NDArray[np.int16] = (cells - (1 << (bits - 1))).astype(np.int16)
+    return codes
+
+
 def multiplier(x_scale: np.float32, w_scale: Floats, y_scale: np.float32) -> Floats:
     """QLinearConv, QLinearMatMul, QGemm: ``(xs * ws) / ys``, in this order, per channel.
 
@@ -93,6 +124,17 @@ def requantize(
     with np.errstate(over="ignore"):  # saturates like any other large value
         scaled = acc.astype(F32) * shaped
     return saturate(np.rint(scaled) + F32(zero_point), lo, hi)
+
+
+def scale_accumulators(acc: Accumulators, factor: Floats) -> Floats:
+    """QGemm without a grid of its result: ``f32(acc) * (xs * ws)``.
+
+    Args:
+        acc: (N, O) int32, bias included.
+        factor: (O,) float32 of `bias_scale`.
+    """
+    with np.errstate(over="ignore"):  # inf, as in every runtime
+        return acc.astype(F32) * factor.reshape(1, -1)
 
 
 def quantize_bias(

@@ -1,5 +1,6 @@
 """From a run directory to artifacts, and from an artifact back to the integer dialect."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from passes.packing import weight_bytes
 from passes.pipelines import import_qdq, lower
 from passes.raw_pixels import UseRawPixels
 from qtool.cost import total_bops, total_macs
-from qtool.dialect import Program, read_program
+from qtool.dialect import Program, Quantize, read_program
 from qtool.errors import UserError
 from qtool.files import refuse_existing, write_bytes
 from qtool.qspec import Selection, read_selection
@@ -27,21 +28,21 @@ DATASET_KEY = "qtool.dataset"
 VERSION_KEY = "qtool.version"
 
 
-def adaptive_graph(folder: Path) -> tuple[ir.Model, Selection, dict[str, str]]:
-    """Trace the model of a run.
+def adaptive_graph(
+    folder: Path, chosen: Selection | None = None
+) -> tuple[ir.Model, Selection, dict[str, str]]:
+    """Trace the model of a run, as it is deployed at `chosen` bits (None: its own).
 
     Returns:
-        The adaptive graph, the run's chosen bits, and metadata for artifacts.
+        The adaptive graph, the bits, and metadata for artifacts.
     """
-    from qtool.frontends.pretrain import build_prepared, load_state
+    from qtool.adaptive import traced
     from qtool.run import Run
-    from qtool.trace import trace
 
     run = Run.open(folder)
-    model = build_prepared(run)
-    load_state(model, run, "model")
+    selection = run.selection() if chosen is None else chosen
     metadata = {DATASET_KEY: run.config.dataset, VERSION_KEY: qtool.__version__}
-    return trace(model, run.input_shape), run.selection(), metadata
+    return traced(run, selection), selection, metadata
 
 
 def integer_model(folder: Path, bits: str | None) -> ir.Model:
@@ -51,8 +52,8 @@ def integer_model(folder: Path, bits: str | None) -> ir.Model:
         UserError: bits that were not trained; an operator with no integer form.
     """
     chosen = None if bits is None else read_selection(bits)
-    graph, selection, metadata = adaptive_graph(folder)
-    dialect = lower(graph, selection if chosen is None else chosen)
+    graph, selection, metadata = adaptive_graph(folder, chosen)
+    dialect = lower(graph, selection)
     dialect.metadata_props.update(metadata)
     return dialect
 
@@ -100,14 +101,25 @@ def describe(program: Program) -> dict[str, Any]:
         "input_shape": list(program.input_shape),
         "output_scale": float(grid.scale),
         "output_zero_point": grid.zero_point,
-        "tensors": [op.output for op in program.ops],
+        "output_kind": "float32" if program.float_output else "uint8",
+        "tensors": program.tensors(),
         "layers": {cost.name: [cost.bits.weight, cost.bits.activation] for cost in costs},
         "layer_macs": {cost.name: cost.macs for cost in costs},
         "macs": total_macs(costs),
         "bops": total_bops(costs),
         "weight_bytes": weight_bytes(program),
         "input_kind": program.input_kind,
+        "input_range": _input_range(program),
     }
+
+
+def _input_range(program: Program) -> list[float] | None:
+    """Return the values that the first grid on the input covers, None for raw pixels."""
+    for op in program.ops:
+        if isinstance(op, Quantize):
+            ends = (op.lo - op.grid.zero_point, op.hi - op.grid.zero_point)
+            return [float(end * op.grid.scale) for end in ends]
+    return None
 
 
 @dataclass(frozen=True)
@@ -160,30 +172,49 @@ def read_onnx(path: Path) -> Program:
     Raises:
         UserError: missing, damaged, or with an operator that is not integer; says which.
     """
-    try:
-        proto = onnx.load(path, load_external_data=False)
-        check_storage(proto)
-        onnx.checker.check_model(proto)
-        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
-        check_graph(inferred)
-        model = ir.from_proto(inferred)
-    except FileNotFoundError:
-        raise UserError(f"model {path} does not exist") from None
-    except UserError as error:
-        raise type(error)(f"model {path}: {_one_line(error)}") from None
-    except (ValidationError, onnx.shape_inference.InferenceError, OSError) as error:
-        raise UserError(f"model {path} is not a valid ONNX file: {_one_line(error)}") from None
-    except Exception as error:  # protobuf's DecodeError, whose module differs between versions
-        raise UserError(f"model {path} is truncated or not ONNX: {_one_line(error)}") from None
+    model = load_graph(path)
     try:
         program = read_program(import_qdq(model))
         check_program(program)
         return program
     except UserError as error:
-        raise type(error)(f"model {path}: {_one_line(error)}") from None
+        raise type(error)(f"model {path}: {one_line(error)}") from None
 
 
-def _one_line(error: Exception) -> str:
+def load_graph(
+    path: Path, prepare: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
+) -> ir.Model:
+    """Return the graph of an ONNX file, with inferred shapes.
+
+    Args:
+        path: the file.
+        prepare: rewrites the model before shape inference.
+
+    Raises:
+        UserError: missing or damaged; says what is wrong.
+    """
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        check_storage(proto)
+        onnx.checker.check_model(proto)
+        if prepare is not None:
+            proto = prepare(proto)
+        inferred = onnx.shape_inference.infer_shapes(
+            proto, strict_mode=True, data_prop=prepare is not None
+        )
+        check_graph(inferred)
+        return ir.from_proto(inferred)
+    except FileNotFoundError:
+        raise UserError(f"model {path} does not exist") from None
+    except UserError as error:
+        raise type(error)(f"model {path}: {one_line(error)}") from None
+    except (ValidationError, onnx.shape_inference.InferenceError, OSError) as error:
+        raise UserError(f"model {path} is not a valid ONNX file: {one_line(error)}") from None
+    except Exception as error:  # protobuf's DecodeError, whose module differs between versions
+        raise UserError(f"model {path} is truncated or not ONNX: {one_line(error)}") from None
+
+
+def one_line(error: Exception) -> str:
     """Return the message in one line: names in a damaged file hold anything."""
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line)[:300] or type(error).__name__

@@ -50,6 +50,11 @@ _GRIDS: dict[str, tuple[tuple[int | None, int, int], ...]] = {
 }
 # layer: positions of its weight and bias
 _LAYERS = {"Conv": (1, 2), "QLinearConv": (3, 8), "Gemm": (1, 2), "QGemm": (3, 6)}
+_INTS, _STRING = onnx.AttributeProto.INTS, onnx.AttributeProto.STRING
+_POOL: dict[str, int] = {
+    "auto_pad": _STRING, "ceil_mode": _INT, "channels_last": _INT, "count_include_pad": _INT,
+    "kernel_shape": _INTS, "pads": _INTS, "strides": _INTS,
+}  # fmt: skip
 # Contrib operators have no schema in the onnx package: fewest and most inputs, attributes.
 # ONNX Runtime 1.31 aborts the process on a QLinearLeakyRelu without its last zero point.
 _CONTRIB: dict[str, tuple[int, int, dict[str, int]]] = {
@@ -57,6 +62,7 @@ _CONTRIB: dict[str, tuple[int, int, dict[str, int]]] = {
     "QLinearMul": (7, 8, {}),
     "QGemm": (6, 9, {"alpha": _FLOAT, "transA": _INT, "transB": _INT}),
     "QLinearGlobalAveragePool": (5, 5, {"channels_last": _INT}),
+    "QLinearAveragePool": (5, 5, _POOL),
     "QLinearLeakyRelu": (5, 5, {"alpha": _FLOAT}),
     "QLinearSigmoid": (5, 5, {}),
     "QLinearConcat": (5, 2**16, {"axis": _INT}),
@@ -104,6 +110,18 @@ def check_graph(model: onnx.ModelProto) -> None:
             _check_grid(node, positions, facts, where)
         if node.op_type in _LAYERS:
             _check_layer(node, facts, where)
+
+
+def check_contrib(model: onnx.ModelProto) -> None:
+    """Check inputs and attributes of ONNX Runtime's own operators.
+
+    Raises:
+        UserError: the first violation found; names the node.
+    """
+    for index, node in enumerate(model.graph.node):
+        where = f"node {node.name or node.output[0] or index} ({node.op_type})"
+        if node.domain == MS:
+            _check_contrib(node, where)
 
 
 class _Facts:

@@ -18,7 +18,7 @@ class Runtime(Protocol):
     name: str
 
     def run(self, x: Inputs) -> Floats:
-        """Return the float output (N, classes) for input `x` (N, C, H, W): float32 or uint8."""
+        """Return the float output (N, classes) for input `x` (N, C, H, W)."""
 
     def intermediates(self, x: Inputs) -> dict[str, Codes]:
         """Return every integer tensor by name, each (N, ...)."""

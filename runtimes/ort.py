@@ -115,7 +115,7 @@ def count_float_ops(model: onnx.ModelProto) -> Counter[str]:
         reads_float = any(is_float.get(name, False) for name in data)
         makes_float = _makes_float(node, reads_float)
         is_float |= dict.fromkeys(node.output, makes_float)
-        boundary = node.op_type in ("QuantizeLinear", "DequantizeLinear") and (
+        boundary = node.op_type in ("QuantizeLinear", "DequantizeLinear", "QGemm") and (
             ends & {*node.input, *node.output}
         )
         moves = node.op_type in ("Transpose", "Reshape", "Flatten") and ends & {*node.input}
@@ -132,7 +132,8 @@ def _makes_float(node: onnx.NodeProto, reads_float: bool) -> bool:
     if node.op_type in _INTEGER:
         return False
     if node.op_type == "Cast":
-        return bool(node.attribute[0].i == onnx.TensorProto.FLOAT)
+        target = next(a.i for a in node.attribute if a.name == "to")
+        return bool(target == onnx.TensorProto.FLOAT)
     if node.op_type in _NEUTRAL:
         return reads_float
     return True

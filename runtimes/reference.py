@@ -18,6 +18,7 @@ from qtool.dialect import (
     Average,
     Concat,
     Conv,
+    FloatGemm,
     Gemm,
     Lookup,
     MaxPool,
@@ -48,13 +49,16 @@ class ReferenceRuntime:
 
     def run(self, x: Inputs) -> Floats:
         """Return dequantized outputs."""
-        codes = dict(self._execute(x))[self.program.output]
+        codes: Any = dict(self._execute(x))[self.program.output]
+        if self.program.float_output:
+            return np.asarray(codes, np.float32)
         grid = self.program.output_grid
         return numerics.dequantize(codes, grid.scale, grid.zero_point)
 
     def intermediates(self, x: Inputs) -> dict[str, Codes]:
         """Return every operator's result."""
-        return dict(self._execute(x))
+        tensors = dict(self._execute(x))
+        return {name: tensors[name] for name in self.program.tensors()}
 
     def float_ops(self) -> Counter[str]:
         """The dialect has none."""
@@ -71,12 +75,14 @@ class ReferenceRuntime:
             yield op.output, result
 
 
-def execute(op: Op, inputs: list[Codes]) -> Codes:
-    """Return the result of one operator on integer `inputs`."""
+def execute(op: Op, inputs: list[Codes]) -> Any:
+    """Return one operator's result on integer `inputs`: codes; floats of a FloatGemm."""
     zero, lo, hi, x = op.grid.zero_point, op.lo, op.hi, inputs[0]
     if isinstance(op, Conv | Gemm):
         acc = conv_accumulate(op, x) if isinstance(op, Conv) else gemm_accumulate(op, x)
         factor = numerics.multiplier(op.x.scale, op.w_scale, op.grid.scale)
+        if isinstance(op, FloatGemm):
+            return numerics.scale_accumulators(acc, factor)
         return numerics.requantize(acc, factor, zero, lo, hi)
     if isinstance(op, Add | Mul):
         formula = numerics.add if isinstance(op, Add) else numerics.multiply

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cifar import write_cifar10
 
 from qtool.data import load_dataset
 from qtool.data.fashion_mnist import EMBEDDED, make_subset
@@ -83,3 +84,52 @@ def test_embedded_subset_comes_from_the_full_set(tmp_path: Path) -> None:
     make_subset(Path(FULL), tmp_path)
     for path in sorted(tmp_path.iterdir()):
         assert np.array_equal(read_idx(path), read_idx(EMBEDDED / path.name))
+
+
+@pytest.mark.parametrize("nested", ["", "cifar-10-batches-bin"])
+def test_cifar10_in_its_published_format(tmp_path: Path, nested: str) -> None:
+    folder = write_cifar10(tmp_path / nested)
+    data = load_dataset("cifar10", tmp_path)
+    assert data.train.pixels.shape == (100, 3, 32, 32) and len(data.test) == 20
+    assert data.test.labels.tolist() == [*range(10), *range(10)] and data.classes == 10
+    raw = (folder / "test_batch.bin").read_bytes()
+    # Record 3: label, then planes of red, green and blue, row by row.
+    position = 3 * 3073 + 1 + 2 * 1024 + 5 * 32 + 7
+    assert data.test.pixels[3, 2, 5, 7] == raw[position]
+
+
+def test_cifar10_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QTOOL_DATA", str(write_cifar10(tmp_path)))
+    assert len(load_dataset("cifar10").train) == 100
+    monkeypatch.delenv("QTOOL_DATA")
+    with pytest.raises(UserError, match="cifar10: no folder given; pass --data DIR or set"):
+        load_dataset("cifar10")
+    with pytest.raises(UserError, match="does not exist"):
+        load_dataset("cifar10", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "data file missing: .*data_batch_3.bin .cifar-10-binary"),
+        (b"", "got 0 bytes, expected a multiple of 3073"),
+        (bytes(3072), "got 3072 bytes, .*truncated or not CIFAR-10's binary version"),
+        (bytes(3073) + bytes([10]) + bytes(3072), "record 1 has label 10, expected 0 to 9"),
+    ],
+)
+def test_cifar10_refuses_damaged_files(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = write_cifar10(tmp_path) / "data_batch_3.bin"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_dataset("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("nested", ["", "cifar-10-batches-py"])
+def test_cifar10_never_opens_pickles(tmp_path: Path, nested: str) -> None:
+    (tmp_path / nested).mkdir(exist_ok=True)
+    # Opening this pickle would raise SystemExit.
+    (tmp_path / nested / "test_batch").write_bytes(b"cbuiltins\nexit\n(tR.")
+    with pytest.raises(UserError, match=r"pickles, which can run code .* never read; unpack"):
+        load_dataset("cifar10", tmp_path)

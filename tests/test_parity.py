@@ -14,7 +14,7 @@ from passes.emit.onnx_qdq import emit_onnx_qdq
 from passes.emit.relax import build_library, emit_relax
 from passes.pipelines import import_qdq, lower
 from qtool.dialect import read_program
-from qtool.models import model_factory
+from qtool.models import MODELS, model_entry, model_factory
 from qtool.nn.control import calibrate, quant_layers, quantizers, select
 from qtool.nn.prepare import QuantSpec, prepare
 from qtool.pipeline import describe
@@ -85,19 +85,28 @@ def jitter_steps(prepared: nn.Module) -> None:
                 quantizer.step.mul_(torch.empty_like(quantizer.step).uniform_(0.9, 1.1))
 
 
-def compare(model: nn.Module, shape: tuple[int, ...], seed: int, folder: Path) -> None:
-    """Lower `model` at random bits and compare every tensor of three runtimes."""
+def compare(
+    model: nn.Module, shape: tuple[int, ...], seed: int, folder: Path, agree: bool = True
+) -> None:
+    """Lower `model` at random bits and compare every tensor of three runtimes.
+
+    `agree`: the fake-quantized network's logits are compared too. In torch a float sum may
+    cross a rounding boundary, by chance about once in 10^5 activations, and what follows
+    differs then: only for networks of less than a million activations.
+    """
     draw = random.Random(seed)
     randomise_norms(model)
     candidates = (8, 4, 3, 2)
-    prepared = prepare(model, QuantSpec(candidates, weight_bits=draw.choice([2, 3, 4, 8])))
+    spec = QuantSpec(candidates, candidates, asymmetric=draw.random() < 0.5)
+    prepared = prepare(model, spec, shape)
     images = torch.rand(16, *shape)
     x = images[:3]
     calibrate(prepared, images)
     jitter_steps(prepared)
     layers = [layer.name for layer in quant_layers(prepared)][1:-1]
-    weight = quant_layers(prepared)[1].weight_quant.bits[0]
-    bits = {name: LayerBits(weight, draw.choice(candidates)) for name in layers}
+    bits = {
+        name: LayerBits(draw.choice(candidates), draw.choice(candidates)) for name in layers
+    }
     dialect = lower(trace(prepared, shape), Selection(bits))
     path = folder / "model.onnx"
     ir.save(emit_onnx_qdq(dialect, {}), path)
@@ -118,6 +127,8 @@ def compare(model: nn.Module, shape: tuple[int, ...], seed: int, folder: Path) -
         )
         logits = ReferenceRuntime(program).run(x.numpy())
         assert np.array_equal(runtime.run(x.numpy()), logits)
+    if not agree:
+        return
     select(prepared.eval(), Selection(bits))
     with torch.no_grad():
         fake = prepared(images).numpy() / program.output_grid.scale
@@ -141,15 +152,18 @@ def test_random_network_sweep(seed: int, tmp_path: Path) -> None:
     compare(RandomNet(random.Random(seed)), (3, 11, 9), seed, tmp_path)
 
 
+# Small enough that a float sum seldom crosses a rounding boundary anywhere.
+NARROW = ("cnn4_omniglot", "cnn5_omniglot", "mobilenet_v2_small", "preact_resnet20_narrow")
+QUICK = (*NARROW, "mobilenet_v3_small", "resnet20")
+
+
 @pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("mobilenet_v2", (3, 32, 32)),
-        ("resnet18", (3, 32, 32)),
-        pytest.param("resnet34", (3, 40, 32), marks=pytest.mark.nightly),
-        pytest.param("resnet50", (3, 40, 32), marks=pytest.mark.nightly),
-    ],
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.nightly) for n in MODELS],
 )
-def test_standard_topology(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_standard_topology(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    compare(model_factory(name)(classes=10), shape, 0, tmp_path)
+    channels, height, width = model_entry(name).input_shape
+    shape = (channels, min(height, 40), min(width, 40))
+    model = model_factory(name)(in_channels=channels, classes=10)
+    compare(model, shape, 0, tmp_path, agree=name in NARROW)

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.emit.packed import finish, pack_weights
-from passes.graph import add_constant
+from passes.graph import add_constant, replace_node
 from passes.moves import is_move
 from qtool.dialect import constant, scalar
 from qtool.errors import UnsupportedError
@@ -35,7 +35,8 @@ _PLAIN = {
     "QLinearLeakyRelu": ("LeakyRelu", (0,), 3),
 }
 # Already what ONNX has for integers.
-_KEPT = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Gather")
+# Cast, Gather and MatMulInteger widen packed weights.
+_KEPT = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Gather", "MatMulInteger")
 
 
 def emit_onnx_qdq(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
@@ -127,5 +128,8 @@ class _Emitter:
             core = ir.Node("", "Conv", [x, weight, offset], list(kept.values()))
         else:
             core = ir.node("Gemm", [x, weight, offset], {"transB": 1})
+        if not is_conv and y >= len(node.inputs):
+            replace_node(node, core)  # a float result, the model's output
+            return
         self.graph.insert_before(node, core)
         self._requantize(node, core.outputs[0], y)

@@ -26,10 +26,20 @@ def pack_weights(graph: ir.Graph) -> Bits:
         width = code_width(codes)
         if WEIGHT_BITS_KEY in props:
             bits[name] = [int(props[WEIGHT_BITS_KEY]), int(props[ACTIVATION_BITS_KEY])]
-            width = bits[name][0]
+            width = bits[name][0] if holds(codes, bits[name][0]) else width
         if width < 8:
             node.replace_input_with(3, pack(graph, node, f"{name}.w{width}", codes, width))
     return bits
+
+
+def holds(codes: NDArray[np.int8], bits: int) -> bool:
+    """True when `bits` bits hold the codes: two's complement, or all odd (+-1, DoReFa's).
+
+    A channel that BatchNorm turned off has the code 0, and one that it flipped may have
+    2^(b-1): those layers take a bit more in the file.
+    """
+    odd = bool(np.all(codes & 1)) and int(np.abs(codes.astype(np.int16)).max(initial=0))
+    return code_width(codes) <= bits or 0 < odd < 1 << bits
 
 
 def code_width(codes: NDArray[np.int8]) -> int:

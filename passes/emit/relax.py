@@ -15,7 +15,7 @@ from tvm import relax, te
 
 from passes.emit.te_kernels import dequantize, kernel
 from passes.emit.te_moves import Kernel
-from qtool.dialect import Op, Program, Quantize
+from qtool.dialect import FloatGemm, Op, Program, Quantize
 from qtool.errors import UserError
 
 
@@ -58,7 +58,9 @@ class _Emitter:
                 for op in program.ops:
                     tensors[op.output] = self._call(op, [tensors[n] for n in op.inputs])
                 if trace:
-                    result = relax.Tuple([tensors[op.output] for op in program.ops])
+                    result = relax.Tuple([tensors[name] for name in program.tensors()])
+                elif program.float_output:
+                    result = tensors[program.output]
                 else:
                     result = self._dequantize(tensors[program.output])
                 output = builder.emit_output(result)
@@ -70,7 +72,8 @@ class _Emitter:
             kind = "float32" if isinstance(op, Quantize) else "uint8"
             self.kernels[op.output] = self._kernel(op.output, kernel(op), shapes, kind)
         function, constants = self.kernels[op.output]
-        out = relax.TensorType((self.batch, *op.shape), "uint8")
+        kind = "float32" if isinstance(op, FloatGemm) else "uint8"
+        out = relax.TensorType((self.batch, *op.shape), kind)
         return self.builder.emit(relax.call_tir(function, [*inputs, *constants], out))
 
     def _dequantize(self, codes: Any) -> Any:

@@ -18,6 +18,7 @@ from qtool.dialect import (
     Add,
     Average,
     Conv,
+    FloatGemm,
     Gemm,
     Grid,
     Lookup,
@@ -137,9 +138,14 @@ def _gemm(op: Gemm) -> Kernel:
             ),
             "acc",
         )
-        return te.compute(
-            shape, lambda n, o: _requantize(acc[n, o] + bias[o], m[o], op), "result"
-        )
+
+        def result(n: Expr, o: Expr) -> Expr:
+            total = acc[n, o] + bias[o]
+            if isinstance(op, FloatGemm):
+                return total.astype("float32") * m[o]
+            return _requantize(total, m[o], op)
+
+        return te.compute(shape, result, "result")
 
     return [op.w_OI, factor, op.bias], build
 

@@ -18,6 +18,11 @@ DATASETS = {
         "load_full",
         "Fashion-MNIST, published files in --data or $QTOOL_DATA: 60,000 + 10,000 images",
     ),
+    "cifar10": (
+        "qtool.data.cifar10",
+        "load_cifar10",
+        "CIFAR-10, published binary files in --data or $QTOOL_DATA: 50,000 + 10,000 images",
+    ),
 }
 
 

@@ -6,13 +6,13 @@ SOURCE`` makes it again from the full set.
 """
 
 import lzma
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.data.folders import data_folder, nested_folder
 from qtool.data.idx import encode_idx, find_idx, read_idx
 from qtool.data.images import DataSet, Images
 from qtool.errors import UserError
@@ -31,21 +31,13 @@ def load_embedded(folder: Path | None) -> DataSet:
 
 def load_full(folder: Path | None) -> DataSet:
     """Return the full set from `folder` or from ``$QTOOL_DATA``."""
-    root = folder or (Path(os.environ["QTOOL_DATA"]) if "QTOOL_DATA" in os.environ else None)
-    if root is None:
-        raise UserError(
-            "data set fashion_mnist: no folder given; pass --data DIR or set QTOOL_DATA "
-            "(fashion_mnist_12k is embedded)"
-        )
+    root = data_folder("fashion_mnist", folder, " (fashion_mnist_12k is embedded)")
     return _load("fashion_mnist", _locate(root))
 
 
 def _locate(folder: Path) -> Path:
     """Accept the folder of the files, or its parent."""
-    if not folder.is_dir():
-        raise UserError(f"data folder {folder} does not exist")
-    nested = folder / "fashion-mnist"
-    return nested if nested.is_dir() else folder
+    return nested_folder(data_folder("fashion_mnist", folder), "fashion-mnist")
 
 
 def _load(name: str, folder: Path) -> DataSet:

@@ -30,6 +30,10 @@ class DataSet:
     test: Images
     classes: int
 
+    def __len__(self) -> int:
+        """Number of test images."""
+        return len(self.test)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image."""

@@ -24,6 +24,7 @@ from qtool.dialect.ops import (
     Average,
     Concat,
     Conv,
+    FloatGemm,
     Gemm,
     Grid,
     Lookup,
@@ -43,7 +44,7 @@ from qtool.dialect.reader import read_program
 
 __all__ = [
     "ACTIVATION_BITS_KEY", "BITS_KEY", "MS", "WEIGHT_BITS_KEY", "Add", "Average", "Concat",
-    "Conv", "Gemm",
+    "Conv", "FloatGemm", "Gemm",
     "Grid", "Lookup", "MaxPool", "Mul", "Op", "Pad", "Program", "Quantize", "Reshape", "Slice",
     "Transpose", "Upsample", "constant", "ints", "read_program", "require_plain", "scalar",
     "static_shape", "value_name", "weight_of",

@@ -82,6 +82,14 @@ class Gemm(Op):
 
 
 @dataclass(frozen=True)
+class FloatGemm(Gemm):
+    """Linear layer with a float result, the model's output: ``f32(acc) * (xs * ws)``.
+
+    Its grid has scale 1, so that the factor is the one of any layer.
+    """
+
+
+@dataclass(frozen=True)
 class Add(Op):
     """Sum of two tensors of one shape."""
 
@@ -170,7 +178,8 @@ class Program:
     Args:
         input_name, input_shape: the input, shape without batch.
         input_kind: "float32", or "uint8" for pixels that are codes already.
-        output_name: the float output, dequantized on `output_grid` from the tensor `output`.
+        output_name: the float output, dequantized on `output_grid` from the tensor `output`,
+            or the result of a FloatGemm.
         ops: operators.
         metadata: the model's metadata.
     """
@@ -187,6 +196,15 @@ class Program:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor, the input among them."""
         return {self.input_name: self.input_shape} | {op.output: op.shape for op in self.ops}
+
+    def tensors(self) -> list[str]:
+        """Return the names of the integer tensors, in execution order."""
+        return [op.output for op in self.ops if not isinstance(op, FloatGemm)]
+
+    @property
+    def float_output(self) -> bool:
+        """True when the output is the float result of a linear layer, not dequantized."""
+        return any(isinstance(op, FloatGemm) for op in self.ops)
 
     def layers(self) -> list[tuple[Conv | Gemm, LayerBits]]:
         """Return the convolutions and linear layers of the user's model, with their bits."""

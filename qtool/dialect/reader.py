@@ -23,6 +23,7 @@ from qtool.dialect.ops import (
     Average,
     Concat,
     Conv,
+    FloatGemm,
     Gemm,
     Grid,
     Lookup,
@@ -70,16 +71,30 @@ class _Reader:
             )
         source, sink = graph.inputs[0], graph.outputs[0]
         final = sink.producer()
+        if final is not None and final.op_type == "QGemm":
+            return self._read_float(source, sink)
         if final is None or final.op_type != "DequantizeLinear":
             raise UnsupportedError("the graph's output is not dequantized from integers")
         for node in graph:
             if node is not final and node.op_type != "Cast":
                 self._read_node(node)
         _require_inputs(final)
+        return self._program(source, sink, final.inputs[0], _grid(final, 1))
+
+    def _read_float(self, source: ir.Value, sink: ir.Value) -> Program:
+        """Read a graph whose output is a linear layer's float result."""
+        for node in self.model.graph:
+            if node.op_type != "Cast":
+                self._read_node(node)
+        return self._program(source, sink, sink, _NO_GRID)
+
+    def _program(
+        self, source: ir.Value, sink: ir.Value, output: ir.Value | None, grid: Grid
+    ) -> Program:
         kind = "uint8" if source.dtype == ir.DataType.UINT8 else "float32"
         return Program(
             value_name(source), static_shape(source), kind, value_name(sink),
-            value_name(final.inputs[0]), _grid(final, 1), tuple(self.ops.values()),
+            value_name(output), grid, tuple(self.ops.values()),
             dict(self.model.metadata_props),
         )  # fmt: skip
 
@@ -133,9 +148,10 @@ class _Reader:
         require_plain(node, f"node {node.name}")
         if not node.attributes.get_int("transB", 0):
             raise UnsupportedError(f"node {node.name}: QGemm with transB 0; 1 is supported")
-        fields = _layer(node, 0, 3, 6, 7)
+        is_float = node.outputs[0].is_graph_output() and len(node.inputs) < 9
+        fields = _layer(node, 0, 3, 6, None if is_float else 7)
         weight = fields.pop("w")
-        return Gemm(**fields, w_OI=weight)
+        return (FloatGemm if is_float else Gemm)(**fields, w_OI=weight)
 
     def add(self, node: ir.Node) -> Op:
         a, b, y = _grid(node, 1), _grid(node, 4), _grid(node, 6)
@@ -145,6 +161,12 @@ class _Reader:
         if addend.size != 1:
             raise UnsupportedError(
                 f"node {node.name}: adds a constant of shape {addend.shape}"
+            )
+        shape = static_shape(node.inputs[0])
+        if addend.ndim <= len(shape) and shape[-1] == 1:
+            raise UnsupportedError(
+                f"node {node.name}: adds a constant of {addend.ndim} dimensions to a tensor "
+                f"{('N', *shape)}; ONNX Runtime swaps them: use {len(shape) + 1}"
             )
         codes = np.arange(256, dtype=np.uint8)
         table = numerics.add(
@@ -217,6 +239,8 @@ _INPUTS = {
 
 def _require_inputs(node: ir.Node) -> None:
     needed = _INPUTS.get(node.op_type, 1)
+    if node.op_type == "QGemm" and node.outputs[0].is_graph_output():
+        needed = 7
     missing = None in node.inputs[:needed] and node.op_type != "Resize"
     if missing or len(node.inputs) < needed:
         raise UnsupportedError(
@@ -257,7 +281,7 @@ def _grid(node: ir.Node, index: int) -> Grid:
 # Inputs that are read by position; ONNX leaves some of them optional.
 
 
-def _layer(node: ir.Node, x: int, w: int, bias: int, y: int) -> dict[str, Any]:
+def _layer(node: ir.Node, x: int, w: int, bias: int, y: int | None) -> dict[str, Any]:
     weight, scale = constant(node.inputs[w]), constant(node.inputs[w + 1])
     offset = constant(node.inputs[bias])
     if weight is None or scale is None or offset is None:
@@ -265,7 +289,8 @@ def _layer(node: ir.Node, x: int, w: int, bias: int, y: int) -> dict[str, Any]:
     zero = constant(node.inputs[w + 2])
     if zero is None or np.any(zero):
         raise UnsupportedError(f"node {node.name}: weights must have zero point 0")
-    return _common(node, (x,), _grid(node, y)) | {
+    grid = _NO_GRID if y is None else _grid(node, y)
+    return _common(node, (x,), grid) | {
         "x": _grid(node, x + 1), "w_scale": scale.astype(np.float32).reshape(-1),
         "bias": offset.astype(np.int32), "bits": _layer_bits(node),
         "w": weight.astype(np.int8),

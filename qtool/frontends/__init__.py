@@ -1,9 +1,13 @@
 """Training methods by name: each turns a recipe and data into a run directory.
 
-A frontend is a module with two functions::
+A frontend is a module with three functions, and what a user may do after the first::
 
-    train(run, data, progress, resume)                                leaves model.safetensors
-    search(run, data, budget, finetune, progress, resume) -> dict     leaves bits.json
+    NEXT                                                          "qtool export {run} ..."
+    check(config, data)                                           refuses, and writes nothing
+    train(run, data, progress, resume) -> table or None           leaves model.safetensors
+    search(run, data, budget, finetune, progress, resume) -> dict leaves bits.json
+
+Its settings are a class in `qtool.config.CONFIGS`.
 """
 
 from importlib import import_module
@@ -11,7 +15,7 @@ from typing import Any
 
 from qtool.errors import unknown_name
 
-FRONTENDS = {"metamix": "qtool.frontends.metamix"}
+FRONTENDS = {"metamix": "qtool.frontends.metamix", "ptq": "qtool.frontends.ptq"}
 
 
 def load_frontend(name: str) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qtool.config import MetaMixConfig
+from qtool.config import Config, MetaMixConfig, config_as
 from qtool.cost import format_count, total_bops, total_macs
 from qtool.data.images import DataSet
 from qtool.errors import UserError
@@ -35,6 +35,7 @@ from qtool.frontends.pretrain import (
     task_loss,
     train_float,
 )
+from qtool.models import model_entry
 from qtool.nn.control import bit_costs, calibrate, initialise_weight_steps, select
 from qtool.progress import Progress
 from qtool.qspec import (
@@ -53,19 +54,31 @@ from qtool.training import (
     to_batch,
 )
 
+NEXT = "qtool search {run} --bops BUDGET"
 CALIBRATION_IMAGES = 512
+
+
+def check(config: Config, data: DataSet) -> None:
+    """Refuse, before anything is written, what `train` would refuse."""
+    config_as(config, MetaMixConfig, "qtool train")
+    model_entry(config.model)
 
 
 def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
     """Float pre-training, then bit-meta: leaves float, meta and model weights in `run`."""
     if not (resume and run.has_weights("float")):
-        train_float(run, data, progress, resume)
+        train_float(run, _config(run), data, progress, resume)
     if not (resume and run.has_weights("model")):
         _train_meta(run, data, progress, resume)
 
 
+def _config(run: Run) -> MetaMixConfig:
+    return config_as(run.config, MetaMixConfig, f"run {run.folder}")
+
+
 def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
-    config, batches = run.config, make_batches(run.config, data)
+    config = _config(run)
+    batches = make_batches(config, data)
     model = build_prepared(run, float_weights=True)
     calibrate(model, to_batch(batches.images, slice(0, CALIBRATION_IMAGES))[0])
     optimizer = sgd(config, model, config.meta_lr)
@@ -115,7 +128,7 @@ def search(
     run.require_shape(data)
     model = build_prepared(run)
     load_state(model, run, "meta")
-    bit_search = BitSearch(run.config, model, data.shape, budget)
+    bit_search = BitSearch(_config(run), model, data.shape, budget)
     content = _resumed_bits(run, budget) if resume else None
     if content is None:
         content = _search_bits(run, bit_search, data, progress, resume)
@@ -142,7 +155,7 @@ def _search_bits(
     run: Run, bit_search: BitSearch, data: DataSet, progress: Progress, resume: bool
 ) -> dict[str, Any]:
     """Alternate bit-meta and bit-search steps on each batch; write bits.json."""
-    config, model = run.config, bit_search.model
+    config, model = _config(run), bit_search.model
     weights = sgd(config, model, config.meta_lr)
     alphas = torch.optim.Adam(
         [bit_search.alpha], lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=1e-3
@@ -204,7 +217,8 @@ def _finetune(
     run: Run, model: nn.Module, data: DataSet, progress: Progress, resume: bool
 ) -> None:
     """Train weights (quantized) and steps at the chosen bits; leaves ``model.safetensors``."""
-    config, batches = run.config, make_batches(run.config, data)
+    config = _config(run)
+    batches = make_batches(config, data)
     load_state(model, run, "searched")
     select(model, run.selection())
     phase = plain_phase(

@@ -1,16 +1,21 @@
 """What every frontend shares: the float network, its loss, optimizer and pre-training."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qtool.config import MetaMixConfig
+from qtool.config import Config, MetaMixConfig
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.models import model_factory
+from qtool.models.normalised import normalised
+from qtool.nn.control import select, selected_bits
 from qtool.nn.prepare import QuantSpec, prepare
 from qtool.progress import Progress
-from qtool.run import Run
+from qtool.qspec import Selection, parse_uniform
+from qtool.run import CORRECTIONS, Run
 from qtool.training import (
     Averages,
     Batches,
@@ -26,9 +31,14 @@ WARMUP = 0.2
 
 def build_float(run: Run) -> nn.Module:
     """Return the run's float network, initialised from its seed."""
-    torch.manual_seed(run.config.seed)
-    factory = model_factory(run.config.model)
-    model = factory(in_channels=run.input_shape[0], classes=run.classes)
+    return build_network(run.config, run.input_shape, run.classes)
+
+
+def build_network(config: Config, shape: Sequence[int], classes: int) -> nn.Module:
+    """Return the recipe's float network for images `shape` (C, H, W), from its seed."""
+    torch.manual_seed(config.seed)
+    network = model_factory(config.model)(in_channels=shape[0], classes=classes)
+    model = normalised(network, config.mean, config.std, shape[0])
     channels_last: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return channels_last
 
@@ -44,9 +54,37 @@ def build_prepared(run: Run, float_weights: bool = False) -> nn.Module:
     """Return the run's network with quantizers, from its initial or trained float weights."""
     config = run.config
     spec = QuantSpec(
-        config.activation_bits, config.weight_bits, config.first_last_bits, config.glue_bits
-    )
-    return prepare(load_float(run) if float_weights else build_float(run), spec)
+        config.activation_bits, config.weight_bits, config.first_last_bits, config.glue_bits,
+        asymmetric=config.asymmetric,
+    )  # fmt: skip
+    model = load_float(run) if float_weights else build_float(run)
+    return prepare(model, spec, run.input_shape)
+
+
+def load_deployed(run: Run, selection: Selection) -> nn.Module:
+    """Return the run's prepared network as it is deployed at the bits of `selection`.
+
+    Where the run holds tensors of their own for just these bits (corrections), they replace
+    those of ``model.safetensors``.
+    """
+    model = build_prepared(run)
+    load_state(model, run, "model")
+    if run.has_weights(CORRECTIONS):
+        wanted = selected_bits(model, selection)
+        for name, tensors in split_corrections(run.load_weights(CORRECTIONS)).items():
+            if selected_bits(model, Selection(default=parse_uniform(name))) == wanted:
+                model.load_state_dict({**model.state_dict(), **tensors})
+    select(model, selection)
+    return model
+
+
+def split_corrections(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Group ``w4a4/name`` tensors by bits."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        bits, _, name = key.partition("/")
+        groups.setdefault(bits, {})[name] = tensor
+    return groups
 
 
 def load_state(model: nn.Module, run: Run, stage: str) -> None:
@@ -106,9 +144,11 @@ def plain_phase(
     return Phase(name, epochs, model, [optimizer], step, lambda done: cosine(done, warmup))
 
 
-def train_float(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
+def train_float(
+    run: Run, config: MetaMixConfig, data: DataSet, progress: Progress, resume: bool
+) -> None:
     """Train the float network; leaves ``float.safetensors``."""
-    config, batches = run.config, make_batches(run.config, data)
+    batches = make_batches(config, data)
     model = build_float(run)
     phase = plain_phase("float", config, model, config.float_epochs, config.float_lr, WARMUP)
     run_phase(phase, run, batches, progress, resume)

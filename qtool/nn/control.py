@@ -43,13 +43,18 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
                 quantizer.selected = wanted
 
 
+def turn_off(model: nn.Module) -> None:
+    """Turn every quantizer off: the network computes in floating point."""
+    for quantizer in quantizers(model):
+        quantizer.selected, quantizer.mix = None, None
+
+
 @torch.no_grad()
 def calibrate(model: nn.Module, x: Tensor) -> None:
     """Initialise every learned step from the float forward of `x` and the weights."""
     model.eval()
     active = [q for q in quantizers(model) if q.role != "weight"]
-    for quantizer in quantizers(model):
-        quantizer.selected, quantizer.mix = None, None
+    turn_off(model)
     for quantizer in active:
         quantizer.observing = True
     model(x)
@@ -76,18 +81,19 @@ def layer_macs(model: nn.Module, shape: Sequence[int]) -> list[tuple[str, int]]:
     return count_macs(model, shape, weight_of)
 
 
+def selected_bits(model: nn.Module, selection: Selection) -> dict[str, LayerBits]:
+    """Return the bits that `select` gives every layer."""
+    select(model, selection)
+    return {
+        layer.name: LayerBits(_bits(layer.weight_quant), _bits(layer.input_quant))
+        for layer in quant_layers(model)
+    }
+
+
 def bit_costs(model: nn.Module, shape: Sequence[int], selection: Selection) -> list[LayerCost]:
     """Return every layer's MACs and the bits that `select` gives it."""
-    select(model, selection)
-    layers = {layer.name: layer for layer in quant_layers(model)}
-    return [
-        LayerCost(
-            name,
-            macs,
-            LayerBits(_bits(layers[name].weight_quant), _bits(layers[name].input_quant)),
-        )
-        for name, macs in layer_macs(model, shape)
-    ]
+    bits = selected_bits(model, selection)
+    return [LayerCost(name, macs, bits[name]) for name, macs in layer_macs(model, shape)]
 
 
 def _bits(quantizer: FakeQuantizer) -> int:

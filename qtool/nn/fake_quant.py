@@ -190,3 +190,26 @@ class FakeQuantizer(nn.Module):
             for index, bits in enumerate(self.bits):
                 largest = self.ceiling / max(self.limits(bits)[1], 1)
                 self.step[index].clamp_(-largest, largest)
+
+    @torch.no_grad()
+    def cover(self, low: float, high: float) -> None:
+        """Set learned steps to the smallest with which `low` to `high` lies on the grid.
+
+        Args:
+            low: smallest value of an activation; 0 is always on the grid too.
+            high: largest value.
+        """
+        if not isinstance(self.step, nn.Parameter):
+            return
+        low, high, zero_points = min(low, 0.0), max(high, 0.0), list(self.zero_points)
+        for index, bits in enumerate(self.bits):
+            if self.asymmetric:
+                codes = (1 << bits) - 1
+                zero_points[index] = round(codes * -low / max(high - low, MIN_STEP))
+                below, above = zero_points[index], codes - zero_points[index]
+            else:
+                below, above = self.limits(bits)
+            sides = (-low / max(below, 1), high / max(above, 1))
+            self.step[index] = max(*sides, MIN_STEP)
+        if self.asymmetric:
+            self._set_zero_points(zero_points)

@@ -22,8 +22,12 @@ def check_table(report: dict[str, Any]) -> Table:
 
 def rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (name, value) lines."""
+    if not report["accuracy"]:
+        yield "inputs", f"{report['images']} images; data set {report['dataset']}"
     for name, value in report["accuracy"].items():
         yield f"accuracy {name}", f"{value:.2f} % of {report['images']:,} images"
+    if "glue" in report:
+        yield from _glue(report["glue"])
     for name, parity in report["parity"].items():
         yield f"parity {name}", _parity(parity)
         if parity["mismatched"]:
@@ -44,6 +48,18 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "integer coverage", _coverage(floats, name)
     for name, latency in report["latency_ms"].items():
         yield f"latency {name}", f"{latency['median']:.3f} ms, {latency['threads']} thread"
+
+
+def _glue(glue: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what each choice of glue grids loses against glue in floating point."""
+    first, *choices = glue["choices"]
+    for row in choices:
+        lost = first["accuracy"] - row["accuracy"]
+        yield (
+            f"glue {row['glue']}",
+            f"{row['accuracy']:.2f} % of {row['images']:,} images at {glue['bits']} in torch, "
+            f"{lost:.2f} lost to the grids",
+        )
 
 
 def _parity(parity: dict[str, Any]) -> str:

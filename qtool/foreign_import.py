@@ -1,0 +1,97 @@
+"""Files of other tools -> the integer dialect -> an artifact: ``qtool import``.
+
+ONNX in QDQ or QLinear form, as ONNX Runtime's ``quantize_static``, NNCF, Brevitas (QCDQ) and
+AIMET write it. Every tensor keeps the grid that its tool chose; what cannot be computed on
+integers is refused, naming layer and operator.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+import qtool
+from passes.pipelines import expand_foreign, import_foreign
+from qtool.dialect import MS, read_program
+from qtool.errors import UserError
+from qtool.files import refuse_existing
+from qtool.pipeline import VERSION_KEY, load_graph, one_line, write_onnx, write_tvm
+from qtool.validate import check_contrib
+from qtool.validate_program import check_program
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What `import_file` makes of a foreign file.
+
+    Args:
+        target: "onnx" or "tvm".
+        form: ONNX flavour, a key of `qtool.pipeline.FORMS`.
+        output_range: smallest and largest value of an output that stayed float.
+    """
+
+    target: str = "onnx"
+    form: str = "qdq"
+    output_range: Range | None = None
+
+
+def import_file(path: Path, options: ImportOptions, output: Path, force: bool) -> list[str]:
+    """Write the foreign model `path` as an artifact of qtool.
+
+    Returns:
+        A sentence for each change of what the model computes.
+
+    Raises:
+        UserError: missing or damaged, or not a model of integers; says where and why.
+    """
+    refuse_existing(output, force)
+    dialect, notes = read_foreign(path, options.output_range)
+    if options.target == "tvm":
+        write_tvm(dialect, output)
+    else:
+        write_onnx(dialect, output, options.form)
+    return notes
+
+
+def read_foreign(path: Path, output_range: Range | None = None) -> tuple[ir.Model, list[str]]:
+    """Return a foreign ONNX file in the integer dialect, and notes as of `import_file`."""
+    model, notes = load_graph(path, _expand), list[str]()
+    try:
+        dialect = import_foreign(model, output_range, notes)
+        check_program(read_program(dialect))
+    except UserError as error:
+        raise type(error)(f"model {path}: {one_line(error)}") from None
+    dialect.metadata_props[VERSION_KEY] = qtool.__version__
+    return dialect, notes
+
+
+def _expand(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model in standard operators, its batch free."""
+    for node in proto.graph.node:
+        # The same operators; ONNX Runtime's domain once had more types.
+        if node.domain == MS and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.domain = ""
+    if proto.functions:
+        raise UserError("model-local functions; inline them first (onnx.inliner)")
+    check_contrib(proto)
+    del proto.graph.value_info[:]
+    expanded: onnx.ModelProto = ir.to_proto(expand_foreign(ir.from_proto(proto)))
+    return expanded
+
+
+def parse_range(text: str) -> Range:
+    """Return ``LO,HI`` as two floats around 0.
+
+    Raises:
+        UserError: not two numbers, or 0 is not among the values.
+    """
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"range {text!r}: expected LO,HI, such as -12.5,20") from None
+    if not (low <= 0 <= high and 1e-6 < high - low < 1e30):
+        raise UserError(f"range {text!r}: LO must be at most 0, HI at least 0, and not both 0")
+    return low, high

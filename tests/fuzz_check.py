@@ -1,0 +1,85 @@
+"""One random network in every runtime and form; a mismatch as a sentence, made small."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from fuzz import images, make
+
+from passes.emit.onnx_qdq import emit_onnx_qdq
+from passes.emit.onnx_qop import emit_onnx_qop
+from passes.emit.relax import build_library, emit_relax
+from passes.pipelines import import_qdq, lower
+from passes.raw_pixels import UseRawPixels
+from qtool.dialect import Program, read_program
+from qtool.pipeline import describe
+from qtool.qspec import Selection
+from qtool.sealed import seal
+from runtimes.compare import Parity
+from runtimes.ort import OrtRuntime
+from runtimes.reference import ReferenceRuntime
+from runtimes.tvm import TvmRuntime
+
+
+def check(seed: int, steps: int | None = None, tvm: bool = True) -> str:
+    """Return what differs for network `seed`, cut after `steps` steps; "" if nothing does."""
+    model, shape, raw = make(seed, steps)
+    dialect = lower(model, Selection())
+    x = images(seed, shape, batch := 1 + seed % 3)
+    if raw:
+        UseRawPixels()(dialect)
+        x = np.clip(x * 255, 0, 255).astype(np.uint8)
+    program = read_program(dialect)
+    reference = ReferenceRuntime(program)
+    expected, logits = reference.intermediates(x), reference.run(x)
+    with tempfile.TemporaryDirectory() as folder:
+        runtimes = []
+        for form, emit in (("qdq", emit_onnx_qdq), ("qop", emit_onnx_qop)):
+            path = Path(folder) / f"{form}.onnx"
+            ir.save(emit(dialect, {}), path)
+            if _digest(path) != program.digest():
+                return f"seed {seed}: {form} is read back as another program"
+            runtimes.append((form, OrtRuntime(path, list(expected))))
+            if floats := runtimes[-1][1].float_ops():
+                return f"seed {seed}: {form} runs {dict(floats)} in floating point"
+        if tvm:
+            library = Path(folder) / "model.so"
+            facts = describe(program) | {"batch": batch}
+            library.write_bytes(seal(build_library(emit_relax(program, batch)), facts))
+            runtimes.append(("tvm", TvmRuntime(library)))
+        for form, runtime in runtimes:
+            parity = Parity()
+            parity.add_all(expected, runtime.intermediates(x))
+            if parity.mismatched:
+                return _describe(seed, form, parity, program)
+            if not np.array_equal(runtime.run(x), logits):
+                return f"seed {seed}: {form} has other logits than its own trace"
+    return ""
+
+
+def _digest(path: Path) -> str:
+    proto = onnx.shape_inference.infer_shapes(onnx.load(path))
+    return read_program(import_qdq(ir.from_proto(proto))).digest()
+
+
+def _describe(seed: int, form: str, parity: Parity, program: Program) -> str:
+    first = parity.first_divergence or {}
+    op = next(op for op in program.ops if op.output == first["tensor"])
+    return (
+        f"seed {seed}, {form}: {parity.mismatched} of {parity.compared} differ, first "
+        f"{first}: {op}"
+    )
+
+
+def minimal(seed: int, tvm: bool = True) -> str:
+    """Return the shortest network of `seed` that fails, as a sentence and a command."""
+    for steps in range(12):
+        try:
+            found = check(seed, steps, tvm)
+        except Exception as error:  # whatever it is, it is the reproduction
+            found = f"{type(error).__name__}: {error}"
+        if found:
+            return f"{found}\nreproduce: python tests/fuzz.py {seed} {steps}"
+    return f"seed {seed}: fails only uncut: python tests/fuzz.py {seed}"
