@@ -6,7 +6,7 @@
     searched.safetensors   prepared model after bit-search (where fine-tuning starts)
     model.safetensors      prepared model as it is deployed now
     corrections.safetensors  tensors that replace model's at other uniform bits: w4a4/NAME
-    adaptive.onnx          traced graph of all bits (`qtool.adaptive`), made by the first export
+    adaptive.onnx          traced graph of all bits (`qtool.adaptive`), since the first export
     bits.json              chosen bits (after `qtool search`)
     metrics.jsonl          one JSON object per epoch and result
     checkpoint.safetensors unfinished training

@@ -37,7 +37,9 @@ class SharedGrid(FakeQuantizer):
 
     def __getattr__(self, name: str) -> Any:
         """Return the leader's step and zero point; torch calls this for what is not found."""
-        return getattr(self._leader[0], name) if name in _LEADERS else super().__getattr__(name)
+        return (
+            getattr(self._leader[0], name) if name in _LEADERS else super().__getattr__(name)
+        )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any
