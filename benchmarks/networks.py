@@ -1,31 +1,27 @@
 """Networks with random weights as files, for the benchmarks: float, by qtool, by ONNX Runtime.
 
 Weights are random; BatchNorm statistics are those of a few random images, so that every layer
-sees values of the size a trained network has. Latency depends on nothing else.
+sees values of the size a trained network has; latency depends on nothing else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from passes.emit.onnx_qdq import emit_onnx_qdq
-from passes.emit.onnx_qop import emit_onnx_qop
 from passes.pipelines import lower
 from qtool.models import model_factory
 from qtool.nn.control import calibrate, quantizers
 from qtool.nn.prepare import QuantSpec, prepare
+from qtool.pipeline import write_onnx
 from qtool.qspec import LayerBits, Selection
 from qtool.trace import trace, trace_float
-
-EMITTERS = {"qdq": emit_onnx_qdq, "qop": emit_onnx_qop}
 
 
 @dataclass(frozen=True)
@@ -105,24 +101,22 @@ class _Images:
         return self.left.pop() if self.left else None
 
 
-def write_qtool(name: str, size: int, bits: Bits, form: str, path: Path) -> None:
+def write_qtool(name: str, size: int, bits: Bits, paths: Mapping[str, Path]) -> None:
     """Write the network as qtool exports it.
 
     Args:
         name: of the network.
         size: of the image.
         bits: of everything.
-        form: "qdq" or "qop".
-        path: of the file.
+        paths: of the files by form, "qdq" and "qop".
     """
     model = random_network(name, size)
     prepared = prepare(model, bits.spec(model))
-    calibrate(prepared, torch.from_numpy(images(8, size)))
+    calibrate(prepared, torch.from_numpy(images(2, size)))
     jitter_steps(prepared)
     dialect = lower(trace(prepared, (3, size, size)), Selection())
-    proto: onnx.ModelProto = ir.to_proto(EMITTERS[form](dialect, {}))
-    del proto.graph.value_info[:]
-    path.write_bytes(proto.SerializeToString())
+    for form, path in paths.items():
+        write_onnx(dialect, path, form)
 
 
 def jitter_steps(prepared: nn.Module) -> None:

@@ -34,7 +34,9 @@ class Chain:
         self.constants.append(ir.val(name, const_value=ir.tensor(array, name=name)))
         return self.constants[-1]
 
-    def node(self, op: str, inputs: list[ir.Value], shape: ir.Shape, **attributes: Any) -> ir.Value:
+    def node(
+        self, op: str, inputs: list[ir.Value], shape: ir.Shape, **attributes: Any
+    ) -> ir.Value:
         """Return the result of a new node."""
         domain = "qtool" if op == "FakeQuant" else ""
         name = f"n{len(self.nodes)}"
