@@ -1,5 +1,8 @@
 """Small helpers on `onnx_ir` graphs that several passes share."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +94,9 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
 
 def make_constant(name: str, array: NDArray[Any]) -> ir.Value:
     """Return `array` as a constant that no graph owns yet."""
-    tensor = ir.tensor(array, name=name)
+    # ir.tensor would ask first whether it is some other library's tensor, which takes longer
+    # than all the rest of a pass.
+    tensor = ir.Tensor(array, dtype=ir.DataType.from_numpy(array.dtype), name=name)
     return ir.Value(
         name=name,
         const_value=tensor,
@@ -114,3 +119,19 @@ def replace_node(old: ir.Node, new: ir.Node) -> None:
     before, after = old.outputs[0], new.outputs[0]
     after.type, after.shape = before.type, before.shape
     ir.convenience.replace_nodes_and_values(graph, old, [old], [new], [before], [after])
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Run a block without the cyclic garbage collector.
+
+    A graph is many small objects that stay: the collector looks at all of them again and
+    again, which makes the time of a pass grow faster than its graph.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -20,11 +20,15 @@ from qtool.qspec import FULL, Window
 
 @dataclass(frozen=True)
 class Quantized:
-    """A uint8 tensor and the grid of its codes; `bits` is its width as an activation."""
+    """A uint8 tensor and the grid of its codes; `bits` is its width as an activation.
+
+    All its codes are known to lie in `window`.
+    """
 
     value: ir.Value
     grid: Grid
     bits: int
+    window: Window = FULL
 
 
 class IntegerBuilder:

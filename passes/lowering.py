@@ -13,6 +13,8 @@ hi = min(hi, rint(c1/s) + z).
 Refuses any other operator, naming layer, operator and reason.
 """
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -140,7 +142,8 @@ class Lowering:
         """Return the twin of `value` on `grid`, called `name`."""
         core, window = _strip_activations(value, grid, window)
         if core.is_graph_input() and core not in self.quantized:
-            return Quantized(self.build.quantize(core, grid, window, name), grid, bits)
+            codes = self.build.quantize(core, grid, window, name)
+            return Quantized(codes, grid, bits, window)
         node = core.producer()
         found = self.find(core)
         if found is not None:
@@ -167,7 +170,7 @@ class Lowering:
             self._settle(source, before)
         inputs = tuple(self.tensor(operand(node, index), node) for index in indices)
         site = Site(node, inputs, grid, window, name, node.outputs[0])
-        return Quantized(build(self.build, site), grid, bits)
+        return Quantized(build(self.build, site), grid, bits, window)
 
     def _island(
         self, core: ir.Value, grid: Grid, window: Window, name: str, bits: int
@@ -205,10 +208,10 @@ class Lowering:
         self, x: Quantized, like: ir.Value, grid: Grid, window: Window, name: str, bits: int
     ) -> Quantized:
         """Return `x` itself where it is on `grid` already, else its change of grid."""
-        if x.grid == grid and window.full:
-            return x
+        if x.grid == grid and window.lo <= x.window.lo and x.window.hi <= window.hi:
+            return dataclasses.replace(x, bits=bits)
         changed = leaky(self.build, x, like, grid, window, name)
-        return Quantized(changed, grid, bits)
+        return Quantized(changed, grid, bits, window)
 
 
 def _is_exception(node: ir.Node) -> bool:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from passes.integer_builder import IntegerBuilder, Quantized
 from qtool.dialect import constant, moves
 from qtool.errors import UnsupportedError
+from qtool.qspec import FULL, Window
 
 ALIASES = ("Identity", "Dropout")
 MOVES = (*moves.OP_TYPES, *ALIASES)
@@ -60,7 +61,15 @@ def lower_move(
     result.type = ir.TensorType(ir.DataType.UINT8)
     moves.read(new)
     build.nodes.append(new)
-    return Quantized(result, x.grid, max(q.bits for q in xs))
+    return Quantized(result, x.grid, max(q.bits for q in xs), _window(node, xs))
+
+
+def _window(node: ir.Node, xs: Sequence[Quantized]) -> Window:
+    """Return the window of a movement's result; Pad may bring a code from outside."""
+    if node.op_type == "Pad":
+        return FULL
+    lo, hi = min(x.window.lo for x in xs), max(x.window.hi for x in xs)
+    return Window(xs[0].window.zero_point, lo, hi)
 
 
 def _operand(

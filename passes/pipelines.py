@@ -16,6 +16,7 @@ from passes.fold_batchnorm import FoldBatchNorm
 from passes.fold_constants import FoldConstants
 from passes.free_batch import FreeBatch
 from passes.freeze_weights import FreezeWeights
+from passes.graph import collection_paused
 from passes.import_qdq import ImportQDQ
 from passes.lower_to_integer import LowerToInteger
 from passes.quantize_glue import QuantizeGlue
@@ -104,7 +105,8 @@ def import_foreign(
 
 def _run(model: ir.Model, *passes: ir.passes.PassBase) -> ir.Model:
     try:
-        return Sequential(*passes)(model).model
+        with collection_paused():
+            return Sequential(*passes)(model).model
     except ir.passes.PassError as error:
         # onnx-ir wraps what a pass raises; the user wants the reason itself.
         cause: BaseException | None = error

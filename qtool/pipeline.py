@@ -36,15 +36,13 @@ def adaptive_graph(
     Returns:
         The adaptive graph, the bits, and metadata for artifacts.
     """
-    from qtool.frontends.pretrain import load_deployed
+    from qtool.adaptive import traced
     from qtool.run import Run
-    from qtool.trace import trace
 
     run = Run.open(folder)
     selection = run.selection() if chosen is None else chosen
-    model = load_deployed(run, selection)
     metadata = {DATASET_KEY: run.config.dataset, VERSION_KEY: qtool.__version__}
-    return trace(model, run.input_shape), selection, metadata
+    return traced(run, selection), selection, metadata
 
 
 def integer_model(folder: Path, bits: str | None, allow_float: bool = False) -> ir.Model:

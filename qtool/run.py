@@ -6,6 +6,7 @@
     searched.safetensors   prepared model after bit-search (where fine-tuning starts)
     model.safetensors      prepared model as it is deployed now
     corrections.safetensors  tensors that replace model's at other uniform bits: w4a4/NAME
+    adaptive.onnx          traced graph of all bits (`qtool.adaptive`), since the first export
     bits.json              chosen bits (after `qtool search`)
     metrics.jsonl          one JSON object per epoch and result
     checkpoint.safetensors unfinished training
@@ -16,11 +17,9 @@ Every file is written whole, under a temporary name, and renamed. Nothing is eve
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 import qtool
 from qtool.config import Config, from_json, to_json
@@ -28,6 +27,9 @@ from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.files import atomic_path, read_json, refuse_existing, write_json
 from qtool.qspec import BITS_FORMAT, Selection, check_format, selection_from_json
+
+if TYPE_CHECKING:  # exporting a run again needs no torch
+    from torch import Tensor
 
 RUN_FORMAT = 1
 CORRECTIONS = "corrections"
@@ -41,7 +43,7 @@ class Checkpoint:
 
     phase: str
     epochs_done: int
-    tensors: dict[str, Tensor]
+    tensors: dict[str, "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,11 @@ class Run:
         """True when `stage` ("float", "meta", "model") has been saved."""
         return self.path(f"{stage}.safetensors").exists()
 
-    def save_weights(self, stage: str, state: dict[str, Tensor]) -> None:
+    def save_weights(self, stage: str, state: dict[str, "Tensor"]) -> None:
         """Write a state dict."""
         _save_tensors(self.path(f"{stage}.safetensors"), state, {"stage": stage})
 
-    def load_weights(self, stage: str) -> dict[str, Tensor]:
+    def load_weights(self, stage: str) -> dict[str, "Tensor"]:
         """Read a state dict.
 
         Raises:
@@ -192,6 +194,7 @@ class Run:
 _OWN_FILES = (
     "float.safetensors", "meta.safetensors", "searched.safetensors", "model.safetensors",
     "corrections.safetensors", "checkpoint.safetensors", "bits.json", "metrics.jsonl",
+    "adaptive.onnx",
 )  # fmt: skip
 
 
@@ -201,13 +204,15 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _save_tensors(path: Path, tensors: dict[str, Tensor], extra: dict[str, str]) -> None:
+def _save_tensors(path: Path, tensors: dict[str, "Tensor"], extra: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
     mark = json.dumps({"format": RUN_FORMAT, **extra})
     with atomic_path(path) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {_MARK: mark})
 
 
-def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _load_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.emit.packed import finish, pack_weights
-from passes.graph import add_constant, replace_node
+from passes.graph import add_constant, collection_paused, replace_node
 from passes.moves import is_move
 from qtool.dialect import ISLAND_KEY, constant, scalar
 from qtool.errors import UnsupportedError
@@ -47,10 +47,11 @@ def emit_onnx_qdq(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
         dialect: result of `passes.pipelines.lower`.
         metadata: further entries of the file's metadata.
     """
-    source = dialect.clone()
-    bits = pack_weights(source.graph)
-    _Emitter(source.graph).run()
-    return finish(source.graph, bits, metadata, operator_form=False)
+    with collection_paused():
+        source = dialect.clone()
+        bits = pack_weights(source.graph)
+        _Emitter(source.graph).run()
+        return finish(source.graph, bits, metadata, operator_form=False)
 
 
 class _Emitter:

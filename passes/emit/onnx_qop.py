@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from passes.emit.packed import finish, pack_weights
+from passes.graph import collection_paused
 
 
 def emit_onnx_qop(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
@@ -18,6 +19,7 @@ def emit_onnx_qop(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
         dialect: result of `passes.pipelines.lower`.
         metadata: further entries of the file's metadata.
     """
-    source = dialect.clone()
-    bits = pack_weights(source.graph)
-    return finish(source.graph, bits, metadata, operator_form=True)
+    with collection_paused():
+        source = dialect.clone()
+        bits = pack_weights(source.graph)
+        return finish(source.graph, bits, metadata, operator_form=True)

@@ -5,6 +5,7 @@ of them, none (float), or a weighted sum of all. While tracing for export it bec
 ``qtool::FakeQuant`` node that still holds every candidate.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -62,6 +63,9 @@ class FakeQuantizer(nn.Module):
         channels: steps per candidate: output channels for weights, else 1.
         step: fixed (not learned) step, float.
         asymmetric: calibration chooses the zero point too (signed activations only).
+        ceiling: largest value that the tensor can have (6 behind a ReLU6). In training the
+            step never grows beyond what it needs: codes above it would be wasted, and the
+            device would clip them away in a pass of its own.
     """
 
     step: Tensor
@@ -76,6 +80,7 @@ class FakeQuantizer(nn.Module):
         channels: int = 1,
         step: float | None = None,
         asymmetric: bool = False,
+        ceiling: float = math.inf,
     ) -> None:
         super().__init__()
         self.name, self.role, self.bits, self.signed = name, role, tuple(bits), signed
@@ -84,6 +89,7 @@ class FakeQuantizer(nn.Module):
             self.step = nn.Parameter(start)
         else:
             self.register_buffer("step", start)
+        self.ceiling = ceiling
         self.asymmetric = asymmetric and signed and step is None and role != "weight"
         self.default_zero_points = tuple(activation_window(b, signed).zero_point for b in bits)
         # What the buffer holds, readable on any device (or none: meta).
@@ -144,6 +150,8 @@ class FakeQuantizer(nn.Module):
                 [] if default else list(self.zero_points),
             )  # fmt: skip
             return out
+        if self.training:
+            self.limit()
         if self.observing:
             self._observe(x)
         if self.mix is not None:
@@ -173,6 +181,15 @@ class FakeQuantizer(nn.Module):
                 self.step[index] = mse_step(rows, *self.limits(bits))[:, 0]
         if self.asymmetric:
             self._set_zero_points(zero_points)
+        self.limit()
+
+    @torch.no_grad()
+    def limit(self) -> None:
+        """Bring learned steps down to where the largest code is `ceiling`."""
+        if isinstance(self.step, nn.Parameter) and self.ceiling < math.inf:
+            for index, bits in enumerate(self.bits):
+                largest = self.ceiling / max(self.limits(bits)[1], 1)
+                self.step[index].clamp_(-largest, largest)
 
     @torch.no_grad()
     def cover(self, low: float, high: float) -> None:

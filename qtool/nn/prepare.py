@@ -5,7 +5,8 @@ Cases:
 2. BatchNorm that no layer absorbs: becomes a `QuantAffine`, its input on a grid.
 3. A tensor that is added, multiplied, pooled, looked up (Sigmoid, SiLU, ...), read by several
    layers, or returned: gets its own 8-bit *glue* grid, because on the device it exists as
-   integers. A layer's b-bit input is then a second, coarser grid on the same tensor. Results
+   integers. A layer's b-bit input is then a second, coarser grid on the same tensor, or this
+   grid itself where the bits are the same (`qtool.nn.shared_grid`). Results
    of Sigmoid and Hardsigmoid have the fixed grid 1/255.
 4. Concatenated tensors share the grid of the result; they need none of their own.
 5. ReLU, ReLU6, and moves (Dropout, Flatten, Reshape, Pad, chunk, ...): no grid of their own.
@@ -15,6 +16,7 @@ Refuses when the model cannot be traced, or a layer is called twice.
 The user's classes stay as they are: `qtool.nn.capture` rewrites the calls between them.
 """
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -30,6 +32,7 @@ from qtool.nn.graph_view import GraphView
 from qtool.nn.normal_form import Sizes, normalise
 from qtool.nn.operators import Kind
 from qtool.nn.quant_layer import Layer, Norm, QuantLayer
+from qtool.nn.shared_grid import SharedGrid
 from qtool.nn.spec import QuantSpec
 
 __all__ = ["QuantSpec", "prepare"]
@@ -128,10 +131,12 @@ class _Preparer:
             step = self.spec.input_step
         elif role in ("glue", "output") and self.view.kind(origin) is Kind.GATE:
             step = 1 / ((1 << bits[0]) - 1)
-        signed = self.view.is_signed(source)
+        signed, bounds = self.view.is_signed(source), self.view.bounds(origin)
+        ceiling = math.inf if bounds is None or bounds[1] <= 0 else bounds[1]
         return FakeQuantizer(
-            name, role, bits, signed, step=step, asymmetric=self.spec.asymmetric
-        )
+            name, role, bits, signed, step=step, asymmetric=self.spec.asymmetric,
+            ceiling=ceiling,
+        )  # fmt: skip
 
     def _quantize_layer(self, node: fx.Node, is_end: bool) -> None:
         name, module = str(node.target), self.view.module(node)
@@ -198,9 +203,19 @@ class _Preparer:
         name = f"glue_{node.name}"
         quantizer = self._quantizer(name, role, (self.spec.glue_bits,), node)
         self.gm.add_submodule(name, quantizer)
+        for reader in self.view.readers(node):
+            _share(self.view.module(reader), quantizer)
         with self.gm.graph.inserting_after(node):
             glue = self.gm.graph.call_module(name, (node,))
         node.replace_all_uses_with(glue, delete_user_cb=lambda user: user is not glue)
+
+
+def _share(reader: nn.Module | None, grid: FakeQuantizer) -> None:
+    """Let a layer that reads a tensor at the bits of its grid read it on that grid."""
+    if isinstance(reader, QuantLayer):
+        own = reader.input_quant
+        if (own.bits, own.signed, own.asymmetric) == (grid.bits, grid.signed, grid.asymmetric):
+            reader.input_quant = SharedGrid(reader.name, grid)
 
 
 def _called_twice(name: str) -> UnsupportedError:

@@ -1,0 +1,96 @@
+"""Latencies of several models in one run: a process per model, all alive, taking turns.
+
+Load on the machine drifts; models that take turns several times a second all feel it alike.
+Time is measured twice: on the wall, and as the calling thread's own processor time, which
+leaves out the moments when the system ran something else. With one thread the two agree on an
+idle machine; on a busy one only the latter says what the model costs.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SLICE_S = 0.2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one model, one median a turn: on the wall, and of its thread."""
+
+    wall: tuple[float, ...]
+    thread: tuple[float, ...]
+
+    def turns(self, threads: int) -> tuple[float, ...]:
+        """Return the thread's own time, where one thread does the work."""
+        return self.thread if threads == 1 else self.wall
+
+    def ratios(self, other: "Timing", threads: int) -> tuple[float, float, float]:
+        """Return the quartiles of this model's turns over the other's in the same round."""
+        pairs = zip(self.turns(threads), other.turns(threads), strict=True)
+        low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+        return low, middle, high
+
+
+def measure(commands: Mapping[str, Sequence[str]], turns: int) -> dict[str, Timing]:
+    """Time every model in turns.
+
+    Args:
+        commands: by name, the command line of a process that calls `serve`.
+        turns: how often each gets its slice of time.
+    """
+    engines = {name: _start(command) for name, command in commands.items()}
+    medians: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    try:
+        for turn in range(turns + 1):
+            for name, engine in engines.items():
+                value = _ask(name, engine)
+                if turn > 0:  # the first turn warms caches up
+                    medians[name].append(value)
+    finally:
+        for engine in engines.values():
+            engine.terminate()
+            engine.wait()
+    columns = {name: zip(*values, strict=True) for name, values in medians.items()}
+    return {name: Timing(*map(tuple, pair)) for name, pair in columns.items()}
+
+
+def _start(command: Sequence[str]) -> "subprocess.Popen[str]":
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+
+
+def _ask(name: str, engine: "subprocess.Popen[str]") -> tuple[float, float]:
+    if engine.stdin is None or engine.stdout is None:
+        raise RuntimeError(f"{name}: no pipes")
+    engine.stdin.write("\n")
+    engine.stdin.flush()
+    line = engine.stdout.readline()
+    if not line:
+        raise SystemExit(f"{name}: its process ended")
+    wall, thread = json.loads(line)
+    return wall, thread
+
+
+def serve(call: Callable[[], object]) -> None:
+    """For every line on standard input write the median milliseconds of `call`, twice."""
+    call()
+    for _ in sys.stdin:
+        wall: list[float] = []
+        thread: list[float] = []
+        end = time.perf_counter() + SLICE_S
+        while time.perf_counter() < end or len(wall) < 3:
+            began, worked = time.perf_counter(), time.thread_time()
+            call()
+            thread.append(time.thread_time() - worked)
+            wall.append(time.perf_counter() - began)
+        print(json.dumps([1e3 * statistics.median(t) for t in (wall, thread)]), flush=True)

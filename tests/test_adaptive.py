@@ -1,0 +1,78 @@
+"""A run keeps its traced graph: exporting other bits needs no torch, and is never stale."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import run_qtool
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+
+EXPORT = """
+import sys
+from pathlib import Path
+from qtool.pipeline import ExportOptions, export
+export(Path(sys.argv[1]), ExportOptions("onnx", "w4a4"), Path(sys.argv[2]), force=True)
+print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "onnxscript"}))
+"""
+
+
+def export(run: Path, output: Path) -> bytes:
+    done = run_qtool(
+        "export", run, "--target", "onnx", "--bits", "w4a4", "--force", "-o", output
+    )
+    assert done.code == 0, done.err
+    return output.read_bytes()
+
+
+def test_second_export_needs_no_torch(run_copy: Path, tmp_path: Path) -> None:
+    (run_copy / "adaptive.onnx").unlink(missing_ok=True)
+    first = export(run_copy, tmp_path / "first.onnx")
+    command = [sys.executable, "-c", EXPORT, run_copy, tmp_path / "second.onnx"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    assert (tmp_path / "second.onnx").read_bytes() == first
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x08\x0a\x12", b"no protobuf at all"])
+def test_a_damaged_graph_is_traced_again(
+    run_copy: Path, tmp_path: Path, damage: bytes
+) -> None:
+    first = export(run_copy, tmp_path / "first.onnx")
+    kept = (run_copy / "adaptive.onnx").read_bytes()
+    (run_copy / "adaptive.onnx").write_bytes(damage)
+    assert export(run_copy, tmp_path / "second.onnx") == first
+    assert (run_copy / "adaptive.onnx").read_bytes() == kept
+
+
+def test_other_weights_are_traced(run_copy: Path, tmp_path: Path) -> None:
+    import safetensors
+    import torch
+
+    first = export(run_copy, tmp_path / "first.onnx")
+    path = run_copy / "model.safetensors"
+    with safetensors.safe_open(path, framework="np") as file:
+        marks = file.metadata()
+    state = {name: torch.from_numpy(array) for name, array in load_file(path).items()}
+    name = next(name for name in state if name.endswith("layer.weight"))
+    state[name] = -state[name]
+    save_file(state, path, marks)
+    changed = export(run_copy, tmp_path / "second.onnx")
+    assert changed != first
+    (run_copy / "adaptive.onnx").unlink()
+    assert export(run_copy, tmp_path / "third.onnx") == changed
+
+
+def test_a_run_that_may_only_be_read_exports(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = export(run_copy, tmp_path / "first.onnx")
+    (run_copy / "adaptive.onnx").unlink()
+
+    def refuse(*_: object) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr("qtool.adaptive.write_bytes", refuse)
+    assert export(run_copy, tmp_path / "second.onnx") == first
+    assert not (run_copy / "adaptive.onnx").exists()
