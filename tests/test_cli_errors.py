@@ -246,7 +246,7 @@ def test_wrong_options_are_one_line_too(tmp_path: Path) -> None:
     refused(run_qtool("export", tmp_path, "--target", "tensorrt", "-o", "x"), "tensorrt")
     refused(run_qtool("bops", "resnet18", "--input", "224"), "CHANNELSxHEIGHTxWIDTH")
     refused(
-        run_qtool("bops", "resnet18", "--input", "3x2x2", "--bits", "w1a4"), "weight bits 1"
+        run_qtool("bops", "resnet18", "--input", "3x2x2", "--bits", "w9a4"), "weight bits 9"
     )
 
 
