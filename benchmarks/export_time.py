@@ -3,9 +3,11 @@
     python benchmarks/export_time.py [--net resnet50] [--counts 100,...,10000] [--run RUN]
 
 1. A network with random weights, end to end in a process of its own: seconds per phase and
-   peak memory. 2. Passes on synthetic adaptive graphs: processor seconds, and the slope of their
-   logarithm over that of the node count: 1 is linear. 3. With --run: a run's export at other
-   bits, twice, each in a process of its own; the second one finds the traced graph.
+   peak memory.
+2. Passes on synthetic adaptive graphs: processor seconds, and the slope of their logarithm
+   over that of the node count: 1 is linear.
+3. With --run: a run's export at other bits, each in a process of its own; from the second one
+   on they find the traced graph.
 """
 
 import argparse

@@ -113,7 +113,7 @@ QTOOL = {
 
 @dataclass(frozen=True)
 class Row:
-    """One engine on one network; times in milliseconds, `spread` the quartiles of the ratio."""
+    """One engine on one network, times in ms; `spread` are the quartiles of the ratio."""
 
     net: str
     engine: str
@@ -164,8 +164,8 @@ def markdown(rows: list[Row]) -> Iterator[str]:
         low, high = row.spread
         yield (
             f"| {row.net} | {row.engine} | {row.threads} | {row.median_ms:.2f} | "
-            f"{row.median_wall_ms:.2f} | {row.ratio_to_ort_int8:.3f} | {low:.3f} to {high:.3f} "
-            f"| {row.gmac_per_s:.0f} | {row.file_bytes / 1e6:.2f} |"
+            f"{row.median_wall_ms:.2f} | {row.ratio_to_ort_int8:.3f} | "
+            f"{low:.3f} to {high:.3f} | {row.gmac_per_s:.0f} | {row.file_bytes / 1e6:.2f} |"
         )
 
 
