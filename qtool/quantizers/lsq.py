@@ -52,29 +52,19 @@ def lsq(x: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
     return out
 
 
-_CACHED = 1 << 16
-
-
 def mse_step(x: Tensor, qn: int, qp: int, candidates: int = 64) -> Tensor:
     """Return the step (C, 1) that minimises each row's squared error; `x` is (C, values).
 
     A line search over clipping points between the row's maximum and 1/`candidates` of it;
     better than LSQ's own start, 2 * mean|x| / sqrt(Qp), where training is short.
     """
-    # Rows at a time that stay in the cache: every candidate reads them again.
-    rows = max(1, _CACHED // max(x.shape[1], 1))
-    return torch.cat([_mse_rows(part, qn, qp, candidates) for part in x.split(rows)])
-
-
-def _mse_rows(x: Tensor, qn: int, qp: int, candidates: int) -> Tensor:
     positive = x.amax(1, keepdim=True) / qp if qp else torch.zeros_like(x[:, :1])
     negative = -x.amin(1, keepdim=True) / qn if qn else torch.zeros_like(positive)
     widest = torch.maximum(positive, negative).clamp_min(1e-8)
     best, error = widest.clone(), torch.full_like(widest, math.inf)
     for index in range(candidates):
         step = widest * (1 - index / candidates)
-        rounded = (x / step).clamp_(-qn, qp).round_().mul_(step)
-        got = rounded.sub_(x).square_().sum(1, keepdim=True)
+        got = (lsq(x, step, qn, qp) - x).square().sum(1, keepdim=True)
         best = torch.where(got < error, step, best)
         error = torch.minimum(got, error)
     return best
