@@ -31,7 +31,8 @@ from qtool.qspec import BITS_FORMAT, Selection, check_format, selection_from_jso
 if TYPE_CHECKING:  # exporting a run again needs no torch
     from torch import Tensor
 
-RUN_FORMAT = 1
+# 2: layers share the grid of an 8-bit tensor that they read at 8 bits.
+RUN_FORMAT = 2
 CORRECTIONS = "corrections"
 # safetensors writes its metadata in random order: one entry keeps files reproducible.
 _MARK = "qtool"
@@ -100,9 +101,13 @@ class Run:
                 f"run {folder}: no such directory (make one with qtool train --out)"
             )
         value = read_json(folder / "recipe.json", "run recipe")
-        check_format(
-            value, RUN_FORMAT, f"run {folder} (written by qtool {value.get('qtool')})"
-        )
+        where = f"run {folder} (written by qtool {value.get('qtool')})"
+        check_format(value, RUN_FORMAT, where)
+        if value["format"] < RUN_FORMAT:
+            raise UserError(
+                f"{where}: format {value['format']} has other grids than this qtool reads "
+                f"({RUN_FORMAT}); train it again"
+            )
         try:
             recipe, shape = dict(value["recipe"]), tuple(int(n) for n in value["input_shape"])
             classes = int(value["classes"])

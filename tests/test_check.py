@@ -101,7 +101,8 @@ def report_with(diverging: int, isa: Isa, reason: str | None) -> dict:
     for index in range(diverging):
         parity.add(f"t{index}", np.zeros(4, np.uint8), np.ones(4, np.uint8))
     return {
-        "accuracy": {}, "dataset": None, "images": 1, "bops": 1, "macs": 1, "weight_bytes": 1, "files": {},
+        "accuracy": {}, "dataset": None, "images": 1, "bops": 1, "macs": 1, "weight_bytes": 1,
+        "files": {},
         "integer_coverage": {"runtime": "ort", "float_ops": {}},
         "float_ops": {"reference": {}, "ort": {}, "openvino": {"Convolution": 2}},
         "latency_ms": {}, "isa": isa.to_json(),

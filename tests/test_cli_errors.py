@@ -152,6 +152,8 @@ def test_damaged_recipe_and_bits(run_copy: Path, tmp_path: Path) -> None:
     (run_copy / "bits.json").write_text("{")
     refused(run_qtool(*export), "not readable JSON")
     (run_copy / "recipe.json").write_text('{"format": 1}')
+    refused(run_qtool(*export), "format 1 has other grids", "train it again")
+    (run_copy / "recipe.json").write_text('{"format": 2}')
     refused(run_qtool(*export), "recipe.json is damaged", "recipe")
 
 
