@@ -35,7 +35,7 @@ def test_second_export_needs_no_torch(run_copy: Path, tmp_path: Path) -> None:
     assert (tmp_path / "second.onnx").read_bytes() == first
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x08\x0a\x12", b"no protobuf at all"])
+@pytest.mark.parametrize("damage", [b"", b"no protobuf at all"])
 def test_a_damaged_graph_is_traced_again(
     run_copy: Path, tmp_path: Path, damage: bytes
 ) -> None:

@@ -182,7 +182,11 @@ def quantize_static(source: Path, target: Path, variant: str, shape: tuple[int, 
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("float_file", NETS, indirect=True)
+@pytest.mark.parametrize(
+    "float_file",
+    [n if "small" in n else pytest.param(n, marks=pytest.mark.nightly) for n in NETS],
+    indirect=True,
+)
 def test_quantize_static(float_file: Path, tmp_path: Path) -> None:
     net = next(name for name in NETS if float_file.parent.name.startswith(name))
     for (name, variant), bound in CASES.items():

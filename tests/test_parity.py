@@ -154,7 +154,7 @@ def test_random_network_sweep(seed: int, tmp_path: Path) -> None:
 
 # Small enough that a float sum seldom crosses a rounding boundary anywhere.
 NARROW = ("cnn4_omniglot", "cnn5_omniglot", "mobilenet_v2_small", "preact_resnet20_narrow")
-QUICK = (*NARROW, "mobilenet_v3_small", "resnet20")
+QUICK = (*NARROW, "resnet20")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,7 @@ QUICK = (*NARROW, "mobilenet_v3_small", "resnet20")
 def test_standard_topology(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     channels, height, width = model_entry(name).input_shape
-    shape = (channels, min(height, 40), min(width, 40))
+    # ImageNet's networks take any size; the others have linear layers made for theirs.
+    shape = (channels, 40, 40) if min(height, width) > 100 else (channels, height, width)
     model = model_factory(name)(in_channels=channels, classes=10)
     compare(model, shape, 0, tmp_path, agree=name in NARROW)
