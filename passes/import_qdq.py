@@ -19,7 +19,6 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from passes.emit.packed import code_width, holds
 from passes.graph import operand
 from passes.integer_builder import Quantized
 from passes.layer_operators import float_gemm, mark
@@ -27,6 +26,7 @@ from passes.layers import read_layer
 from passes.lowering import Lowering
 from passes.moves import is_move, lower_move, sources
 from passes.operators import ACTIVATIONS
+from passes.packing import code_width, holds
 from passes.tables import gather
 from qtool.dialect import BITS_KEY, ISLAND_KEY, ISLANDS_KEY, Grid, constant, scalar, value_name
 from qtool.errors import UnsupportedError, UserError

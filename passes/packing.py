@@ -66,6 +66,27 @@ def pack(
     return value
 
 
+def holds(codes: Codes, bits: int) -> bool:
+    """True when `bits` bits hold the codes: two's complement, or all odd (+-1, DoReFa's).
+
+    A channel that BatchNorm turned off has the code 0, and one that it flipped may have
+    2^(b-1): those layers take a bit more in the file.
+    """
+    odd = bool(np.all(codes & 1)) and int(np.abs(codes.astype(np.int16)).max(initial=0))
+    return code_width(codes) <= bits or 0 < odd < 1 << bits
+
+
+def stored_width(codes: Codes, bits: int) -> int:
+    """Return the bits in which a layer of `bits` bits is stored: one more where it must."""
+    return bits if holds(codes, bits) else code_width(codes)
+
+
+def code_width(codes: Codes) -> int:
+    """Return the smallest signed width that holds `codes`."""
+    top, bottom = int(codes.max(initial=0)), int(~codes.min(initial=0))
+    return max(top.bit_length(), bottom.bit_length()) + 1
+
+
 def stored_bytes(codes: Codes, bits: int, *, int2: bool = True) -> int:
     """Return the bytes that `pack` takes for `codes` alone, nodes and names not counted."""
     return _choose(codes, bits, "weights", int2)[0]
@@ -73,9 +94,10 @@ def stored_bytes(codes: Codes, bits: int, *, int2: bool = True) -> int:
 
 def weight_bytes(program: Program, *, int2: bool = True) -> int:
     """Return the bytes of all weights as `pack` stores them, of islands as they are."""
-    packed = sum(
-        stored_bytes(weight_of(op), bits.weight, int2=int2) for op, bits in program.layers()
-    )
+    packed = 0
+    for op, bits in program.layers():
+        codes = weight_of(op)
+        packed += stored_bytes(codes, stored_width(codes, bits.weight), int2=int2)
     return packed + sum(island.weight_bytes for island in program.islands())
 
 

@@ -3,12 +3,10 @@
 import json
 from collections.abc import Mapping
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from passes.graph import drop_unused_constants
-from passes.packing import pack, required_versions
+from passes.packing import code_width, pack, required_versions, stored_width
 from qtool.dialect import (
     ACTIVATION_BITS_KEY,
     BITS_KEY,
@@ -36,7 +34,7 @@ def pack_weights(graph: ir.Graph) -> Bits:
         width = code_width(codes)
         if WEIGHT_BITS_KEY in props:
             bits[name] = _bits(node)
-            width = bits[name][0] if holds(codes, bits[name][0]) else width
+            width = stored_width(codes, bits[name][0])
         if width < 8:
             node.replace_input_with(3, pack(graph, node, f"{name}.w{width}", codes, width))
     return bits
@@ -44,22 +42,6 @@ def pack_weights(graph: ir.Graph) -> Bits:
 
 def _bits(node: ir.Node) -> list[int]:
     return [int(node.metadata_props[key]) for key in (WEIGHT_BITS_KEY, ACTIVATION_BITS_KEY)]
-
-
-def holds(codes: NDArray[np.int8], bits: int) -> bool:
-    """True when `bits` bits hold the codes: two's complement, or all odd (+-1, DoReFa's).
-
-    A channel that BatchNorm turned off has the code 0, and one that it flipped may have
-    2^(b-1): those layers take a bit more in the file.
-    """
-    odd = bool(np.all(codes & 1)) and int(np.abs(codes.astype(np.int16)).max(initial=0))
-    return code_width(codes) <= bits or 0 < odd < 1 << bits
-
-
-def code_width(codes: NDArray[np.int8]) -> int:
-    """Return the smallest signed width that holds `codes`."""
-    top, bottom = int(codes.max(initial=0)), int(~codes.min(initial=0))
-    return max(top.bit_length(), bottom.bit_length()) + 1
 
 
 def finish(
