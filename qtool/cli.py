@@ -39,6 +39,7 @@ def _progress() -> Iterator["Progress"]:
 @click.argument("recipe")
 @click.option("--data", type=_FOLDER, help="Folder with the data set's files.")
 @click.option("--epochs", type=click.IntRange(0), help="Epochs of float pre-training.")
+@click.option("--model", metavar="NAME", help="Another network; also package.module:factory.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting."
 )
@@ -49,6 +50,7 @@ def train(
     recipe: str,
     data: Path | None,
     epochs: int | None,
+    model: str | None,
     settings: Sequence[str],
     resume: bool,
     force: bool,
@@ -61,6 +63,8 @@ def train(
 
     if epochs is not None:
         settings = [*settings, f"float_epochs={epochs}"]
+    if model is not None:
+        settings = [*settings, f"model={model}"]
     config = override(load_recipe(recipe), settings)
     loaded = load_dataset(config.dataset, data)
     from qtool.frontends import load_frontend
