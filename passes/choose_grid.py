@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from passes.layer_operators import parameter
+from passes.layer_operators import norm_affine
 from passes.tables import FUNCTIONS
 from qtool import numerics
 from qtool.dialect import Grid
@@ -51,9 +51,8 @@ def _results(node: ir.Node, values: Doubles) -> Doubles | None:
         alpha = node.attributes.get_float("alpha", 0.01)
         return np.where(values >= 0, values, alpha * values)
     if node.op_type == "BatchNormalization":
-        gamma, beta_, mean, var = (parameter(node, index) for index in range(1, 5))
-        ratio = gamma / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
-        ends: Doubles = values[[0, -1]].reshape(2, 1) * ratio + (beta_ - mean * ratio)
+        ratio, shift = norm_affine(node)
+        ends: Doubles = values[[0, -1]].reshape(2, 1) * ratio + shift
         return ends
     return None
 

@@ -20,7 +20,6 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.graph import (
     LAYER_KEY,
-    MIN_STEP,
     FakeQuant,
     add_constant,
     fake_quants,
@@ -34,7 +33,7 @@ from qtool.numerics import (
     modified_weight,
     quantize_weight,
 )
-from qtool.qspec import FLOAT_WIDTHS, weight_limit
+from qtool.qspec import FLOAT_WIDTHS, MIN_STEP, weight_limit
 
 
 @dataclass(frozen=True)

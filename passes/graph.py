@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from qtool.dialect import Grid, constant
 from qtool.errors import UnsupportedError
-from qtool.qspec import Window, activation_window
+from qtool.qspec import MIN_STEP, Window, activation_window
 
-MIN_STEP = 1e-7
 QTOOL = "qtool"
 LAYER_KEY = "qtool.layer"
 

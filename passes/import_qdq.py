@@ -21,7 +21,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.graph import operand
 from passes.integer_builder import Quantized
-from passes.layer_operators import float_gemm, mark
+from passes.layer_operators import float_gemm, maker, mark
 from passes.layers import read_layer
 from passes.lowering import Lowering
 from passes.moves import is_move, lower_move, sources
@@ -129,9 +129,7 @@ class _Importer:
             self._mark_layer(twin.value, core)
 
     def _mark_layer(self, twin: ir.Value, core: ir.Node) -> None:
-        made = twin.producer()
-        if made is not None and made.op_type == "Clip":
-            made = operand(made, 0).producer()
+        made = maker(twin)
         name = str(made.name) if made is not None else value_name(twin)
         if self.bits is not None and name not in self.bits:
             return

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from passes.accumulator import Layer, fit_accumulator
 from passes.integer_builder import IntegerBuilder, Quantized
@@ -34,6 +35,7 @@ from qtool.numerics import quantize_bias
 from qtool.qspec import Window
 
 AFFINE_CODE = 127
+Doubles = NDArray[np.float64]
 
 
 def conv(build: IntegerBuilder, site: Site) -> ir.Value:
@@ -114,11 +116,17 @@ def _bias(build: IntegerBuilder, x: Quantized, layer: Layer) -> ir.Value:
     return build.add(bias.astype(np.int32), f"{layer.name}.bias")
 
 
-def mark(result: ir.Value, weight_bits: int, activation_bits: int) -> None:
-    """Write the bits of a layer onto the node that makes `result`, perhaps behind a Clip."""
+def maker(result: ir.Value) -> ir.Node | None:
+    """Return the operator that makes `result`, perhaps behind a Clip."""
     node = result.producer()
     if node is not None and node.op_type == "Clip" and node.inputs[0] is not None:
         node = node.inputs[0].producer()
+    return node
+
+
+def mark(result: ir.Value, weight_bits: int, activation_bits: int) -> None:
+    """Write the bits of a layer onto the node that makes `result`, perhaps behind a Clip."""
+    node = maker(result)
     if node is not None:
         node.metadata_props[WEIGHT_BITS_KEY] = str(weight_bits)
         node.metadata_props[ACTIVATION_BITS_KEY] = str(activation_bits)
@@ -158,21 +166,26 @@ def affine(build: IntegerBuilder, site: Site) -> ir.Value:
             f"layer {layer_name(node)}: BatchNorm of a {len(shape) + 1}-D tensor that no "
             "layer before it absorbs; 4-D is supported"
         )
-    gamma, beta, mean, var = (parameter(node, index) for index in range(1, 5))
-    ratio = gamma / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
+    ratio, shift = norm_affine(node)
     codes = (np.sign(ratio) * AFFINE_CODE).astype(np.int8).reshape(-1, 1, 1, 1)
     scale = np.where(ratio == 0, 1e-30, np.abs(ratio) / AFFINE_CODE)
-    layer = _unlisted(site, codes, scale, beta - mean * ratio)
+    layer = _unlisted(site, codes, scale, shift)
     attributes = {"kernel_shape": [1, 1], "group": len(ratio)}
     return _qlinear_conv(build, site, layer, attributes)
 
 
-def parameter(node: ir.Node, index: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return a parameter of BatchNormalization.
+def norm_affine(node: ir.Node) -> tuple[Doubles, Doubles]:
+    """Return BatchNormalization as ``x * ratio + shift``, each (C,).
 
     Raises:
-        UnsupportedError: it is computed at run time.
+        UnsupportedError: a parameter is computed at run time.
     """
+    gamma, beta, mean, var = (_parameter(node, index) for index in range(1, 5))
+    ratio = gamma / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
+    return ratio, beta - mean * ratio
+
+
+def _parameter(node: ir.Node, index: int) -> Doubles:
     array = constant(node.inputs[index])
     if array is None:
         raise UnsupportedError(f"layer {node.name}: BatchNorm parameters must be constants")

@@ -17,6 +17,8 @@ from qtool.errors import UserError
 from qtool.files import read_json
 
 ACTIVATION_BITS = range(1, 9)
+# Smaller steps count as this one, in training and in the passes alike.
+MIN_STEP = 1e-7
 WEIGHT_BITS = range(1, 9)
 # Weights that stay floating point, in a float island: float16 and float32 as they are stored.
 FLOAT_WIDTHS = (16, 32)

@@ -12,12 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qtool.qspec import activation_window, weight_limit
+from qtool.qspec import MIN_STEP, activation_window, weight_limit
 from qtool.quantizers.binary import binary, binary_step
 from qtool.quantizers.lsq import lsq, mse_grid, mse_step
 
 Role = Literal["activation", "weight", "glue", "input", "output"]
-MIN_STEP = 1e-7
 _SAMPLES = 1 << 16
 
 
