@@ -1,0 +1,218 @@
+"""Direct convolution: any kernel, stride, dilation and groups; also pointwise and linear layers.
+
+A tile of pixels x output vectors stays in registers; every step broadcasts four input bytes per
+pixel and multiplies them with four bytes of each output channel. No borders: the input has a halo.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm.script.ir_builder import tirx as T
+
+from passes.emit.kernels import tir
+from passes.emit.kernels.epilogue import Epilogue, Form, Piece
+from passes.emit.kernels.tir import Buffer, Expr, Registers, load
+from passes.emit.kernels.vectors import Vectors, vectors
+
+
+@dataclass(frozen=True)
+class Place:
+    """Strides in bytes of a tensor that a kernel walks: from row to row, pixel to pixel."""
+
+    row: int
+    pixel: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Output pixels (rows x columns) and output vectors that are in registers together."""
+
+    rows: int
+    columns: int
+    vectors: int
+
+    @property
+    def pixels(self) -> int:
+        """Return the pixels of the tile."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class DirectConv:
+    """Specification of a direct convolution kernel.
+
+    Args:
+        isa: name of the vector unit.
+        height, width: of the result.
+        outputs: vectors of output channels, of one group.
+        groups: groups; group g reads `group_bytes` behind group g - 1.
+        group_bytes: see `groups`.
+        taps: (rows, columns) of the kernel; columns that lie side by side in memory count as one.
+        dwords: four-byte steps at every tap.
+        strides: (rows, columns).
+        dilations: (rows, columns).
+        x, y, other: strides of the input, the result and the residual operand.
+        tile: what is in registers.
+        weights_outer: walk all pixels for a block of output channels, not all blocks at a pixel.
+        parallel: split over threads.
+        form: of the epilogue.
+    """
+
+    isa: str
+    height: int
+    width: int
+    outputs: int
+    groups: int
+    group_bytes: int
+    taps: tuple[int, int]
+    dwords: int
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    x: Place
+    y: Place
+    other: Place
+    tile: Tile
+    weights_outer: bool
+    parallel: bool
+    form: Form
+
+    @property
+    def blocks(self) -> int:
+        """Return the blocks of output channels of a group."""
+        return -(-self.outputs // self.tile.vectors)
+
+    @property
+    def steps(self) -> int:
+        """Return the four-byte steps of a sum."""
+        return self.taps[0] * self.taps[1] * self.dwords
+
+    def name(self) -> str:
+        """Return a readable part of the function's name."""
+        kind = "pointwise" if self.taps == (1, 1) else "conv"
+        size = f"{self.height}x{self.width}_{4 * self.dwords}_{self.outputs}"
+        return f"{kind}{self.taps[0]}_{size}"
+
+    def build(self, name: str) -> Any:
+        """Return the function (x, [other,] y, weights, bias, factor, numbers)."""
+        pointers = [("x", "uint8")]
+        pointers += [("other", "uint8")] if self.form.residual else []
+        pointers += [
+            ("y", "uint8"), ("w", "int8"), ("bias", "int32"), ("factor", "float32"),
+            ("numbers", "uint8"),
+        ]  # fmt: skip
+        return tir.function(name, pointers, lambda *buffers: _Body(self, buffers).write())
+
+
+class _Body:
+    """Writes the loops of a `DirectConv`."""
+
+    def __init__(self, spec: DirectConv, buffers: Sequence[Buffer]) -> None:
+        self.spec, self.unit = spec, vectors(spec.isa)
+        self.x, (self.w, self.bias, self.factor, numbers) = buffers[0], buffers[-4:]
+        y, other = buffers[-5], buffers[1] if spec.form.residual else None
+        self.epilogue = Epilogue(self.unit, spec.form, numbers, y, other)
+
+    def write(self) -> None:
+        """Write the loops over groups, blocks of channels, rows and columns."""
+        spec, tile = self.spec, self.spec.tile
+        rows, columns = -(-spec.height // tile.rows), -(-spec.width // tile.columns)
+        blocks = spec.groups * spec.blocks
+        with tir.loop(rows * blocks, spec.parallel) as turn:
+            if spec.weights_outer:
+                block, row = T.floordiv(turn, rows), T.floormod(turn, rows)
+            else:
+                block, row = T.floormod(turn, blocks), T.floordiv(turn, blocks)
+            # The last tile overlaps its neighbour rather than leave the image.
+            top = tir.let(T.min(row * tile.rows, spec.height - tile.rows))
+            with tir.loop(columns) as column:
+                left = tir.let(T.min(column * tile.columns, spec.width - tile.columns))
+                self._tile(block, top, left)
+
+    def _tile(self, block: Expr, top: Expr, left: Expr) -> None:
+        spec, tile, unit = self.spec, self.spec.tile, self.unit
+        n, count = unit.lanes, tile.pixels * tile.vectors
+        acc = Registers(count, n)
+        channel = block * tile.vectors * n
+        for i in range(count):
+            acc[i] = load(self.bias, channel + i % tile.vectors * n, n)
+        self._sum(acc, block, top, left)
+        self.epilogue.write(list(self._pieces(acc, block, top, left)))
+
+    def _sum(self, acc: Registers, block: Expr, top: Expr, left: Expr) -> None:
+        spec, tile = self.spec, self.spec.tile
+        vector = 4 * self.unit.lanes
+        (sy, sx), (dy, dx) = spec.strides, spec.dilations
+        start = top * (sy * spec.x.row) + left * (sx * spec.x.pixel)
+        if spec.groups > 1:
+            start = start + T.floordiv(block, spec.blocks) * spec.group_bytes
+        weights = block * (spec.steps * tile.vectors * vector)
+        with (
+            tir.loop(spec.taps[0]) as i,
+            tir.loop(spec.taps[1]) as j,
+            tir.loop(spec.dwords) as k,
+        ):
+            x = tir.let(start + i * (dy * spec.x.row) + j * (dx * spec.x.pixel) + k * 4)
+            step = (i * spec.taps[1] + j) * spec.dwords + k
+            w = tir.let(weights + step * (tile.vectors * vector))
+            self._step(acc, x, w)
+
+    def _step(self, acc: Registers, x: Expr, w: Expr) -> None:
+        spec, tile, unit = self.spec, self.spec.tile, self.unit
+        n = unit.lanes
+        columns = [tir.let(load(self.w, w + j * 4 * n, 4 * n)) for j in range(tile.vectors)]
+        for p in range(tile.pixels):
+            down, right = divmod(p, tile.columns)
+            offset = (
+                down * spec.strides[0] * spec.x.row + right * spec.strides[1] * spec.x.pixel
+            )
+            bytes4 = tir.reinterpret(load(self.x, x + offset, 4), "int32")
+            code = tir.let(unit.broadcast(bytes4))
+            for j, column in enumerate(columns):
+                i = p * tile.vectors + j
+                acc[i] = unit.dot(acc[i], code, column)
+
+    def _pieces(self, acc: Registers, block: Expr, top: Expr, left: Expr) -> list[Piece]:
+        spec, tile, n = self.spec, self.spec.tile, self.unit.lanes
+        channel = block * tile.vectors * n
+        found = []
+        for p in range(tile.pixels):
+            down, right = divmod(p, tile.columns)
+            y = (top + down) * spec.y.row + (left + right) * spec.y.pixel + channel
+            other = (top + down) * spec.other.row + (left + right) * spec.other.pixel + channel
+            for j in range(tile.vectors):
+                valid = None
+                if spec.outputs % tile.vectors:
+                    valid = T.floormod(block, spec.blocks) * tile.vectors + j < spec.outputs
+                found.append(
+                    Piece(
+                        acc[p * tile.vectors + j],
+                        load(self.factor, channel + j * n, n),
+                        y + j * n, other + j * n, valid, p,
+                    )
+                )  # fmt: skip
+        return found
+
+
+def pack_weights(w: NDArray[np.int8], spec: DirectConv, unit: Vectors) -> NDArray[np.int8]:
+    """Return weights in the order in which the kernel reads them.
+
+    Args:
+        w: (groups, outputs of a group, rows, columns, bytes), zeros where bytes hold no channel;
+            columns and bytes as `spec.taps` and 4 x `spec.dwords` count them.
+        spec: of the kernel.
+        unit: its vector unit.
+
+    Returns:
+        (groups, blocks, rows, columns, dwords, vectors, lanes, 4) flattened.
+    """
+    lanes, per_block = unit.lanes, spec.tile.vectors * unit.lanes
+    groups, outputs, rows, columns, _ = w.shape
+    full = np.zeros((groups, spec.blocks * per_block, rows, columns, 4 * spec.dwords), np.int8)
+    full[:, :outputs, :, :, : w.shape[4]] = w
+    parts = full.reshape(
+        groups, spec.blocks, spec.tile.vectors, lanes, rows, columns, spec.dwords, 4
+    )
+    return np.ascontiguousarray(parts.transpose(0, 1, 4, 5, 6, 2, 3, 7)).reshape(-1)

@@ -1,0 +1,124 @@
+"""What a kernel asks of a CPU's vector unit; one class for each instruction set.
+
+A *vector* here is a register of `lanes` int32 or float32, or of 4 x `lanes` bytes. Every method
+returns an expression; all are exact (no saturation on the way, halves to even).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from passes.emit.kernels.tir import Expr, intrinsic, reinterpret
+
+_CURRENT_ROUNDING = 4  # of MXCSR: to nearest, halves to even
+
+
+class Vectors(ABC):
+    """Vector instructions.
+
+    Args:
+        name: of the instruction set.
+        lanes: int32 in a vector.
+        registers: vectors that the CPU holds.
+    """
+
+    name: str
+    lanes: int
+    registers: int
+
+    @abstractmethod
+    def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """Return acc + the sums of four products of uint8 bytes `x` and int8 bytes `w`."""
+
+    @abstractmethod
+    def round(self, x: Expr) -> Expr:
+        """Return float32 as int32, halves to even."""
+
+    @abstractmethod
+    def pack(self, parts: Sequence[Expr]) -> Expr:
+        """Return four int32 vectors as one of uint8, saturated, in the order of `order`."""
+
+    @abstractmethod
+    def interleave(self, parts: Sequence[Expr]) -> list[Expr]:
+        """Return four byte vectors as four vectors of dwords, one byte of each in a dword.
+
+        Part j of the result holds bytes 16 k + 4 j + t at lane 4 k + t, which is how `pack`
+        without `transpose` puts them back.
+        """
+
+    @abstractmethod
+    def transpose(self, packed: Expr) -> Expr:
+        """Return `pack`'s result with the bytes of each of its four parts side by side."""
+
+    @abstractmethod
+    def add_saturated(self, parts: Sequence[Expr], zero: Expr) -> Expr:
+        """Return `pack` of the parts + `zero`, an int16 vector of equal elements."""
+
+    def broadcast(self, x: Expr) -> Expr:
+        """Return four bytes (as int32) in every lane, as bytes."""
+        return reinterpret(T.broadcast(x, self.lanes), f"int8x{4 * self.lanes}")
+
+    def floats(self, x: Expr) -> Expr:
+        """Return int32 (or uint8) lanes as float32."""
+        return T.cast(x, f"float32x{self.lanes}")
+
+    def fma(self, a: Expr, b: Expr, c: Expr) -> Expr:
+        """Return ``a * b + c``, rounded once."""
+        return intrinsic(f"float32x{self.lanes}", "llvm.fma", a, b, c)
+
+
+class Avx512Vnni(Vectors):
+    """x86 with AVX512-VNNI: 512-bit vectors."""
+
+    name = "avx512_vnni"
+    lanes = 16
+    registers = 32
+
+    def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        return intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, x, w)
+
+    def round(self, x: Expr) -> Expr:
+        zero, mode = T.broadcast(T.int32(0), 16), T.int32(_CURRENT_ROUNDING)
+        return intrinsic(
+            "int32x16", "llvm.x86.avx512.mask.cvtps2dq.512", x, zero, T.int16(-1), mode
+        )
+
+    def _halves(self, a: Expr, b: Expr) -> Expr:
+        return intrinsic("int16x32", "llvm.x86.avx512.packssdw.512", a, b)
+
+    def _bytes(self, a: Expr, b: Expr) -> Expr:
+        packed = intrinsic("int8x64", "llvm.x86.avx512.packuswb.512", a, b)
+        return reinterpret(packed, "uint8x64")
+
+    def pack(self, parts: Sequence[Expr]) -> Expr:
+        return self._bytes(self._halves(*parts[:2]), self._halves(*parts[2:]))
+
+    def add_saturated(self, parts: Sequence[Expr], zero: Expr) -> Expr:
+        halves = (self._halves(*parts[:2]), self._halves(*parts[2:]))
+        return self._bytes(
+            *(intrinsic("int16x32", "llvm.sadd.sat", half, zero) for half in halves)
+        )
+
+    def transpose(self, packed: Expr) -> Expr:
+        return shuffle(
+            [packed],
+            [16 * k + 4 * j + t for j in range(4) for k in range(4) for t in range(4)],
+        )
+
+    def interleave(self, parts: Sequence[Expr]) -> list[Expr]:
+        raise NotImplementedError
+
+
+def shuffle(vectors: Sequence[Expr], places: Sequence[int]) -> Expr:
+    """Return the elements at constant `places` of the `vectors` one after another."""
+    return T.Shuffle(list(vectors), [T.int32(p) for p in places])
+
+
+BY_NAME: dict[str, type[Vectors]] = {cls.name: cls for cls in (Avx512Vnni,)}
+
+
+def vectors(name: str) -> Vectors:
+    """Return the vector unit of an instruction set."""
+    return BY_NAME[name]()
