@@ -27,6 +27,7 @@ class Vectors(ABC):
     name: str
     lanes: int
     registers: int
+    has_table = False
 
     @abstractmethod
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
