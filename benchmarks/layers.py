@@ -6,14 +6,13 @@
 Layers of one shape are one row. A layer is timed in modules that hold nothing but copies of it
 (`single_layer`): what further copies add, by their number. That is bias, requantization and
 clip included, without a residual addition that the whole network may have fused into it. The
-peak (`vnni_peak`) is measured in the same rounds, and one thread's processor time is what
-counts. Layers that are not in the table (pools, additions, tables) are the rest of the
-whole network's time.
+peak (`vnni_peak`) and the whole network are measured in the same rounds, and processor time
+with one thread is what counts. What is not in the table (pools, additions, tables, quantizing
+the image) is the rest of the network's time.
 """
 
 import argparse
 import json
-import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import interleaved
+import numpy as np
 import vnni_peak
 from cases import QTOOL, write_files
 from interleaved import engine_command
@@ -44,7 +44,8 @@ class Row:
         macs: multiply-accumulates of one of them.
         microseconds: of one of them.
         gmac_per_s: 10^9 multiply-accumulates a second.
-        peak_share: of the peak, measured in the same rounds; None without VNNI.
+        main_share: time of all of them, as a share of the whole network's.
+        peak_share: speed as a share of the peak; None without VNNI.
     """
 
     layers: tuple[str, ...]
@@ -52,12 +53,8 @@ class Row:
     macs: int
     microseconds: float
     gmac_per_s: float
+    main_share: float
     peak_share: float | None
-
-    @property
-    def total(self) -> float:
-        """Microseconds of all of them."""
-        return self.microseconds * len(self.layers)
 
 
 def main() -> None:
@@ -67,20 +64,16 @@ def main() -> None:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         names = [f"{args.bits}.{form}" for form in ("qdq", "so")]
         files = write_files(args.net, args.size, args.folder or scratch, names, keep=False)
-        shape = (3, args.size, args.size)
-        whole = engine_command("tvm", files[names[1]], 1, shape)
-        timing = interleaved.measure({"main": whole}, args.turns)["main"]
-        milliseconds = statistics.median(timing.turns(1))
+        whole = engine_command("tvm", files[names[1]], 1, (3, args.size, args.size))
         found = sorted(sites(read_onnx(files[names[0]])), key=lambda site: -site.macs)
-        rows = [measured(site, scratch, args.turns) for site in found[: args.largest]]
+        rows = [measured(site, whole, scratch, args.turns) for site in found[: args.largest]]
     print(*markdown(rows), "", sep="\n")
-    total = sum(row.total for row in rows) / 1e3
-    print(f"{args.net} {args.bits}: main {milliseconds:.3f} ms, these layers {total:.3f} ms")
+    total = sum(row.main_share for row in rows)
+    print(
+        f"{args.net} {args.bits}: these layers are {100 * total:.0f} % of the network's time"
+    )
     if args.json:
-        result = {
-            "net": args.net, "bits": args.bits, "main_ms": milliseconds,
-            "rows": [asdict(row) for row in rows],
-        }  # fmt: skip
+        result = {"net": args.net, "bits": args.bits, "rows": [asdict(row) for row in rows]}
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -104,39 +97,43 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def measured(site: Site, folder: Path, turns: int) -> Row:
-    """Compile the modules of one layer and time them next to the peak."""
-    commands = {}
+def measured(site: Site, whole: list[str], folder: Path, turns: int) -> Row:
+    """Compile the modules of one layer; time them next to the `whole` network and the peak."""
+    commands = {"main": whole}
     for name, copies in (("first", 1), ("all", 1 + FURTHER)):
         path = folder / f"{name}.so"
         write_program(repeated(site, copies), path)
         commands[name] = engine_command("tvm", path, 1, site.input_shape, "uint8")
-    bits = vnni_peak.widths()[:1]
-    commands |= {f"peak {each}": vnni_peak.command(each) for each in bits}
-    timings = {
-        name: timing.turns(1) for name, timing in interleaved.measure(commands, turns).items()
+    widest = next(iter(vnni_peak.widths()), None)
+    if widest is not None:
+        commands["peak"] = vnni_peak.command(widest)
+    rounds = {
+        name: np.array(timing.turns(1))
+        for name, timing in interleaved.measure(commands, turns).items()
     }
-    pairs = zip(timings["all"], timings["first"], strict=True)
-    milliseconds = [(many - one) / FURTHER for many, one in pairs]
-    median, share = statistics.median(milliseconds), None
-    for each in bits:
-        fastest = vnni_peak.macs(each)  # in the time below
-        pairs = zip(timings[f"peak {each}"], milliseconds, strict=True)
-        share = statistics.median(site.macs / own / (fastest / peak) for peak, own in pairs)
-    return Row(
-        site.names, site.geometry, site.macs, 1e3 * median, site.macs / median / 1e6, share
-    )
+    milliseconds = (rounds["all"] - rounds["first"]) / FURTHER
+    median, share = float(np.median(milliseconds)), None
+    if widest is not None:
+        fastest = site.macs * rounds["peak"] / vnni_peak.macs(widest)
+        share = float(np.median(fastest / milliseconds))
+    of_main = float(np.median(milliseconds / rounds["main"])) * len(site.names)
+    speed = site.macs / median / 1e6
+    return Row(site.names, site.geometry, site.macs, 1e3 * median, speed, of_main, share)
 
 
 def markdown(rows: list[Row]) -> Iterator[str]:
     """Yield the lines of a table."""
-    yield "| layer | layers | input, kernel/stride, output | M MACs | us | GMAC/s | of peak |"
-    yield "|---" * 7 + "|"
-    for row in sorted(rows, key=lambda row: -row.total):
+    yield (
+        "| layer | layers | input, kernel/stride, output | M MACs | us | of main | GMAC/s "
+        "| of peak |"
+    )
+    yield "|---" * 8 + "|"
+    for row in sorted(rows, key=lambda row: -row.main_share):
         share = "" if row.peak_share is None else f"{100 * row.peak_share:.0f} %"
         yield (
             f"| {row.layers[0]} | {len(row.layers)} | {row.geometry} | {row.macs / 1e6:.2f} | "
-            f"{row.microseconds:.1f} | {row.gmac_per_s:.0f} | {share} |"
+            f"{row.microseconds:.1f} | {100 * row.main_share:.1f} % | {row.gmac_per_s:.0f} | "
+            f"{share} |"
         )
 
 
