@@ -67,8 +67,13 @@ def emit_tvm(
             f"layer {island.name}: {', '.join(island.operators)} in floating point "
             "(--allow-float), which TVM kernels do not have; --target onnx can hold it"
         )
-    plan = make_plan(program, vectors(target.isa))
+    plan = make_plan(program, vectors(_unit(target)))
     return _Emitter(program, plan, batch).module()
+
+
+def _unit(target: CpuTarget) -> str:
+    """Return the name of the vector unit of a CPU."""
+    return "avx512_vbmi" if target.isa == "avx512_vnni" and target.vbmi else target.isa
 
 
 class _Emitter:

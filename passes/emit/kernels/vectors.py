@@ -22,6 +22,7 @@ class Vectors(ABC):
         name: of the instruction set.
         lanes: int32 in a vector.
         registers: vectors that the CPU holds.
+        has_table: whether `look_up` is cheap enough for an epilogue.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Avx512Vbmi(Avx512Vnni):
     """With AVX512-VBMI: shuffles of bytes across a whole vector."""
 
     name = "avx512_vbmi"
+    has_table = True
 
     def look_up(self, codes: Expr, table: Buffer, offset: Expr) -> Expr:
         parts = [load(table, offset + 64 * i, 64) for i in range(4)]

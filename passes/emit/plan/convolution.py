@@ -6,6 +6,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from passes.emit.kernels.depthwise import DepthwiseConv, lane_order, pack_depthwise
 from passes.emit.kernels.direct import DirectConv, Place, pack_weights
 from passes.emit.kernels.epilogue import (
     Form,
@@ -16,8 +17,9 @@ from passes.emit.kernels.epilogue import (
 )
 from passes.emit.kernels.layout import Layout, round_up
 from passes.emit.kernels.vectors import Vectors
+from passes.emit.plan.context import place
 from passes.emit.plan.fusion import Node
-from passes.emit.plan.steps import Operand, Step
+from passes.emit.plan.steps import Kernel, Operand, Step
 from passes.emit.plan.tiles import choose_tile
 from qtool import numerics
 from qtool.dialect import Conv, Gemm
@@ -35,18 +37,14 @@ class Sites:
     other: Layout | None = None
 
 
-def place(layout: Layout) -> Place:
-    """Return the strides of a layout."""
-    return Place(layout.row, layout.pixel)
-
-
 def convolution(node: Node, sites: Sites, unit: Vectors) -> Step:
     """Return the step of a convolution or linear layer and what is fused into it."""
     op = as_convolution(node.op, sites.x)
     numbers, shape = epilogue(node, op)
-    spec, packed = _direct(op, sites, unit, shape)
-    count = spec.groups * spec.blocks * spec.tile.vectors * unit.lanes
-    bias, factor = requantization(op, count)
+    if op.groups == len(op.w_OIHW) == sites.x.channels and sites.x.pixel % 16 == 0:
+        spec, packed, bias, factor = _depthwise(op, sites, unit, shape)
+    else:
+        spec, packed, bias, factor = _direct(op, sites, unit, shape)
     inputs = [Operand(op.inputs[0], first_byte(op, sites.x))]
     if node.residual is not None and sites.other is not None:
         inputs.append(Operand(node.inputs[-1], sites.other.origin))
@@ -113,10 +111,23 @@ def _largest(op: Conv) -> float:
     return float((bound * np.abs(factor)).max())
 
 
-def _direct(
-    op: Conv, sites: Sites, unit: Vectors, shape: Form
-) -> tuple[DirectConv, NDArray[np.int8]]:
-    """Return the direct kernel and its weights."""
+Layer = tuple[Kernel, NDArray[np.int8], NDArray[np.int32], NDArray[np.float32]]
+
+
+def _depthwise(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
+    """Return the depthwise kernel, its weights, bias and factor."""
+    x, y = sites.x, sites.y
+    spec = DepthwiseConv(
+        unit.name, y.height, y.width, x.pixel, op.w_OIHW.shape[2:], op.strides, op.dilations,
+        place(x), place(y), place(sites.other or y), layer_macs(op) >= PARALLEL_MACS, shape,
+    )  # fmt: skip
+    order = lane_order(spec, unit)
+    bias, factor = requantization(op, x.pixel)
+    return spec, pack_depthwise(op.w_OIHW[:, 0], spec, unit), bias[order], factor[order]
+
+
+def _direct(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
+    """Return the direct kernel, its weights, bias and factor."""
     x, y, n = sites.x, sites.y, unit.lanes
     grouped = merge_groups(op.w_OIHW, op.groups, n)
     groups, outputs, channels, kh, kw = grouped.shape
@@ -128,14 +139,16 @@ def _direct(
     weights = rows_first.reshape(groups, outputs, *taps, channels)
     height, width, x_place, y_place, other = _flattened(op, sites)
     vectors = -(-outputs // n)
-    tile = choose_tile(height, width, vectors, unit)
+    tile = choose_tile(height, width, vectors, unit, whole=groups > 1)
     spec = DirectConv(
         unit.name, height, width, vectors, groups, op.w_OIHW.shape[1] * (op.groups // groups),
         taps, -(-channels // 4), op.strides, op.dilations, x_place, y_place, other, tile,
         False, layer_macs(op) >= PARALLEL_MACS, shape,
     )  # fmt: skip
     packed = pack_weights(weights, spec, unit)
-    return replace(spec, weights_outer=_weights_outer(spec, packed.size, x.bytes)), packed
+    spec = replace(spec, weights_outer=_weights_outer(spec, packed.size, x.bytes))
+    bias, factor = requantization(op, spec.groups * spec.blocks * tile.vectors * n)
+    return spec, packed, bias, factor
 
 
 def merge_groups(w_OIHW: NDArray[np.int8], groups: int, lanes: int) -> NDArray[np.int8]:

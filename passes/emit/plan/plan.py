@@ -9,7 +9,8 @@ from typing import Any
 from passes.emit.kernels.layout import Halo, Layout, NO_HALO, nhwc, plain
 from passes.emit.kernels.vectors import Vectors
 from passes.emit.plan.fusion import Node, fuse
-from passes.emit.plan.operators import Context, Fallback, steps_of
+from passes.emit.plan.context import Context
+from passes.emit.plan.operators import Fallback, output_steps, steps_of
 from passes.emit.plan.steps import Step
 from qtool.dialect import Conv, FloatGemm, Gemm, Program, Quantize, Reshape
 
@@ -62,7 +63,7 @@ def make_plan(program: Program, unit: Vectors) -> Plan:
         found, fallback = steps_of(node, context)
         steps += found
         fallbacks += fallback
-    steps += context.output_steps()
+    steps += output_steps(context)
     written = {node.output for node in nodes} | set(aliases)
     return Plan(
         tuple(steps), context.layouts, context.last_tensor(), program.output,

@@ -9,7 +9,9 @@ _IN_FLIGHT = 6
 _LOAD = 0.55
 
 
-def choose_tile(height: int, width: int, vectors: int, unit: Vectors) -> Tile:
+def choose_tile(
+    height: int, width: int, vectors: int, unit: Vectors, whole: bool = False
+) -> Tile:
     """Return the tile that needs the least time for a result of this size.
 
     Args:
