@@ -1,13 +1,11 @@
-"""Integer dialect -> a TVM Relax module, and from there a shared library.
+"""Integer dialect -> a TVM Relax module.
 
 The module has two functions: ``main`` (float image -> float logits) and ``trace`` (the same
 input -> every integer tensor). They call the same kernels, one per dialect operator, so what a
 check sees is what runs.
 """
 
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import tvm
@@ -16,7 +14,7 @@ from tvm import relax, te
 from passes.emit.te_kernels import dequantize, kernel
 from passes.emit.te_moves import Kernel
 from qtool.dialect import FloatGemm, Op, Program, Quantize
-from qtool.errors import UnsupportedError, UserError
+from qtool.errors import UnsupportedError
 
 
 def emit_relax(program: Program, batch: int = 1) -> tvm.IRModule:
@@ -105,30 +103,3 @@ class _Emitter:
         symbol = f"k{len(self.kernels)}_" + "".join(c if c.isalnum() else "_" for c in name)
         reference = self.builder.add_func(function.with_attr("global_symbol", symbol), symbol)
         return reference, [relax.const(a) for a in arrays]
-
-
-def host_target() -> tvm.target.Target:
-    """Return the LLVM target of this machine's CPU."""
-    return tvm.target.Target(
-        {"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()}
-    )
-
-
-def build_library(module: tvm.IRModule) -> bytes:
-    """Compile `module` for this CPU and return the shared library.
-
-    Raises:
-        UserError: no C compiler to link with.
-    """
-    executable = tvm.compile(module, host_target())
-    with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
-        path = Path(folder) / "model.so"
-        try:
-            executable.export_library(str(path))
-        except (RuntimeError, OSError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(
-                f"linking the TVM module failed ({reason}); a C++ compiler (g++, "
-                "clang++) must be on PATH"
-            ) from None
-        return path.read_bytes()
