@@ -1,8 +1,9 @@
-"""TVM's virtual machine on a library that `passes.emit.relax` made."""
+"""TVM's virtual machine on a library that `qtool export --target tvm` made."""
 
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,34 @@ from runtimes.base import Codes, Floats, Inputs
 from runtimes.tvm_env import require_tvm
 
 
+def require_loadable(path: Path, cpu: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless TVM is installed and this CPU can run the module.
+
+    Args:
+        path: the module, for the message.
+        cpu: what its seal says of the CPU.
+    """
+    require_tvm()
+    from runtimes.host_cpu import refuse_foreign_cpu
+
+    refuse_foreign_cpu(path, cpu)
+
+
 class TvmRuntime:
     """A model.so, called with one batch of its compiled size at a time.
 
     Args:
         path: shared library. Loading it runs native code: only open files you trust.
+
+    Raises:
+        UserError: no TVM; no sealed library; compiled for a CPU that this machine is not.
     """
 
     name = "tvm"
 
     def __init__(self, path: Path) -> None:
-        require_tvm()
         self.metadata: dict[str, Any] = read_seal(path)
+        require_loadable(path, self.metadata["cpu"])
         import tvm
         from tvm import relax
 
@@ -46,9 +63,12 @@ class TvmRuntime:
         return np.concatenate(parts)
 
     def intermediates(self, x: Inputs) -> dict[str, Codes]:
-        """Return every integer tensor."""
+        """Return every integer tensor that is written to memory, in execution order.
+
+        Those that live inside a kernel only are absent: "fused_tensors" of the seal.
+        """
         calls = [self._vm["trace"](self._tensor(part)) for part in self._parts(x)]
-        names = self.metadata["tensors"]
+        names = self._traced()
         return {
             name: np.concatenate([call[index].numpy() for call in calls])
             for index, name in enumerate(names)
@@ -60,8 +80,13 @@ class TvmRuntime:
         call = self._vm["trace"](
             self._tensor(np.zeros((size, *shape), self.metadata["input_kind"]))
         )
-        kinds = [str(call[index].dtype) for index in range(len(self.metadata["tensors"]))]
+        kinds = [str(call[index].dtype) for index in range(len(self._traced()))]
         return Counter(kind for kind in kinds if kind != "uint8")
+
+    def _traced(self) -> list[str]:
+        """Return the names of what ``trace`` returns."""
+        names: list[str] = self.metadata["module"]["tensors"]
+        return names
 
     def _parts(self, x: Inputs) -> list[Inputs]:
         size = int(self.metadata["batch"])

@@ -23,11 +23,12 @@ from passes.lower_to_integer import LowerToInteger
 from passes.pipelines import import_qdq, lower
 from passes.quantize_glue import QuantizeGlue
 from passes.resolve_bits import ResolveBits
+from qtool.describe import describe
 from qtool.dialect import ISLANDS_KEY, Grid, Island, Program, read_program
 from qtool.errors import UnsupportedError, UserError
 from qtool.nn.control import bit_costs, calibrate, select
 from qtool.nn.prepare import QuantSpec, prepare
-from qtool.pipeline import FORMS, describe, read_onnx, write_onnx
+from qtool.pipeline import FORMS, read_onnx, write_onnx
 from qtool.qspec import LayerBits, Selection, parse_uniform, selection_from_json
 from qtool.trace import trace
 from runtimes.compare import Parity
