@@ -6,7 +6,6 @@ returns an expression; all are exact (no saturation on the way, halves to even).
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
