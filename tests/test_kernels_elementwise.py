@@ -182,6 +182,25 @@ def test_images(kind: str, parallel: bool) -> None:
         check.compare(memory, want)
 
 
+def test_quantizing_divides() -> None:
+    rng, arena, checks = np.random.default_rng(0), Arena(), []
+    layout, differing = nhwc((1, 16, 32), NONE, 1), 0
+    for scale in (F32(0.0173), F32(0.3), F32(0.007)):
+        x = (np.arange(512, dtype=F32) / F32(2)).reshape(1, 16, 32) * scale
+        check = Check(arena, layout, rng)
+        numbers = arena.put(quantize_numbers(scale, 0, 0, 255))
+        spec = QuantizeInput(ISA, 1, 16, 32, place(layout), False)
+        arena.call(spec, arena.put(x), check.place, numbers)
+        want = numerics.quantize(x, scale, 0)
+        differing += np.count_nonzero(np.clip(np.rint(x * (F32(1) / scale)), 0, 255) != want)
+        checks.append((check, want.transpose(1, 2, 0)))
+    memory = arena.run()
+    for check, want in checks:
+        check.compare(memory, want)
+    # These are numbers for which a product with the reciprocal is another code.
+    assert differing > 0
+
+
 def image(rng: np.random.Generator, shape: tuple[int, ...], scale: np.float32) -> Array:
     """Return floats with ties, NaN, infinities and values beyond every window."""
     x = (rng.integers(-600, 600, shape).astype(F32) / F32(2)) * scale

@@ -129,18 +129,19 @@ def _write(
         rest = iter(offsets)
         starts = [0 if repeated else next(rest) for repeated in held]
         parts = []
-        for i in range(4):
+        for i in range(-(-count // n)):
             x, z = (
                 _ints(unit, codes, start + (i * n % spec.region.bytes if repeated else i * n))
                 for codes, start, repeated in zip((a, b), starts[1:], held[1:], strict=True)
             )
             parts.append(_rounded(unit, formula(unit, numbers, x, z), spec.clamp))
-        codes = unit.transpose(unit.pack(parts))
+        codes = unit.transpose(unit.pack((parts * 4)[:4]))
         if spec.clip:
             codes = T.min(T.max(codes, numbers.bytes("lo")), numbers.bytes("hi"))
         store_first(y, starts[0], let(codes), count, 4 * n)
 
-    walk(spec.region, walked, 4 * n, step, spec.parallel)
+    # A step of fewer bytes is less arithmetic.
+    walk(spec.region, walked, 4 * n, step, spec.parallel, overlap=False)
 
 
 def _repeats(spec: Operands, place: Place, size: int) -> bool:

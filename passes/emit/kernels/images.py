@@ -119,8 +119,9 @@ class _Interleave:
         most = 4 if self.spec.planes <= _SHUFFLED_PLANES else 1
         parts = min(most, self.width // self.unit.lanes)
         size = max(1, parts * self.unit.lanes)
-        with tir.loop(self.rows, self.spec.parallel) as row:
-            with tir.loop(-(-self.width // size)) as turn:
+        threads = self.spec.parallel
+        with tir.loop(self.rows, threads) as row:
+            with tir.loop(-(-self.width // size), threads and self.rows == 1) as turn:
                 # The last step overlaps its neighbour.
                 first = tir.let(T.min(turn * size, self.width - size))
                 self._step(
