@@ -17,8 +17,8 @@ from passes.emit.kernels.elementwise import (
 from passes.emit.kernels.epilogue import Form
 from passes.emit.kernels.images import CopyInput, QuantizeInput, quantize_numbers
 from passes.emit.kernels.layout import Halo, nhwc
-from passes.emit.kernels.lookup import LookUp
 from passes.emit.kernels.results import Dequantize, dequantize_numbers
+from passes.emit.kernels.tables import LookUp
 from passes.emit.kernels.vectors import vectors
 from qtool import numerics
 
