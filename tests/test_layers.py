@@ -52,8 +52,8 @@ def test_tvm_is_imported_only_where_it_was_asked_for() -> None:
         "passes/emit/relax.py", "passes/emit/te_kernels.py", "passes/emit/te_moves.py",
         "passes/emit/kernels/tir.py", "passes/emit/kernels/epilogue.py",
         "passes/emit/kernels/vectors.py", "passes/emit/kernels/direct.py",
-        "passes/emit/kernels/depthwise.py", "passes/emit/kernels/average.py",
-        "passes/emit/kernels/max_pool.py", "runtimes/tvm.py",
+        "passes/emit/kernels/depthwise.py", "passes/emit/kernels/depthwise_walk.py",
+        "passes/emit/kernels/average.py", "passes/emit/kernels/max_pool.py", "runtimes/tvm.py",
     }  # fmt: skip
     for package in ("qtool", "passes", "runtimes"):
         for path in sources(package):
