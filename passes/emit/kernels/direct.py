@@ -167,17 +167,19 @@ class _Body:
     def _step(self, acc: Registers, x: Expr, w: Expr) -> None:
         spec, tile, unit = self.spec, self.spec.tile, self.unit
         n = unit.lanes
-        columns = [tir.let(load(self.w, w + j * 4 * n, 4 * n)) for j in range(tile.vectors)]
+        columns = [
+            unit.prepare_w(load(self.w, w + j * 4 * n, 4 * n)) for j in range(tile.vectors)
+        ]
         for p in range(tile.pixels):
             down, right = divmod(p, tile.columns)
             offset = (
                 down * spec.strides[0] * spec.x.row + right * spec.strides[1] * spec.x.pixel
             )
             bytes4 = tir.reinterpret(load(self.x, x + offset, 4), "int32")
-            code = tir.let(unit.broadcast(bytes4))
+            code = unit.prepare_x(bytes4)
             for j, column in enumerate(columns):
                 i = p * tile.vectors + j
-                acc[i] = unit.dot(acc[i], code, column)
+                acc[i] = unit.accumulate(acc[i], code, column)
 
     def _pieces(self, acc: Registers, block: Expr, top: Expr, left: Expr) -> list[Piece]:
         spec, tile, n = self.spec, self.spec.tile, self.unit.lanes

@@ -6,10 +6,14 @@ returns an expression; all are exact (no saturation on the way, halves to even).
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 
 from tvm.script.ir_builder import tirx as T
 
+from passes.emit.kernels.lookup import load_table, look_up_vbmi
 from passes.emit.kernels.tir import Buffer, Expr, intrinsic, let, load, reinterpret
+
+Operand = tuple[Expr, ...]
 
 _CURRENT_ROUNDING = 4  # of MXCSR: to nearest, halves to even
 
@@ -21,13 +25,41 @@ class Vectors(ABC):
         name: of the instruction set.
         lanes: int32 in a vector.
         registers: vectors that the CPU holds.
-        has_table: whether `look_up` is cheap enough for an epilogue.
+        step_registers: of them a step needs for `x`, constants and what is between.
+        w_registers: of them a prepared `w` takes.
+        x_offset: `accumulate` subtracts it from every byte of x. A kernel that uses it adds
+            ``x_offset * sum(w)`` to the bias: ``bias - (zero_point - x_offset) * sum(w)``.
+        has_table: `look_up` does not go byte by byte.
     """
 
     name: str
     lanes: int
     registers: int
-    has_table = False
+    step_registers: int = 1
+    w_registers: int = 1
+    x_offset: int = 0
+    has_table: bool = False
+
+    def accumulators(self, columns: int) -> int:
+        """Return how many sums of a tile stay in registers besides what a step needs.
+
+        Args:
+            columns: vectors of output channels in the tile.
+        """
+        free = self.registers - self.step_registers - columns * self.w_registers
+        return max(free, 0)
+
+    def prepare_x(self, x: Expr) -> Operand:
+        """Return four bytes (as int32) in every lane, as `accumulate` wants them."""
+        return (let(self.broadcast(x)),)
+
+    def prepare_w(self, w: Expr) -> Operand:
+        """Return a vector of int8 as `accumulate` wants it."""
+        return (let(w),)
+
+    def accumulate(self, acc: Expr, x: Operand, w: Operand) -> Expr:
+        """Return `dot` of prepared operands, with `x_offset` subtracted from every x."""
+        return self.dot(acc, *x, *w)
 
     @abstractmethod
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
@@ -49,9 +81,10 @@ class Vectors(ABC):
         without `transpose` puts them back.
         """
 
-    @abstractmethod
     def look_up(self, codes: Expr, table: Buffer, offset: Expr) -> Expr:
-        """Return for every byte its entry of the 256 at `offset` of `table`."""
+        """Return for every byte of `codes` its entry of the 256 at `offset` of `table`."""
+        count = 4 * self.lanes
+        return table[T.cast(codes, f"int32x{count}") + T.broadcast(offset, count)]
 
     @abstractmethod
     def transpose(self, packed: Expr) -> Expr:
@@ -137,12 +170,7 @@ class Avx512Vbmi(Avx512Vnni):
     has_table = True
 
     def look_up(self, codes: Expr, table: Buffer, offset: Expr) -> Expr:
-        parts = [load(table, offset + 64 * i, 64) for i in range(4)]
-        low, high = (
-            intrinsic("uint8x64", "llvm.x86.avx512.vpermi2var.qi.512", a, codes, b)
-            for a, b in (parts[:2], parts[2:])
-        )
-        return T.Select(codes < T.broadcast(T.uint8(128), 64), low, high)
+        return look_up_vbmi(codes, *load_table(table, offset))
 
 
 def zip_bytes(parts: Sequence[Expr], count: int) -> list[Expr]:
@@ -175,4 +203,16 @@ BY_NAME: dict[str, type[Vectors]] = {cls.name: cls for cls in (Avx512Vnni, Avx51
 
 def vectors(name: str) -> Vectors:
     """Return the vector unit of an instruction set."""
-    return BY_NAME[name]()
+    return units()[name]()
+
+
+@cache
+def units() -> dict[str, type[Vectors]]:
+    """Return all vector units by name; of those that a CPU runs the first is the best."""
+    # Their files need this one.
+    from passes.emit.kernels.vectors_arm import Neon, NeonI8mm
+    from passes.emit.kernels.vectors_portable import Portable
+    from passes.emit.kernels.vectors_x86 import Avx2, AvxVnni, Sse2
+
+    others = (AvxVnni, Avx2, Sse2, NeonI8mm, Neon, Portable)
+    return BY_NAME | {unit.name: unit for unit in others}
