@@ -30,6 +30,7 @@ class Vectors(ABC):
         x_offset: `accumulate` subtracts it from every byte of x. A kernel that uses it adds
             ``x_offset * sum(w)`` to the bias: ``bias - (zero_point - x_offset) * sum(w)``.
         has_table: `look_up` does not go byte by byte.
+        has_dot16: it has `dot16`.
     """
 
     name: str
@@ -60,10 +61,15 @@ class Vectors(ABC):
     def accumulate(self, acc: Expr, x: Operand, w: Operand) -> Expr:
         """Return `dot` of prepared operands, with `x_offset` subtracted from every x."""
         return self.dot(acc, *x, *w)
+    has_dot16 = False
 
     @abstractmethod
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
         """Return acc + the sums of four products of uint8 bytes `x` and int8 bytes `w`."""
+
+    def dot16(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """Return acc + the sums of two products of int16, modulo 2^32."""
+        raise NotImplementedError
 
     @abstractmethod
     def round(self, x: Expr) -> Expr:
@@ -98,6 +104,10 @@ class Vectors(ABC):
         """Return four bytes (as int32) in every lane, as bytes."""
         return reinterpret(T.broadcast(x, self.lanes), f"int8x{4 * self.lanes}")
 
+    def broadcast16(self, x: Expr) -> Expr:
+        """Return two int16 (as int32) in every lane, as int16."""
+        return reinterpret(T.broadcast(x, self.lanes), f"int16x{2 * self.lanes}")
+
     def floats(self, x: Expr) -> Expr:
         """Return int32 (or uint8) lanes as float32."""
         return T.cast(x, f"float32x{self.lanes}")
@@ -113,9 +123,13 @@ class Avx512Vnni(Vectors):
     name = "avx512_vnni"
     lanes = 16
     registers = 32
+    has_dot16 = True
 
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
         return intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, x, w)
+
+    def dot16(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        return intrinsic("int32x16", "llvm.x86.avx512.vpdpwssd.512", acc, x, w)
 
     def round(self, x: Expr) -> Expr:
         zero, mode = T.broadcast(T.int32(0), 16), T.int32(_CURRENT_ROUNDING)
