@@ -61,6 +61,7 @@ class Vectors(ABC):
     def accumulate(self, acc: Expr, x: Operand, w: Operand) -> Expr:
         """Return `dot` of prepared operands, with `x_offset` subtracted from every x."""
         return self.dot(acc, *x, *w)
+
     has_dot16 = False
 
     @abstractmethod
