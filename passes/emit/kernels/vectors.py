@@ -22,16 +22,22 @@ class Vectors(ABC):
         name: of the instruction set.
         lanes: int32 in a vector.
         registers: vectors that the CPU holds.
+        has_dot16: it has `dot16`.
     """
 
     name: str
     lanes: int
     registers: int
     has_table = False
+    has_dot16 = False
 
     @abstractmethod
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
         """Return acc + the sums of four products of uint8 bytes `x` and int8 bytes `w`."""
+
+    def dot16(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """Return acc + the sums of two products of int16, modulo 2^32."""
+        raise NotImplementedError
 
     @abstractmethod
     def round(self, x: Expr) -> Expr:
@@ -65,6 +71,10 @@ class Vectors(ABC):
         """Return four bytes (as int32) in every lane, as bytes."""
         return reinterpret(T.broadcast(x, self.lanes), f"int8x{4 * self.lanes}")
 
+    def broadcast16(self, x: Expr) -> Expr:
+        """Return two int16 (as int32) in every lane, as int16."""
+        return reinterpret(T.broadcast(x, self.lanes), f"int16x{2 * self.lanes}")
+
     def floats(self, x: Expr) -> Expr:
         """Return int32 (or uint8) lanes as float32."""
         return T.cast(x, f"float32x{self.lanes}")
@@ -80,9 +90,13 @@ class Avx512Vnni(Vectors):
     name = "avx512_vnni"
     lanes = 16
     registers = 32
+    has_dot16 = True
 
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
         return intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, x, w)
+
+    def dot16(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        return intrinsic("int32x16", "llvm.x86.avx512.vpdpwssd.512", acc, x, w)
 
     def round(self, x: Expr) -> Expr:
         zero, mode = T.broadcast(T.int32(0), 16), T.int32(_CURRENT_ROUNDING)
