@@ -159,7 +159,7 @@ def _winograd(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer | Non
         return None
     spec = Winograd(
         unit.name, y.height, y.width, op.w_OIHW.shape[1], vectors, place(x), place(y),
-        place(sites.other or y), strip_rows(y.height, y.width),
+        place(sites.other or y), strip_rows(y.height, y.width, op.w_OIHW.shape[1]),
         layer_macs(op) >= PARALLEL_MACS, shape,
     )  # fmt: skip
     if not worthwhile(spec):
