@@ -1,9 +1,11 @@
 """Latencies of several models in one run: a process per model, all alive, taking turns.
 
 Load on the machine drifts; models that take turns several times a second all feel it alike.
-Time is measured twice: on the wall, and as the calling thread's own processor time, which
+Time is measured twice: on the wall, and as processor time of the model's whole process, which
 leaves out the moments when the system ran something else. With one thread the two agree on an
-idle machine; on a busy one only the latter says what the model costs.
+idle machine; on a busy one only the latter says what the model costs. It counts threads of
+an engine's own, too; but ONNX Runtime, OpenVINO and TVM, asked for one thread, compute in the
+caller's, and what their other threads do meanwhile is below 0.1 % of it.
 """
 
 import json
@@ -17,18 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SLICE_S = 0.2
+# Threads of ONNX Runtime and TVM keep spinning for up to 40 ms after their last task.
+PAUSE_S = 0.06
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one model, one median a turn: on the wall, and of its thread."""
+    """Milliseconds of one model, one median a turn: on the wall, and of the processor."""
 
     wall: tuple[float, ...]
-    thread: tuple[float, ...]
+    processor: tuple[float, ...]
 
     def turns(self, threads: int) -> tuple[float, ...]:
-        """Return the thread's own time, where one thread does the work."""
-        return self.thread if threads == 1 else self.wall
+        """Return processor time, where one thread does the work."""
+        return self.processor if threads == 1 else self.wall
 
     def ratios(self, other: "Timing", threads: int) -> tuple[float, float, float]:
         """Return the quartiles of this model's turns over the other's in the same round."""
@@ -42,22 +46,33 @@ def measure(commands: Mapping[str, Sequence[str]], turns: int) -> dict[str, Timi
 
     Args:
         commands: by name, the command line of a process that calls `serve`.
-        turns: how often each gets its slice of time.
+        turns: how often each gets its slice of time, at least 2.
     """
-    engines = {name: _start(command) for name, command in commands.items()}
+    engines: dict[str, subprocess.Popen[str]] = {}
     medians: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     try:
+        for name, command in commands.items():
+            engines[name] = _start(command)
         for turn in range(turns + 1):
             for name, engine in engines.items():
                 value = _ask(name, engine)
                 if turn > 0:  # the first turn warms caches up
                     medians[name].append(value)
+                time.sleep(PAUSE_S)
     finally:
         for engine in engines.values():
             engine.terminate()
             engine.wait()
     columns = {name: zip(*values, strict=True) for name, values in medians.items()}
     return {name: Timing(*map(tuple, pair)) for name, pair in columns.items()}
+
+
+def engine_command(
+    engine: str, model: object, threads: int, shape: Sequence[int], kind: str = "float32"
+) -> list[str]:
+    """Return the command line of `engine.py` on `model`, for images of `shape` (C, H, W)."""
+    script, size = Path(__file__).with_name("engine.py"), "x".join(map(str, shape))
+    return [sys.executable, str(script), engine, str(model), str(threads), size, kind]
 
 
 def _start(command: Sequence[str]) -> "subprocess.Popen[str]":
@@ -72,25 +87,29 @@ def _start(command: Sequence[str]) -> "subprocess.Popen[str]":
 def _ask(name: str, engine: "subprocess.Popen[str]") -> tuple[float, float]:
     if engine.stdin is None or engine.stdout is None:
         raise RuntimeError(f"{name}: no pipes")
-    engine.stdin.write("\n")
-    engine.stdin.flush()
-    line = engine.stdout.readline()
+    try:
+        engine.stdin.write("\n")
+        engine.stdin.flush()
+        line = engine.stdout.readline()
+    except BrokenPipeError:
+        line = ""
     if not line:
         raise SystemExit(f"{name}: its process ended")
-    wall, thread = json.loads(line)
-    return wall, thread
+    wall, processor = json.loads(line)
+    return wall, processor
 
 
 def serve(call: Callable[[], object]) -> None:
     """For every line on standard input write the median milliseconds of `call`, twice."""
     call()
     for _ in sys.stdin:
+        call()  # the other models had the caches
         wall: list[float] = []
-        thread: list[float] = []
+        processor: list[float] = []
         end = time.perf_counter() + SLICE_S
         while time.perf_counter() < end or len(wall) < 3:
-            began, worked = time.perf_counter(), time.thread_time()
+            began, worked = time.perf_counter(), time.process_time()
             call()
-            thread.append(time.thread_time() - worked)
+            processor.append(time.process_time() - worked)
             wall.append(time.perf_counter() - began)
-        print(json.dumps([1e3 * statistics.median(t) for t in (wall, thread)]), flush=True)
+        print(json.dumps([1e3 * statistics.median(t) for t in (wall, processor)]), flush=True)

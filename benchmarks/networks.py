@@ -15,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from passes.pipelines import lower
+from passes.emit.relax import build_library, emit_relax
+from passes.pipelines import import_qdq, lower
+from qtool.dialect import Program
+from qtool.foreign_import import read_foreign
 from qtool.models import model_factory
 from qtool.nn.control import calibrate, quantizers
 from qtool.nn.prepare import QuantSpec, prepare
-from qtool.pipeline import write_onnx
+from qtool.pipeline import load_graph, write_onnx, write_tvm
 from qtool.qspec import LayerBits, Selection
 from qtool.trace import trace, trace_float
 
@@ -28,20 +31,22 @@ from qtool.trace import trace, trace_float
 class Bits:
     """Weight bits, bits of every layer's input, bits of every tensor between layers.
 
-    The first and the last layer have the same bits as the others; the image has 8.
+    The first and the last layer have the same bits as the others, or `ends` in weights and
+    input; the image has 8.
     """
 
     weight: int
     activation: int
     glue: int
+    ends: int | None = None
 
     def spec(self, model: nn.Module) -> QuantSpec:
         """Return what `prepare` needs for `model`."""
         kinds = (nn.Conv2d, nn.Linear)
         names = [name for name, part in model.named_modules() if isinstance(part, kinds)]
         ends = {
-            names[0]: LayerBits(self.weight, 8),
-            names[-1]: LayerBits(self.weight, self.activation),
+            names[0]: LayerBits(self.ends or self.weight, 8),
+            names[-1]: LayerBits(self.ends or self.weight, self.ends or self.activation),
         }
         return QuantSpec((self.activation,), self.weight, glue_bits=self.glue, layers=ends)
 
@@ -117,6 +122,17 @@ def write_qtool(name: str, size: int, bits: Bits, paths: Mapping[str, Path]) -> 
     dialect = lower(trace(prepared, (3, size, size)), Selection())
     for form, path in paths.items():
         write_onnx(dialect, path, form)
+
+
+def write_library(source: Path, foreign: bool, path: Path) -> None:
+    """Compile a QDQ file with TVM, one of qtool or a `foreign` one."""
+    dialect = read_foreign(source)[0] if foreign else import_qdq(load_graph(source))
+    write_tvm(dialect, path)
+
+
+def write_program(program: Program, path: Path) -> None:
+    """Compile `program` with TVM, a library without a seal."""
+    path.write_bytes(build_library(emit_relax(program)))
 
 
 def jitter_steps(prepared: nn.Module) -> None:

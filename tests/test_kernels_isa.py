@@ -12,7 +12,6 @@ from tvm.script.ir_builder import tirx as T
 
 from passes.emit.kernels import tir
 from passes.emit.kernels.vectors import Vectors, units, vectors
-from passes.emit.kernels.vectors_blocks import Blocks
 from qtool import numerics
 
 Array = np.ndarray[Any, Any]
@@ -144,8 +143,6 @@ def test_pack_saturates(unit: tuple[Vectors, str]) -> None:
 
 def test_interleave_puts_a_byte_of_each_into_every_dword(unit: tuple[Vectors, str]) -> None:
     own, n, rng = unit[0], unit[0].lanes, np.random.default_rng(5)
-    if not isinstance(own, Blocks):
-        pytest.skip(f"{own.name} interleaves in its own way, tested with its kernels")
     parts = [rng.integers(0, 256, (5, 4 * n)).astype(np.uint8) for _ in range(4)]
     call = applied(lambda *p: own.interleave(p), parts, f"uint8x{4 * n}", 4)
     want = np.stack([blocks(part, n) for part in parts], -1)

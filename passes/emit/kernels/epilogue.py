@@ -184,7 +184,8 @@ class Epilogue:
         unit, form = self._unit, self._form
         parts = [self._scaled(piece) for piece in group]
         if form.residual:
-            added = [self._added(p, q) for p, q in zip(parts, group, strict=True)]
+            others = self._others(group, transposed)
+            added = [self._added(p, q) for p, q in zip(parts, others, strict=True)]
             codes = unit.pack(added)
             clip, names = form.residual_clip, ("add_lo", "add_hi")
         else:
@@ -201,13 +202,21 @@ class Epilogue:
             codes = unit.look_up(codes, self._numbers, SLOT * len(_SLOTS))
         return let(unit.transpose(codes) if transposed else codes)
 
-    def _added(self, rounded: Expr, piece: Piece) -> Expr:
+    def _others(self, group: Sequence[Piece], transposed: bool) -> list[Expr]:
+        """Return the residual operand in the order of the sums' lanes."""
+        n = self._unit.lanes
+        others = [let(load(self._residual, piece.other, n)) for piece in group]
+        if transposed:
+            return others
+        first = [16 * k + t for k in range(n // 4) for t in range(4)]
+        return [shuffle(others, [4 * j + place for place in first]) for j in range(4)]
+
+    def _added(self, rounded: Expr, other: Expr) -> Expr:
         """Return the rounded sum with the residual operand, before its window."""
         unit, form = self._unit, self._form
         own = rounded + self._lanes("zero32", "int32") if form.zero else rounded
         own = T.min(T.max(own, self._lanes("lo32", "int32")), self._lanes("hi32", "int32"))
         mine = unit.floats(own)
-        other = load(self._residual, piece.other, unit.lanes)
         theirs = unit.floats(T.cast(other, f"int32x{unit.lanes}"))
         a, b = (mine, theirs) if form.residual == 1 else (theirs, mine)
         ra, rb, c = (self._lanes(name, "float32") for name in ("ra", "rb", "c"))

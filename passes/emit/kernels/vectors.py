@@ -10,7 +10,7 @@ from functools import cache
 
 from tvm.script.ir_builder import tirx as T
 
-from passes.emit.kernels.tir import Buffer, Expr, intrinsic, let, reinterpret
+from passes.emit.kernels.tir import Buffer, Expr, intrinsic, let, load, reinterpret
 
 Operand = tuple[Expr, ...]
 
@@ -28,7 +28,7 @@ class Vectors(ABC):
         w_registers: of them a prepared `w` takes.
         x_offset: `accumulate` subtracts it from every byte of x. A kernel that uses it adds
             ``x_offset * sum(w)`` to the bias: ``bias - (zero_point - x_offset) * sum(w)``.
-        has_table: `look_up` does not go byte by byte.
+        has_table: whether `look_up` is cheap enough for an epilogue.
     """
 
     name: str
@@ -145,7 +145,56 @@ class Avx512Vnni(Vectors):
         )
 
     def interleave(self, parts: Sequence[Expr]) -> list[Expr]:
-        raise NotImplementedError
+        return zip_bytes(parts, 4 * self.lanes)
+
+    def look_up(self, codes: Expr, table: Buffer, offset: Expr) -> Expr:
+        # Sixteen look-ups of sixteen bytes: all that is sure to come with VNNI.
+        found = T.broadcast(T.uint8(0), 64)
+        for high in range(16):
+            # High bits that match become 0; all others saturate to >= 128, which selects 0.
+            own = codes ^ T.broadcast(T.uint8(16 * high), 64)
+            index = intrinsic("uint8x64", "llvm.uadd.sat", own, T.broadcast(T.uint8(0x70), 64))
+            part = load(table, offset + 16 * high, 16)
+            entries = shuffle([part] * 4, range(64))
+            found = found | intrinsic(
+                "uint8x64", "llvm.x86.avx512.pshuf.b.512", entries, index
+            )
+        return found
+
+
+class Avx512Vbmi(Avx512Vnni):
+    """With AVX512-VBMI: shuffles of bytes across a whole vector."""
+
+    name = "avx512_vbmi"
+    has_table = True
+
+    def look_up(self, codes: Expr, table: Buffer, offset: Expr) -> Expr:
+        parts = [load(table, offset + 64 * i, 64) for i in range(4)]
+        low, high = (
+            intrinsic("uint8x64", "llvm.x86.avx512.vpermi2var.qi.512", a, codes, b)
+            for a, b in (parts[:2], parts[2:])
+        )
+        return T.Select(codes < T.broadcast(T.uint8(128), 64), low, high)
+
+
+def zip_bytes(parts: Sequence[Expr], count: int) -> list[Expr]:
+    """Return `Vectors.interleave` in x86's shuffles: bytes in pairs, then pairs in fours."""
+
+    def zipped(a: Expr, b: Expr, size: int, high: bool) -> Expr:
+        lane, all_ = 16 // size, count // size
+        half = range(lane // 2 * high, lane // 2 * (high + 1))
+        first = [start + i for start in range(0, all_, lane) for i in half]
+        return let(shuffle([a, b], [p for i in first for p in (i, i + all_)]))
+
+    found = []
+    for high in (False, True):
+        pairs = [
+            reinterpret(zipped(a, b, 1, high), f"int16x{count // 2}")
+            for a, b in (parts[:2], parts[2:])
+        ]
+        for upper in (False, True):
+            found.append(reinterpret(zipped(pairs[0], pairs[1], 2, upper), f"uint8x{count}"))
+    return found
 
 
 def shuffle(vectors: Sequence[Expr], places: Sequence[int]) -> Expr:
@@ -153,7 +202,7 @@ def shuffle(vectors: Sequence[Expr], places: Sequence[int]) -> Expr:
     return T.Shuffle(list(vectors), [T.int32(p) for p in places])
 
 
-BY_NAME: dict[str, type[Vectors]] = {cls.name: cls for cls in (Avx512Vnni,)}
+BY_NAME: dict[str, type[Vectors]] = {cls.name: cls for cls in (Avx512Vnni, Avx512Vbmi)}
 
 
 def vectors(name: str) -> Vectors:

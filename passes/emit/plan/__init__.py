@@ -1,0 +1,1 @@
+"""What a TVM module computes in which order: fusions, layouts, kernels, memory."""

@@ -1,0 +1,199 @@
+"""Convolutions and linear layers -> kernels: which one, which tile, and its constants."""
+
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from passes.emit.kernels.depthwise import DepthwiseConv, lane_order, pack_depthwise
+from passes.emit.kernels.direct import DirectConv, Place, pack_weights
+from passes.emit.kernels.epilogue import (
+    Form,
+    Residual,
+    Window,
+    form,
+    record,
+)
+from passes.emit.kernels.layout import Layout, round_up
+from passes.emit.kernels.vectors import Vectors
+from passes.emit.plan.context import place
+from passes.emit.plan.fusion import Node
+from passes.emit.plan.steps import Kernel, Operand, Step
+from passes.emit.plan.tiles import choose_tile
+from qtool import numerics
+from qtool.dialect import Conv, Gemm
+
+# Splitting less work than this over threads costs more than it saves.
+PARALLEL_MACS = 400_000
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The tensors of a layer: layouts of its input, its result and a residual operand."""
+
+    x: Layout
+    y: Layout
+    other: Layout | None = None
+
+
+def convolution(node: Node, sites: Sites, unit: Vectors) -> Step:
+    """Return the step of a convolution or linear layer and what is fused into it."""
+    op = as_convolution(node.op, sites.x)
+    numbers, shape = epilogue(node, op)
+    if op.groups == len(op.w_OIHW) == sites.x.channels and sites.x.pixel % 16 == 0:
+        spec, packed, bias, factor = _depthwise(op, sites, unit, shape)
+    else:
+        spec, packed, bias, factor = _direct(op, sites, unit, shape)
+    inputs = [Operand(op.inputs[0], first_byte(op, sites.x))]
+    if node.residual is not None and sites.other is not None:
+        inputs.append(Operand(node.inputs[-1], sites.other.origin))
+    return Step(
+        spec, tuple(inputs), Operand(node.output, sites.y.origin),
+        (packed, bias, factor, numbers), op.name, layer_macs(op),
+    )  # fmt: skip
+
+
+def layer_macs(op: Conv) -> int:
+    """Return multiply-accumulates of one image."""
+    return int(prod(op.shape[1:]) * op.w_OIHW.size)
+
+
+def as_convolution(op: Conv | Gemm, x: Layout) -> Conv:
+    """Return a linear layer as the convolution whose kernel is as large as its input."""
+    if isinstance(op, Conv):
+        return op
+    shape = (op.w_OI.shape[0], x.channels, x.height, x.width)
+    return Conv(
+        op.name, op.output, op.inputs, op.grid, op.lo, op.hi, (op.shape[0], 1, 1), op.x,
+        op.w_OI.reshape(shape), op.w_scale, op.bias, (1, 1), (0, 0, 0, 0), (1, 1), 1, op.bits,
+    )  # fmt: skip
+
+
+def first_byte(op: Conv, x: Layout) -> int:
+    """Return the offset of the first byte that a convolution reads: in the halo, if it pads."""
+    return x.origin - op.pads[0] * x.row - op.pads[1] * x.pixel
+
+
+def requantization(op: Conv, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return bias, with the input's zero point in it, and factor; `count` channels each.
+
+    Sums are taken modulo 2^32, as the kernels do: the total fits, so it is exact.
+    """
+    outputs = len(op.w_OIHW)
+    sums = op.w_OIHW.reshape(outputs, -1).astype(np.int64).sum(1)
+    bias = np.zeros(count, np.int32)
+    bias[:outputs] = (op.bias.astype(np.int64) - op.x.zero_point * sums).astype(np.int32)
+    factor = np.zeros(count, np.float32)
+    factor[:outputs] = numerics.multiplier(op.x.scale, op.w_scale, op.grid.scale)
+    return bias, factor
+
+
+def epilogue(node: Node, op: Conv) -> tuple[NDArray[np.uint8], Form]:
+    """Return the numbers and the form of what follows the sums."""
+    window = Window(op.grid.zero_point, op.lo, op.hi)
+    residual, add = None, node.residual
+    if add is not None:
+        coefficients = numerics.add_coefficients(
+            add.a.scale, add.a.zero_point, add.b.scale, add.b.zero_point, add.grid.scale,
+            add.grid.zero_point,
+        )  # fmt: skip
+        residual = Residual(*map(float, coefficients), add.lo, add.hi)
+    shape = form(window, _largest(op), residual, node.first, node.table is not None)
+    return record(window, residual, node.table), shape
+
+
+def _largest(op: Conv) -> float:
+    """Return a bound of ``|acc * factor|``."""
+    weights = np.abs(op.w_OIHW.astype(np.int64)).reshape(len(op.w_OIHW), -1).sum(1)
+    bound = 255.0 * weights + np.abs(op.bias.astype(np.float64))
+    factor = numerics.multiplier(op.x.scale, op.w_scale, op.grid.scale).astype(np.float64)
+    return float((bound * np.abs(factor)).max())
+
+
+Layer = tuple[Kernel, NDArray[np.int8], NDArray[np.int32], NDArray[np.float32]]
+
+
+def _depthwise(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
+    """Return the depthwise kernel, its weights, bias and factor."""
+    x, y = sites.x, sites.y
+    spec = DepthwiseConv(
+        unit.name, y.height, y.width, x.pixel, op.w_OIHW.shape[2:], op.strides, op.dilations,
+        place(x), place(y), place(sites.other or y), layer_macs(op) >= PARALLEL_MACS, shape,
+    )  # fmt: skip
+    order = lane_order(spec, unit)
+    bias, factor = requantization(op, x.pixel)
+    return spec, pack_depthwise(op.w_OIHW[:, 0], spec, unit), bias[order], factor[order]
+
+
+def _direct(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
+    """Return the direct kernel, its weights, bias and factor."""
+    x, y, n = sites.x, sites.y, unit.lanes
+    grouped = merge_groups(op.w_OIHW, op.groups, n)
+    groups, outputs, channels, kh, kw = grouped.shape
+    rows_first = grouped.transpose(0, 1, 3, 4, 2)
+    taps = (kh, kw)
+    if groups == 1 and op.dilations[1] == 1 and x.pixel == channels:
+        # Neighbouring pixels are neighbours in memory: one longer run of bytes.
+        taps, channels = (kh, 1), kw * channels
+    weights = rows_first.reshape(groups, outputs, *taps, channels)
+    height, width, x_place, y_place, other = _flattened(op, sites)
+    vectors = -(-outputs // n)
+    tile = choose_tile(height, width, vectors, unit, whole=groups > 1)
+    spec = DirectConv(
+        unit.name, height, width, vectors, groups, op.w_OIHW.shape[1] * (op.groups // groups),
+        taps, -(-channels // 4), op.strides, op.dilations, x_place, y_place, other, tile,
+        False, layer_macs(op) >= PARALLEL_MACS, shape,
+    )  # fmt: skip
+    packed = pack_weights(weights, spec, unit)
+    spec = replace(spec, weights_outer=_weights_outer(spec, packed.size, x.bytes))
+    bias, factor = requantization(op, spec.groups * spec.blocks * tile.vectors * n)
+    return spec, packed, bias, factor
+
+
+def merge_groups(w_OIHW: NDArray[np.int8], groups: int, lanes: int) -> NDArray[np.int8]:
+    """Return (merged groups, outputs, inputs, rows, columns): whole vectors of outputs.
+
+    Groups whose outputs do not fill vectors are merged; weights between them are 0.
+    """
+    outputs, per_group, kh, kw = w_OIHW.shape
+    own = outputs // groups
+    merged = next(
+        m
+        for m in range(1, groups + 1)
+        if groups % m == 0 and (m * own % lanes == 0 or m == groups)
+    )
+    full = np.zeros((groups // merged, merged * own, merged * per_group, kh, kw), np.int8)
+    parts = w_OIHW.reshape(groups // merged, merged, own, per_group, kh, kw)
+    for m in range(merged):
+        rows, columns = (
+            slice(m * own, (m + 1) * own),
+            slice(m * per_group, (m + 1) * per_group),
+        )
+        full[:, rows, columns] = parts[:, m]
+    return full
+
+
+def _flattened(op: Conv, sites: Sites) -> tuple[int, int, Place, Place, Place]:
+    """Return height, width and strides; pointwise layers as few long rows where possible."""
+    x, y = sites.x, sites.y
+    other = sites.other or y
+    height, width = y.height, y.width
+    pointwise = op.w_OIHW.shape[2:] == (1, 1) and op.strides == (1, 1) and not any(op.pads)
+    if not (pointwise and x.flat and y.flat and other.flat):
+        return height, width, place(x), place(y), place(other)
+    pixels = height * width
+    long = next((d for d in range(width, pixels + 1) if pixels % d == 0 and d >= 56), pixels)
+    rows = [Place(long * t.pixel, t.pixel) for t in (x, y, other)]
+    return pixels // long, long, rows[0], rows[1], rows[2]
+
+
+def _weights_outer(spec: DirectConv, weight_bytes: int, x_bytes: int) -> bool:
+    """Return True when walking all pixels for a block of weights moves fewer bytes."""
+    rows = -(-spec.height // spec.tile.rows)
+    return x_bytes * spec.blocks <= weight_bytes * rows
+
+
+def padded_channels(op: Conv) -> int:
+    """Return the channels of the result as stored."""
+    return round_up(op.shape[0], 16)
