@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from passes.emit.relax import build_library, emit_relax
 from passes.pipelines import import_qdq, lower
 from qtool.dialect import Program
 from qtool.foreign_import import read_foreign
@@ -25,6 +24,7 @@ from qtool.nn.prepare import QuantSpec, prepare
 from qtool.pipeline import load_graph, write_onnx, write_tvm
 from qtool.qspec import LayerBits, Selection
 from qtool.trace import trace, trace_float
+from qtool.tvm_export import compile_program
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def write_library(source: Path, foreign: bool, path: Path) -> None:
 
 
 def write_program(program: Program, path: Path) -> None:
-    """Compile `program` with TVM, a library without a seal."""
-    path.write_bytes(build_library(emit_relax(program)))
+    """Compile `program` with TVM for this machine."""
+    path.write_bytes(compile_program(program).data)
 
 
 def jitter_steps(prepared: nn.Module) -> None:

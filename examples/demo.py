@@ -12,10 +12,11 @@ from pathlib import Path
 from qtool.check import Bars, check, require
 from qtool.data import load_dataset
 from qtool.frontends import metamix
-from qtool.pipeline import integer_model, write_onnx, write_tvm
+from qtool.pipeline import integer_model, write_onnx
 from qtool.progress import open_progress
 from qtool.recipes import load_recipe
 from qtool.run import Run
+from qtool.tvm_export import write_tvm
 
 
 def main(folder: Path) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 from qtool.data import load_dataset
 from qtool.data.images import DataSet, Images, to_float
 from qtool.data.random_inputs import RandomInputs, random_inputs
+from qtool.describe import describe, describe_module
 from qtool.dialect import Program
 from qtool.errors import MissedBar, UserError, unknown_name
-from qtool.pipeline import describe, read_onnx
+from qtool.pipeline import read_onnx
 from qtool.progress import Progress
 from qtool.sealed import read_seal
 from runtimes import EXACT, RUNTIMES
@@ -38,12 +39,14 @@ class Model:
         facts: result of `qtool.pipeline.describe`.
         program: the dialect, where an ONNX file is among the artifacts.
         onnx, library: paths of model.onnx and model.so.
+        module: what the library's seal says of its code (`describe_module`).
     """
 
     facts: dict[str, Any]
     program: Program | None = None
     onnx: Path | None = None
     library: Path | None = None
+    module: dict[str, Any] | None = None
 
     def path_for(self, runtime: str) -> Path | None:
         """Return the artifact that `runtime` executes."""
@@ -84,6 +87,7 @@ def open_models(files: Sequence[Path]) -> list[Model]:
             facts = read_seal(path)
             model = models.setdefault(facts["digest"], Model(facts))
             model.library = path
+            model.module = describe_module(facts)
         else:
             raise UserError(f"{path}: unknown kind of file; expected .onnx or .so")
     return list(models.values())
@@ -93,7 +97,8 @@ def choose_runtimes(model: Model, wanted: Sequence[str] | None) -> list[str]:
     """Return the runtimes to use: those asked for, or all exact ones that have an artifact.
 
     Raises:
-        UserError: an unknown runtime, or one whose file or package is missing.
+        UserError: an unknown runtime, one whose file or package is missing, or a library
+            that was compiled for another CPU.
     """
     for name in wanted or ():
         if name not in RUNTIMES:
@@ -105,7 +110,12 @@ def choose_runtimes(model: Model, wanted: Sequence[str] | None) -> list[str]:
         from runtimes.openvino import require_openvino
 
         require_openvino()
-    return list(wanted) if wanted else [name for name in EXACT if model.path_for(name)]
+    chosen = list(wanted) if wanted else [name for name in EXACT if model.path_for(name)]
+    if "tvm" in chosen and model.library is not None and model.module is not None:
+        from runtimes.tvm import require_loadable
+
+        require_loadable(model.library, model.module["target"])
+    return chosen
 
 
 def open_runtime(model: Model, name: str) -> Runtime:
@@ -163,6 +173,7 @@ def check_model(
         "images": len(data),
         "accuracy": accuracy,
         **_glue_choices(run),
+        **({} if model.module is None else {"tvm": model.module}),
         "isa": isa.to_json(),
         "parity": _parity(model, checked, isa),
         "bops": model.facts["bops"],
@@ -237,7 +248,8 @@ def _parity(model: Model, checked: Checked, isa: Isa) -> dict[str, Any]:
         if name == baseline:
             continue
         parity, pair = Parity(), [checked.outputs[n] for n in (baseline, name)]
-        parity.add_all(checked.tensors[baseline], checked.tensors[name])
+        fused = model.module["fused_tensors"] if name == "tvm" and model.module else ()
+        parity.add_all(checked.tensors[baseline], checked.tensors[name], fused)
         before = parity.mismatched
         parity.add("logits", *(_codes(model, outputs) for outputs in pair))
         for entry in parity.diverging:

@@ -1,7 +1,7 @@
 """The command line. Heavy imports live inside the commands, so that ``--help`` is instant."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +112,32 @@ def search(
     _print(bits_table(content))
 
 
+_TVM_OPTIONS = (
+    click.option(
+        "--mcpu", metavar="NAME",
+        help="TVM: CPU to compile for, by LLVM's name (znver4, haswell, cortex-a76); "
+        "by default native, this machine's.",
+    ),
+    click.option(
+        "--tune", type=click.IntRange(0), metavar="N",
+        help="TVM: measure N variants of each kernel on this machine, keep the fastest.",
+    ),
+    click.option(
+        "--tune-cache", type=_FILE, help="TVM: file of what --tune found, read and extended."
+    ),
+    click.option(
+        "--emit-ir", type=_FILE, help="TVM: also write the module as readable TVMScript."
+    ),
+)  # fmt: skip
+
+
+def _tvm_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that are the fields of `qtool.tvm_export.TvmOptions`."""
+    for option in reversed(_TVM_OPTIONS):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("run", type=_FOLDER)
 @click.option("--target", type=click.Choice(["onnx", "tvm"]), required=True)
@@ -128,24 +154,41 @@ def search(
     "--allow-float", is_flag=True,
     help="Keep what has no integer form in floating point, as islands between DQ and Q.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace the output file.")
-@click.option("-o", "--output", type=_FILE, required=True)
+@_tvm_options
+@click.option("--force", is_flag=True, help="Replace the output files.")
+@click.option(
+    "-o", "--output", type=_FILE,
+    help="An .onnx or .so file, or .tar: object files. Not needed with --emit-ir.",
+)  # fmt: skip
 def export(
     run: Path, target: str, bits: str | None, form: str, kind: str, allow_float: bool,
-    force: bool, output: Path,
+    force: bool, output: Path | None, **tvm: Any,
 ) -> None:  # fmt: skip
-    """Export RUN as an integer model: ONNX file, or TVM shared library."""
+    """Export RUN as an integer model: ONNX file, or TVM shared library with its .json."""
     from qtool.pipeline import ExportOptions
     from qtool.pipeline import export as export_run
+    from qtool.tvm_export import TvmOptions
 
-    options = ExportOptions(target, bits, form, kind == "uint8", allow_float)
-    export_run(run, options, output, force)
-    click.echo(f"{output}: {output.stat().st_size:,} bytes")
+    options = ExportOptions(
+        target, bits, form, kind == "uint8", allow_float, TvmOptions(**tvm)
+    )
+    with _progress() as progress:
+        export_run(run, options, output, force, progress.note)
+    _written(output, tvm["emit_ir"])
+
+
+def _written(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None:
+            click.echo(f"{path}: {path.stat().st_size:,} bytes")
 
 
 @cli.command(name="import")
 @click.argument("model", type=_FILE)
-@click.option("-o", "--output", type=_FILE, required=True, help="An .onnx or .so file.")
+@click.option(
+    "-o", "--output", type=_FILE,
+    help="An .onnx or .so file, or .tar: object files. Not needed with --emit-ir.",
+)  # fmt: skip
 @click.option(
     "--target", type=click.Choice(["onnx", "tvm"]), help="By default as --output ends."
 )
@@ -161,24 +204,28 @@ def export(
     "--allow-float", is_flag=True,
     help="Keep what has no integer form in floating point, as islands between DQ and Q.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace the output file.")
+@_tvm_options
+@click.option("--force", is_flag=True, help="Replace the output files.")
 def import_(
-    model: Path, output: Path, target: str | None, form: str, span: str | None,
-    allow_float: bool, force: bool,
+    model: Path, output: Path | None, target: str | None, form: str, span: str | None,
+    allow_float: bool, force: bool, **tvm: Any,
 ) -> None:  # fmt: skip
     """Take MODEL, a quantized ONNX file of another tool, into integers.
 
     QDQ or QLinear form, as ONNX Runtime, NNCF, Brevitas and AIMET write it.
     """
     from qtool.foreign_import import ImportOptions, import_file, parse_range
+    from qtool.tvm_export import TvmOptions
 
-    chosen = target or ("tvm" if output.suffix == ".so" else "onnx")
+    is_library = output is None or output.suffix in (".so", ".tar")
+    chosen = target or ("tvm" if is_library else "onnx")
     span_or_none = None if span is None else parse_range(span)
-    options = ImportOptions(chosen, form, span_or_none, allow_float)
-    notes = import_file(model, options, output, force)
+    options = ImportOptions(chosen, form, span_or_none, allow_float, TvmOptions(**tvm))
+    with _progress() as progress:
+        notes = import_file(model, options, output, force, progress.note)
     for note in notes:
         click.echo(f"note: {note}")
-    click.echo(f"{output}: {output.stat().st_size:,} bytes")
+    _written(output, tvm["emit_ir"])
 
 
 @cli.command()

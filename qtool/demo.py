@@ -10,11 +10,12 @@ from qtool.check import check
 from qtool.data import load_dataset
 from qtool.dialect import static_shape
 from qtool.files import refuse_existing, write_bytes, write_json
-from qtool.pipeline import export_float, integer_model, write_onnx, write_tvm
+from qtool.pipeline import export_float, integer_model, write_onnx
 from qtool.progress import Progress
 from qtool.recipes import load_recipe
 from qtool.report.bits import bits_picture, bits_table
 from qtool.report.table import check_table
+from qtool.tvm_export import write_tvm
 from runtimes.latency import measure
 from runtimes.tvm_env import require_tvm
 
@@ -37,7 +38,7 @@ def run_demo(out: Path, force: bool, progress: Progress) -> list[Table]:
     progress.note("exporting to ONNX and TVM")
     dialect = integer_model(run_folder, None)
     write_onnx(dialect, onnx_path)
-    write_tvm(dialect, library)
+    write_tvm(dialect, library, note=progress.note)
     export_float(run_folder, out / "fp32.onnx")
     write_bytes(out / "bits.json", (run_folder / "bits.json").read_bytes())
     bits_picture(bits, out / "bits.png")

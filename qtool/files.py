@@ -3,8 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,12 @@ def refuse_existing(path: Path, force: bool) -> None:
     """Raise `UserError` if `path` exists and may not be replaced."""
     if path.exists() and not force:
         raise UserError(f"{path} exists already; nothing was written (--force replaces it)")
+
+
+def refuse_directory(path: Path) -> None:
+    """Raise `UserError` if `path`, a file to be written, is a directory."""
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; a file of that name is to be written")
 
 
 @contextmanager
@@ -46,9 +52,24 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write several files: none takes its name before all of them are written."""
+    for path in files:
+        refuse_directory(path)
+    with ExitStack() as stack:
+        temporary = {path: stack.enter_context(atomic_path(path)) for path in files}
+        for path, data in files.items():
+            temporary[path].write_bytes(data)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as indented JSON."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_bytes(path, json_bytes(value))
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ AIMET write it. Every tensor keeps the grid that its tool chose; what cannot be 
 integers is refused, naming layer and operator.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -13,10 +13,11 @@ import onnx_ir as ir
 
 import qtool
 from passes.pipelines import expand_foreign, import_foreign
+from qtool.describe import VERSION_KEY
 from qtool.dialect import MS, read_program
 from qtool.errors import UserError
-from qtool.files import refuse_existing
-from qtool.pipeline import VERSION_KEY, load_graph, one_line, write_onnx, write_tvm
+from qtool.pipeline import check_output, load_graph, one_line, write
+from qtool.tvm_export import Note, TvmOptions
 from qtool.validate import check_contrib
 from qtool.validate_program import check_program
 
@@ -32,16 +33,24 @@ class ImportOptions:
         form: ONNX flavour, a key of `qtool.pipeline.FORMS`.
         output_range: smallest and largest value of an output that stayed float.
         allow_float: keep what has no integer form as marked float islands.
+        tvm: what only the target "tvm" takes.
     """
 
     target: str = "onnx"
     form: str = "qdq"
     output_range: Range | None = None
     allow_float: bool = False
+    tvm: TvmOptions = field(default_factory=TvmOptions)
 
 
-def import_file(path: Path, options: ImportOptions, output: Path, force: bool) -> list[str]:
-    """Write the foreign model `path` as an artifact of qtool.
+def import_file(
+    path: Path,
+    options: ImportOptions,
+    output: Path | None,
+    force: bool,
+    note: Note | None = None,
+) -> list[str]:
+    """Write the foreign model `path` as an artifact of qtool; None for only ``--emit-ir``.
 
     Returns:
         A sentence for each change of what the model computes.
@@ -49,12 +58,9 @@ def import_file(path: Path, options: ImportOptions, output: Path, force: bool) -
     Raises:
         UserError: missing or damaged, or not a model of integers; says where and why.
     """
-    refuse_existing(output, force)
+    check_output(options.target, output, options.tvm, force)
     dialect, notes = read_foreign(path, options.output_range, options.allow_float)
-    if options.target == "tvm":
-        write_tvm(dialect, output)
-    else:
-        write_onnx(dialect, output, options.form)
+    write(dialect, options.target, output, options.form, options.tvm, note)
     return notes
 
 

@@ -1,9 +1,8 @@
 """From a run directory to artifacts, and from an artifact back to the integer dialect."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -12,20 +11,16 @@ from onnx.checker import ValidationError
 import qtool
 from passes.emit.onnx_qdq import emit_onnx_qdq
 from passes.emit.onnx_qop import emit_onnx_qop
-from passes.packing import weight_bytes
 from passes.pipelines import import_qdq, lower
 from passes.raw_pixels import UseRawPixels
-from qtool.cost import total_bops, total_macs
-from qtool.dialect import Program, Quantize, read_program
+from qtool.describe import DATASET_KEY, VERSION_KEY
+from qtool.dialect import Program, read_program
 from qtool.errors import UserError
 from qtool.files import refuse_existing, write_bytes
 from qtool.qspec import Selection, read_selection
-from qtool.sealed import seal
+from qtool.tvm_export import Note, TvmOptions, check_tvm, write_tvm
 from qtool.validate import check_graph, check_storage
 from qtool.validate_program import check_program
-
-DATASET_KEY = "qtool.dataset"
-VERSION_KEY = "qtool.version"
 
 
 def adaptive_graph(
@@ -83,52 +78,6 @@ def _compact(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def write_tvm(dialect: ir.Model, path: Path) -> None:
-    """Compile `dialect` for this CPU with TVM and write the shared library."""
-    from runtimes.tvm_env import TVM, require_tvm
-
-    require_tvm()
-    from passes.emit.relax import build_library, emit_relax, host_target
-
-    program = read_program(dialect)
-    metadata = describe(program) | {"batch": 1, "tvm": TVM, "target": str(host_target())}
-    write_bytes(path, seal(build_library(emit_relax(program)), metadata))
-
-
-def describe(program: Program) -> dict[str, Any]:
-    """Return what a check needs to know about an artifact, as JSON values."""
-    costs, grid = program.layer_costs(), program.output_grid
-    return {
-        "digest": program.digest(),
-        "qtool": qtool.__version__,
-        "dataset": program.metadata.get(DATASET_KEY),
-        "input_shape": list(program.input_shape),
-        "output_scale": float(grid.scale),
-        "output_zero_point": grid.zero_point,
-        "output_kind": "float32" if program.float_output else "uint8",
-        "tensors": program.tensors(),
-        "layers": {cost.name: [cost.bits.weight, cost.bits.activation] for cost in costs},
-        "layer_macs": {cost.name: cost.macs for cost in costs},
-        "macs": total_macs(costs),
-        "bops": total_bops(costs),
-        "weight_bytes": weight_bytes(program),
-        "input_kind": program.input_kind,
-        "islands": [
-            {"name": op.name, "operators": list(op.operators)} for op in program.islands()
-        ],
-        "input_range": _input_range(program),
-    }
-
-
-def _input_range(program: Program) -> list[float] | None:
-    """Return the values that the first grid on the input covers, None for raw pixels."""
-    for op in program.ops:
-        if isinstance(op, Quantize):
-            ends = (op.lo - op.grid.zero_point, op.hi - op.grid.zero_point)
-            return [float(end * op.grid.scale) for end in ends]
-    return None
-
-
 @dataclass(frozen=True)
 class ExportOptions:
     """What `export` makes of a run.
@@ -139,6 +88,7 @@ class ExportOptions:
         form: ONNX flavour, a key of `FORMS`.
         raw_pixels: the model takes uint8 pixels instead of pixel / 255.
         allow_float: keep what has no integer form as marked float islands.
+        tvm: what only the target "tvm" takes.
     """
 
     target: str = "onnx"
@@ -146,22 +96,48 @@ class ExportOptions:
     form: str = "qdq"
     raw_pixels: bool = False
     allow_float: bool = False
+    tvm: TvmOptions = field(default_factory=TvmOptions)
 
 
-def export(folder: Path, options: ExportOptions, output: Path, force: bool) -> None:
-    """Export the run in `folder` to `output`."""
-    refuse_existing(output, force)
-    if options.target == "tvm":
-        from runtimes.tvm_env import require_tvm
-
-        require_tvm()
+def export(
+    folder: Path,
+    options: ExportOptions,
+    output: Path | None,
+    force: bool,
+    note: Note | None = None,
+) -> None:
+    """Export the run in `folder` to `output`, None for only ``--emit-ir``."""
+    check_output(options.target, output, options.tvm, force)
     dialect = integer_model(folder, options.bits, options.allow_float)
     if options.raw_pixels:
         UseRawPixels()(dialect)
-    if options.target == "tvm":
-        write_tvm(dialect, output)
-    else:
-        write_onnx(dialect, output, options.form)
+    write(dialect, options.target, output, options.form, options.tvm, note)
+
+
+def check_output(target: str, output: Path | None, tvm: TvmOptions, force: bool) -> None:
+    """Raise `UserError` for what would fail after long work: before it begins."""
+    tvm.refuse_for(target)
+    if output is None and tvm.emit_ir is None:
+        raise UserError("missing option -o / --output: the file to write")
+    if target == "tvm":
+        check_tvm(output, tvm, force)
+    elif output is not None:
+        refuse_existing(output, force)
+
+
+def write(
+    dialect: ir.Model,
+    target: str,
+    output: Path | None,
+    form: str,
+    tvm: TvmOptions,
+    note: Note | None,
+) -> None:
+    """Write `dialect` as an artifact of `target`, in the ONNX flavour `form`."""
+    if target == "tvm":
+        write_tvm(dialect, output, tvm, note)
+    elif output is not None:
+        write_onnx(dialect, output, form)
 
 
 def export_float(folder: Path, output: Path) -> None:

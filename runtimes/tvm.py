@@ -1,12 +1,14 @@
-"""TVM's virtual machine on a library that `passes.emit.relax` made."""
+"""TVM's virtual machine on a library that `qtool export --target tvm` made."""
 
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from qtool.errors import UserError
 from qtool.sealed import read_seal
@@ -14,18 +16,34 @@ from runtimes.base import Codes, Floats, Inputs
 from runtimes.tvm_env import require_tvm
 
 
+def require_loadable(path: Path, cpu: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless TVM is installed and this CPU can run the module.
+
+    Args:
+        path: the module, for the message.
+        cpu: what its seal says of the CPU.
+    """
+    require_tvm()
+    from runtimes.host_cpu import refuse_foreign_cpu
+
+    refuse_foreign_cpu(path, cpu)
+
+
 class TvmRuntime:
     """A model.so, called with one batch of its compiled size at a time.
 
     Args:
         path: shared library. Loading it runs native code: only open files you trust.
+
+    Raises:
+        UserError: no TVM; no sealed library; compiled for a CPU that this machine is not.
     """
 
     name = "tvm"
 
     def __init__(self, path: Path) -> None:
-        require_tvm()
         self.metadata: dict[str, Any] = read_seal(path)
+        require_loadable(path, self.metadata["cpu"])
         import tvm
         from tvm import relax
 
@@ -46,25 +64,35 @@ class TvmRuntime:
         return np.concatenate(parts)
 
     def intermediates(self, x: Inputs) -> dict[str, Codes]:
-        """Return every integer tensor."""
-        calls = [self._vm["trace"](self._tensor(part)) for part in self._parts(x)]
-        names = self.metadata["tensors"]
-        return {
-            name: np.concatenate([call[index].numpy() for call in calls])
-            for index, name in enumerate(names)
-        }
+        """Return every integer tensor that is written to memory, in execution order.
+
+        Those that live inside a kernel only are absent: "fused_tensors" of the seal.
+        """
+        calls = [self._vm["trace"](self._tensor(part)).numpy() for part in self._parts(x)]
+        memory = np.concatenate(calls)
+        places = self.metadata["module"]["trace"]
+        return {name: _codes(memory, **place) for name, place in places.items()}
 
     def float_ops(self) -> Counter[str]:
-        """Count tensors between kernels that are not uint8, by running one batch of zeros."""
-        size, shape = int(self.metadata["batch"]), self.metadata["input_shape"]
-        call = self._vm["trace"](
-            self._tensor(np.zeros((size, *shape), self.metadata["input_kind"]))
-        )
-        kinds = [str(call[index].dtype) for index in range(len(self.metadata["tensors"]))]
-        return Counter(kind for kind in kinds if kind != "uint8")
+        """Count tensors between kernels that the module's functions do not write as uint8."""
+        return Counter(self.metadata["module"]["float_tensors"])
 
     def _parts(self, x: Inputs) -> list[Inputs]:
         size = int(self.metadata["batch"])
         if len(x) % size:
             raise UserError(f"module was compiled for batches of {size}, got {len(x)} images")
         return [np.ascontiguousarray(x[i : i + size]) for i in range(0, len(x), size)]
+
+
+def _codes(memory: Codes, offset: int, shape: list[int], strides: list[int]) -> Codes:
+    """Return a tensor (N, ...) from what ``trace`` returns.
+
+    Args:
+        memory: (N, bytes).
+        offset: of its first element.
+        shape: without the batch.
+        strides: in bytes, without the batch.
+    """
+    first = memory[:, offset:]
+    view = as_strided(first, (len(memory), *shape), (memory.strides[0], *strides))
+    return np.ascontiguousarray(view)

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
+from tiny_files import qdq
 
 from qtool import cli
 
@@ -67,6 +68,22 @@ def exported(searched_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for target, name in (("onnx", "model.onnx"), ("tvm", "model.so")):
         done = run_qtool("export", searched_run, "--target", target, "-o", folder / name)
         assert done.code == 0, done.err
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny.onnx, as it were of another tool, and its model.onnx, .so, .json and .py."""
+    folder = tmp_path_factory.mktemp("tiny")
+    onnx.save(qdq(), folder / "tiny.onnx")
+    script = ("--emit-ir", folder / "model.py")
+    done = run_qtool("import", folder / "tiny.onnx", "-o", folder / "model.so", *script)
+    assert done.code == 0, done.err
+    twin = run_qtool("import", folder / "tiny.onnx", "-o", folder / "model.onnx")
+    assert twin.code == 0, twin.err
+    for name in ("model.so", "model.py"):
+        assert f"{folder / name}: {(folder / name).stat().st_size:,} bytes" in done.out
+    assert "compiling for" in done.err and "linking with" in done.err
     return folder
 
 

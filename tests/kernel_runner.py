@@ -7,7 +7,9 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from passes.emit.kernels.direct import Place
 from passes.emit.kernels.layout import Layout, round_up
+from passes.emit.kernels.runs import Region
 
 Array = np.ndarray[Any, Any]
 # The last bytes may be read 64 bytes further; pointers are 16-byte aligned and no more.
@@ -97,3 +99,32 @@ def untouched(
 def host_has(*features: str) -> bool:
     """Return whether this CPU has the LLVM features."""
     return all(tvm.target.codegen.llvm_cpu_has_features(f, HOST) for f in features)
+
+
+def place(layout: Layout) -> Place:
+    """Return a tensor's strides."""
+    return Place(layout.row, layout.pixel)
+
+
+def region(layout: Layout) -> Region:
+    """Return a tensor's pixels, with the bytes behind their channels."""
+    return Region(layout.height, layout.width, layout.pixel)
+
+
+class Check:
+    """A result to compare once the arena has run."""
+
+    def __init__(self, arena: Arena, layout: Layout, rng: np.random.Generator) -> None:
+        self.layout = layout
+        self.before = rng.integers(0, 256, layout.bytes + 2 * SLACK).astype(np.uint8)
+        self.start = arena.put(self.before)
+        self.place = self.start + SLACK + layout.origin
+
+    def compare(self, memory: Array, want: Array, channels: int | None = None) -> None:
+        """Fail unless codes are `want` and only `channels` bytes of each pixel changed."""
+        after = memory[self.start : self.start + self.before.size]
+        tensors = [m[SLACK : SLACK + self.layout.bytes] for m in (self.before, after)]
+        assert np.count_nonzero(pixels(self.layout, tensors[1]) != want) == 0
+        assert untouched(self.layout, *tensors, channels)
+        for guard in (slice(SLACK), slice(-SLACK, None)):
+            assert np.array_equal(self.before[guard], after[guard])

@@ -14,8 +14,9 @@ from test_cli_errors import refused
 from torch import nn
 
 from passes.canonicalize import Canonicalize
+from passes.emit.cpu_target import host_target
 from passes.emit.onnx_qdq import emit_onnx_qdq
-from passes.emit.relax import emit_relax
+from passes.emit.tvm_module import emit_tvm
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.freeze_weights import FreezeWeights
 from passes.import_qdq import ImportQDQ
@@ -23,11 +24,12 @@ from passes.lower_to_integer import LowerToInteger
 from passes.pipelines import import_qdq, lower
 from passes.quantize_glue import QuantizeGlue
 from passes.resolve_bits import ResolveBits
+from qtool.describe import describe
 from qtool.dialect import ISLANDS_KEY, Grid, Island, Program, read_program
 from qtool.errors import UnsupportedError, UserError
 from qtool.nn.control import bit_costs, calibrate, select
 from qtool.nn.prepare import QuantSpec, prepare
-from qtool.pipeline import FORMS, describe, read_onnx, write_onnx
+from qtool.pipeline import FORMS, read_onnx, write_onnx
 from qtool.qspec import LayerBits, Selection, parse_uniform, selection_from_json
 from qtool.trace import trace
 from runtimes.compare import Parity
@@ -187,7 +189,7 @@ def test_a_file_cannot_state_few_bits_for_an_island() -> None:
 
 def test_tvm_refuses_and_says_what_can() -> None:
     program = read_program(lower(adaptive("Gelu"), Selection(), allow_float=True))
-    refusal = message(lambda: emit_relax(program))
+    refusal = message(lambda: emit_tvm(program, host_target()))
     assert "Gelu in floating point (--allow-float), which TVM kernels do not have" in refusal
     assert "--target onnx can hold it" in refusal
 

@@ -65,15 +65,23 @@ def stored(codes: np.ndarray, layout: Layout, zero: int) -> np.ndarray:
     return np.append(full.reshape(-1), np.full(SLACK, 77, np.uint8))
 
 
-def logical(raw: np.ndarray, layout: Layout) -> np.ndarray:
-    """Return (C, H, W) codes of a tensor without halo; nothing was written behind it."""
-    assert_same(raw[layout.bytes :], np.full(SLACK, 99, np.uint8))
-    pixels = raw[: layout.bytes].reshape(layout.height, layout.width, layout.pixel)
-    return np.ascontiguousarray(pixels[:, :, : layout.channels].transpose(2, 0, 1))
-
-
 def blank(layout: Layout) -> np.ndarray:
-    return np.full(layout.bytes + SLACK, 99, np.uint8)
+    """Return room for a result, from its first pixel on."""
+    return np.full(layout.bytes + SLACK, 99, np.uint8)[layout.origin :]
+
+
+def logical(raw: np.ndarray, layout: Layout) -> np.ndarray:
+    """Return the (C, H, W) codes of a result; its halo was left alone."""
+    top, left, bottom, right = layout.halo
+    whole = np.append(np.full(layout.origin, 99, np.uint8), raw)
+    assert_same(whole[layout.bytes :], np.full(SLACK, 99, np.uint8))
+    rows, columns = layout.height + top + bottom, layout.width + left + right
+    full = whole[: layout.bytes].reshape(rows, columns, layout.pixel)
+    inner = full[top : rows - bottom, left : columns - right]
+    codes = inner[:, :, : layout.channels].transpose(2, 0, 1).copy()
+    inner[:] = 99
+    assert_same(full, np.full(full.shape, 99, np.uint8))
+    return codes
 
 
 class Case(NamedTuple):
@@ -103,6 +111,7 @@ CASES = [
     Case(72, (11, 11), (5, 5), (2, 2), pads=(2, 2, 2, 2)),
     Case(33, (6, 9), (5, 5), pads=(2, 2, 2, 2)),
     Case(16, (9, 8), (7, 7), pads=(3, 3, 3, 3)),
+    Case(64, (2, 41), (5, 5), pads=(2, 2, 2, 2)),
     Case(48, (9, 10), dilations=(2, 2), pads=(2, 2, 2, 2)),
     Case(64, (8, 7), dilations=(1, 3), pads=(0, 0, 0, 0)),
     Case(80, (10, 11), (2, 1), (3, 4), pads=(0, 0, 0, 0)),
@@ -150,7 +159,7 @@ def test_depthwise_equals_requantized_sums(case: Case) -> None:
     if case.table:
         table = random_codes(rng, 256)
         expected = table[expected]
-    lx, ly = nhwc(x.shape, case.pads), nhwc(acc.shape)
+    lx, ly = nhwc(x.shape, case.pads), nhwc(acc.shape, (1, 0, 1, 2))
     lo = nhwc(acc.shape, (1, 2, 0, 1))
     window = Window(case.zeros[1], *case.window)
     spec = DepthwiseConv(
@@ -237,7 +246,7 @@ def pool(
 ) -> MaxPool:
     lx = nhwc((channels, *size), (0, 1, 1, 0))
     height, width = ((n + 2 * pad - (taps - 1) * dilation - 1) // stride + 1 for n in size)
-    ly = nhwc((channels, height, width))
+    ly = nhwc((channels, height, width), (0, 2, 1, 1))
     return MaxPool(
         ISA, size, height, width, lx.pixel, (taps, taps), (stride, stride),
         (dilation, dilation), (pad, pad), Place(lx.row, lx.pixel), Place(ly.row, ly.pixel),
@@ -267,7 +276,7 @@ def test_max_pool_equals_the_largest_code(
     reach = (taps - 1) * dilation + 1
     views = sliding_window_view(padded, (reach, reach), (1, 2))[:, ::stride, ::stride]
     expected = views[..., ::dilation, ::dilation].max((3, 4))
-    lx, ly = nhwc(x.shape, (0, 1, 1, 0)), nhwc(expected.shape)
+    lx, ly = nhwc(x.shape, (0, 1, 1, 0)), nhwc(expected.shape, (0, 2, 1, 1))
     raw = call(spec, 1, stored(x, lx, 255)[lx.origin :], blank(ly))
     assert_same(logical(raw, ly), expected)
 

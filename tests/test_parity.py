@@ -11,16 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from passes.emit.onnx_qdq import emit_onnx_qdq
-from passes.emit.relax import build_library, emit_relax
 from passes.pipelines import import_qdq, lower
 from qtool.dialect import read_program
 from qtool.models import MODELS, model_entry, model_factory
 from qtool.nn.control import calibrate, quant_layers, quantizers, select
 from qtool.nn.prepare import QuantSpec, prepare
-from qtool.pipeline import describe
 from qtool.qspec import LayerBits, Selection
-from qtool.sealed import seal
 from qtool.trace import trace
+from qtool.tvm_export import compile_program
 from runtimes.compare import Parity
 from runtimes.ort import OrtRuntime
 from runtimes.reference import ReferenceRuntime
@@ -114,14 +112,15 @@ def compare(
     program = read_program(import_qdq(ir.from_proto(proto)))
     assert program.digest() == read_program(dialect).digest()
     library = folder / "model.so"
-    facts = describe(program) | {"batch": 3}
-    library.write_bytes(seal(build_library(emit_relax(program, batch=3)), facts))
+    compiled = compile_program(program, batch=3)
+    library.write_bytes(compiled.data)
     expected = ReferenceRuntime(program).intermediates(x.numpy())
     ort = OrtRuntime(path, list(expected))
     assert not ort.float_ops(), f"seed {seed}"
     for runtime in (ort, TvmRuntime(library)):
         parity = Parity()
-        parity.add_all(expected, runtime.intermediates(x.numpy()))
+        fused = compiled.module.facts["fused_tensors"] if runtime.name == "tvm" else ()
+        parity.add_all(expected, runtime.intermediates(x.numpy()), fused)
         assert parity.mismatched == 0, (
             f"seed {seed}, {runtime.name}: {parity.first_divergence}"
         )

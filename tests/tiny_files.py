@@ -1,9 +1,14 @@
 """Two small ONNX files to damage: the QDQ form and the operator form of the dialect."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from passes.pipelines import import_qdq
+from qtool.sealed import seal, unseal
 
 QDQ = """
 <ir_version: 10, opset_import: ["" : 21], metadata_props: ["qtool.bits": "{}"]>
@@ -61,3 +66,16 @@ def qop():
     """The same network in operator form: QLinearConv, QGemm, com.microsoft's others."""
     model = ir.from_proto(onnx.shape_inference.infer_shapes(qdq()))
     return ir.to_proto(import_qdq(model))
+
+
+def images(count: int) -> np.ndarray:
+    """Inputs of the network, on its grid."""
+    values = np.random.default_rng(count).integers(-128, 128, (count, 2, 5, 5))
+    return (values * 0.125).astype(np.float32)
+
+
+def resealed(source: Path, target: Path, **changes: Any) -> Path:
+    """Copy a sealed library with other entries in its metadata, honestly sealed again."""
+    library, facts = unseal(source.read_bytes(), "model")
+    target.write_bytes(seal(library, facts | changes))
+    return target

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import tvm
 from tvm.support import cc
 
 from passes.emit.cpu_target import CpuTarget, host_triple
+from passes.emit.lowering_pipeline import compile_module
 from qtool.errors import UserError
 
 LIBRARY, OBJECTS = ".so", ".tar"
@@ -78,7 +78,7 @@ def compile_library(
     note = progress or (lambda text: None)
     linker = find_linker(target) if suffix == LIBRARY else ""
     note(f"compiling for {target.mcpu} ({target.isa})")
-    executable = tvm.compile(module, target.llvm())
+    executable = compile_module(module, target.llvm())
     with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
         path = Path(folder) / f"model{suffix}"
         if suffix == OBJECTS:

@@ -173,6 +173,18 @@ class _Emitter:
                 result = builder.emit_output(call[0] if len(results) > 1 else call)
             builder.emit_func_output(result)
 
+    def _float_tensors(self) -> list[str]:
+        """Return the tensors in the arena that some kernel's function does not take as codes."""
+        found = []
+        for step in self._plan.steps:
+            operands = (*step.inputs, step.output)
+            parameters = self._functions[self._names[step.kernel]].params
+            for operand, parameter in zip(operands, parameters, strict=False):
+                kind = str(parameter.ty.element_type)
+                if operand.tensor not in (INPUT, OUTPUT) and kind != "uint8":
+                    found.append(operand.tensor)
+        return found
+
     def _facts(self) -> dict[str, Any]:
         plan, uses = self._plan, {}
         for step in plan.steps:
@@ -196,6 +208,7 @@ class _Emitter:
             "fallbacks": list(plan.fallbacks),
             "packed_weights": list(plan.packed_weights),
             "weight_blob_bytes": self._constants.size,
+            "float_tensors": self._float_tensors(),
         }
 
 

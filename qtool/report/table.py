@@ -49,8 +49,30 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "integer coverage", _coverage(floats, name)
     if report.get("islands"):
         yield "float islands", _islands(report)
+    if "tvm" in report:
+        yield from _module(report["tvm"])
     for name, latency in report["latency_ms"].items():
         yield f"latency {name}", f"{latency['median']:.3f} ms, {latency['threads']} thread"
+
+
+def _module(module: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what a TVM module is made for and of."""
+    target = module["target"]
+    yield "tvm code", f"{target['mcpu']}, {target['isa']} kernels"
+    peak, pair = module["peak_activation_bytes"], module["largest_pair_bytes"]
+    ratio = f", {peak / pair:.2f} x the largest pair of live tensors" if pair else ""
+    yield "tvm activations", f"{peak:,} bytes at most{ratio}"
+    yield "tvm fallbacks", _fallbacks(module["fallbacks"])
+    packed = module["packed_weights"]
+    text = f"packed in memory: {', '.join(packed)}" if packed else "one byte each in memory"
+    yield "tvm weights", text
+
+
+def _fallbacks(fallbacks: list[dict[str, Any]]) -> str:
+    """Return the operators without an integer kernel of qtool, and why."""
+    if not fallbacks:
+        return "none: every operator has an integer kernel"
+    return "\n".join(f"{f['layer']} ({f['operator']}): {f['reason']}" for f in fallbacks)
 
 
 def _glue(glue: dict[str, Any]) -> Iterator[tuple[str, str]]:

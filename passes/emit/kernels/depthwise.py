@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from tvm.script.ir_builder import tirx as T
 
 from passes.emit.kernels import tir
+from passes.emit.kernels.depthwise_walk import Dot, Operands, StripWalk, Walk, taps_of
 from passes.emit.kernels.direct import Place
-from passes.emit.kernels.epilogue import Epilogue, Form, Piece
-from passes.emit.kernels.tir import Buffer, Expr, Registers, load
-from passes.emit.kernels.vectors import Vectors, shuffle, vectors
+from passes.emit.kernels.epilogue import Epilogue, Form
+from passes.emit.kernels.tir import Buffer, Expr
+from passes.emit.kernels.vectors import Vectors, vectors
 
-Group = list[Expr]
+_NEAR_BYTES = 1 << 18  # a part of a second level cache
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,6 @@ class DepthwiseConv:
         x, y, other: strides of the input, the result and the residual operand.
         parallel: split over threads.
         form: of the epilogue.
-        columns: results side by side in registers; 0 to let the kernel choose.
     """
 
     isa: str
@@ -68,7 +68,6 @@ class DepthwiseConv:
     other: Place
     parallel: bool
     form: Form
-    columns: int = 0
 
     @property
     def groups(self) -> int:
@@ -81,6 +80,14 @@ class DepthwiseConv:
         if self.dilations[0] > 1:
             return 1
         return min(self.height, (4 * self.groups - self.taps[0]) // self.strides[0] + 1)
+
+    @property
+    def blocks_outer(self) -> bool:
+        """Return whether to walk the whole image for a block of channels, not all at a row.
+
+        Weights then stay where they are; but a large input would be fetched for every block.
+        """
+        return self.height * self.strides[0] * self.x.row <= _NEAR_BYTES
 
     def name(self) -> str:
         """Return a readable part of the function's name."""
@@ -108,7 +115,7 @@ def blocks(channels: int, vector: int) -> list[Block]:
     return found
 
 
-def _dots(spec: DepthwiseConv) -> list[tuple[int, int, tuple[int | None, ...]]]:
+def _dots(spec: DepthwiseConv) -> list[Dot]:
     """Return (row of results, dword, tap row of each of its bytes) of the products needed."""
     found = []
     for r in range(spec.rows):
@@ -120,34 +127,39 @@ def _dots(spec: DepthwiseConv) -> list[tuple[int, int, tuple[int | None, ...]]]:
     return found
 
 
-def _columns(spec: DepthwiseConv, unit: Vectors) -> int:
-    """Return how many results side by side share weights: as many as registers allow."""
-    return spec.columns or 2
-
-
 class _Body:
     """Writes the loops of a `DepthwiseConv`."""
 
     def __init__(self, spec: DepthwiseConv, buffers: Sequence[Buffer]) -> None:
-        self.spec, self.unit = spec, vectors(spec.isa)
-        self.x, (self.w, self.bias, self.factor, numbers) = buffers[0], buffers[-4:]
-        y, other = buffers[-5], buffers[1] if spec.form.residual else None
-        self.epilogue = Epilogue(self.unit, spec.form, numbers, y, other)
-        self.dots, self.columns = _dots(spec), _columns(spec, self.unit)
+        self.spec, unit = spec, vectors(spec.isa)
+        (w, bias, factor, numbers), y = buffers[-4:], buffers[-5]
+        other = buffers[1] if spec.form.residual else None
+        epilogue = Epilogue(unit, spec.form, numbers, y, other)
+        self.operands = Operands(unit, buffers[0], w, bias, factor, epilogue)
+        self.walk = Walk if _in_registers(spec, unit) else StripWalk
 
     def write(self) -> None:
-        """Write the loops over rows and blocks of channels; blocks of one kind share code."""
-        spec, found = self.spec, blocks(self.spec.channels, 4 * self.unit.lanes)
+        """Write the loops over bands of rows and blocks of channels."""
+        spec, found = self.spec, blocks(self.spec.channels, 4 * self.operands.unit.lanes)
         bands = -(-spec.height // spec.rows)
-        for spots in sorted({block.spots for block in found}):
-            same = [i for i, block in enumerate(found) if block.spots == spots]
-            with tir.loop(bands * len(same), spec.parallel) as turn:
-                band, index = T.floordiv(turn, len(same)), T.floormod(turn, len(same))
-                channel = found[same[0]].channel + index * found[same[0]].channels
-                walk = _Walk(self, spots, index + same[0], channel)
-                self._band(walk, band)
+        with tir.loop(bands * len(found), spec.parallel) as turn:
+            if spec.blocks_outer:
+                band, index = T.floormod(turn, bands), T.floordiv(turn, bands)
+            else:
+                band, index = T.floordiv(turn, len(found)), T.floormod(turn, len(found))
+            kinds = [block.spots for block in found]
+            for spots in dict.fromkeys(kinds):
+                # Blocks of one kind follow each other and share code.
+                first, count = kinds.index(spots), kinds.count(spots)
+                channel = found[first].channel + (index - first) * found[first].channels
+                walk = self.walk(spec, self.operands, _dots(spec), spots, index, channel)
+                if count == len(found):
+                    self._band(walk, band)
+                else:
+                    with T.If(T.And(index >= first, index < first + count)), T.Then():
+                        self._band(walk, band)
 
-    def _band(self, walk: "_Walk", band: Expr) -> None:
+    def _band(self, walk: Walk, band: Expr) -> None:
         """Write one band of rows; the last may have fewer of them."""
         spec, top = self.spec, tir.let(band * self.spec.rows)
         full, rest = divmod(spec.height, spec.rows)
@@ -161,124 +173,9 @@ class _Body:
                 walk.write(top, rest)
 
 
-class _Walk:
-    """Walks along rows of results of one block of channels."""
-
-    def __init__(self, body: _Body, spots: int, block: Expr, channel: Expr) -> None:
-        spec, n = body.spec, body.unit.lanes
-        self.body, self.spec, self.unit = body, spec, body.unit
-        self.block, self.channel = block, channel
-        self.width = -(-spec.width // spots)
-        self.starts = [min(i * self.width, spec.width - self.width) for i in range(spots)]
-        self.weights = block * (4 * spec.taps[1] * len(body.dots) * 4 * n)
-
-    def write(self, top: Expr, rows: int) -> None:
-        """Write the loop over columns for `rows` rows of results from row `top` on."""
-        spec, columns = self.spec, min(self.body.columns, self.width)
-        start = tir.let(top * (spec.strides[0] * spec.x.row) + self.channel)
-        needed, shift = self._needed(columns), columns * spec.strides[1]
-        kept = [n for n in needed if n + shift in needed]
-        count = self.spec.groups * 4
-        registers = {n: Registers(count, 4 * self.unit.lanes, "uint8") for n in kept}
-        for n in kept:
-            self._keep(registers[n], self._dwords(start, n, rows))
-        steps, rest = divmod(self.width, columns)
-        with tir.loop(steps) as step:
-            found = self._step(start, top, step * columns, columns, rows, registers)
-            for n in kept:
-                self._keep(registers[n], found[n + shift])
-        if rest:
-            self._step(start, top, steps * columns, rest, rows, registers)
-
-    def _needed(self, columns: int) -> list[int]:
-        """Return the columns of the input, relative, under `columns` results."""
-        (_, stride), (_, dilation) = self.spec.strides, self.spec.dilations
-        taps = range(self.spec.taps[1])
-        return sorted({c * stride + t * dilation for c in range(columns) for t in taps})
-
-    def _keep(self, registers: Registers, dwords: Group) -> None:
-        for i, value in enumerate(dwords):
-            registers[i] = value
-
-    def _dwords(self, start: Expr, column: Expr, rows: int) -> Group:
-        """Return the dwords of a column: four vectors for each four of its rows."""
-        spec, found = self.spec, []
-        last = (rows - 1) * spec.strides[0] + (spec.taps[0] - 1)
-        for group in range(spec.groups):
-            # Rows behind the last one have no weight: any byte will do.
-            lines = [min(4 * group + byte, last) * spec.dilations[0] for byte in range(4)]
-            at = [start + line * spec.x.row + column * spec.x.pixel for line in lines]
-            parts = {
-                line: self._vector(o) for line, o in dict(zip(lines, at, strict=True)).items()
-            }
-            found += self.unit.interleave([parts[line] for line in lines])
-        return [tir.let(part) for part in found]
-
-    def _vector(self, offset: Expr) -> Expr:
-        """Return the bytes of the block at all its spots."""
-        size = 4 * self.unit.lanes // len(self.starts)
-        step = self.spec.strides[1] * self.spec.x.pixel
-        parts = [load(self.body.x, offset + s * step, size) for s in self.starts]
-        return tir.let(
-            parts[0] if len(parts) == 1 else shuffle(parts, range(size * len(parts)))
-        )
-
-    def _step(
-        self, start: Expr, top: Expr, left: Expr, columns: int, rows: int,
-        registers: dict[int, Registers],
-    ) -> dict[int, Group]:  # fmt: skip
-        """Write `rows` x `columns` results; return the dwords of the input's columns."""
-        spec, count = self.spec, self.spec.groups * 4
-        x: dict[int, Group] = {}
-        for n in self._needed(columns):
-            if n in registers:
-                x[n] = [tir.let(registers[n][i]) for i in range(count)]
-            else:
-                x[n] = self._dwords(start, left * spec.strides[1] + n, rows)
-        sums = [self._sums(x, part, columns, rows) for part in range(4)]
-        pieces = []
-        for r in range(rows):
-            for c in range(columns):
-                acc = [sums[part][r * columns + c] for part in range(4)]
-                pieces += self._pieces(acc, top + r, left + c)
-        self.body.epilogue.write(pieces, transposed=False)
-        return x
-
-    def _sums(self, x: dict[int, Group], part: int, columns: int, rows: int) -> list[Expr]:
-        """Return the sums of a quarter of the channels, row by row."""
-        spec, n = self.spec, self.unit.lanes
-        bias = tir.let(load(self.body.bias, (self.block * 4 + part) * n, n))
-        acc = [bias] * (rows * columns)
-        dots = self.body.dots
-        for t in range(spec.taps[1]):
-            for i, (r, group, _) in enumerate(dots):
-                if r >= rows:
-                    continue
-                place = ((part * spec.taps[1] + t) * len(dots) + i) * 4 * n
-                w = tir.let(load(self.body.w, self.weights + place, 4 * n))
-                for c in range(columns):
-                    code = x[c * spec.strides[1] + t * spec.dilations[1]][group * 4 + part]
-                    at = r * columns + c
-                    acc[at] = tir.let(self.unit.dot(acc[at], code, w))
-        return acc
-
-    def _pieces(self, acc: Sequence[Expr], row: Expr, column: Expr) -> list[Piece]:
-        """Return the four vectors of sums of one vector of codes, and where its bytes go."""
-        spec, n = self.spec, self.unit.lanes
-        size, found = 4 * n // len(self.starts), []
-        for part in range(4):
-            spot, byte = divmod(part * n, size)
-            pixel, inside = column + self.starts[spot], self.channel + byte
-            found.append(
-                Piece(
-                    acc[part],
-                    load(self.body.factor, (self.block * 4 + part) * n, n),
-                    row * spec.y.row + pixel * spec.y.pixel + inside,
-                    row * spec.other.row + pixel * spec.other.pixel + inside,
-                    None, spot,
-                )
-            )  # fmt: skip
-        return found
+def _in_registers(spec: DepthwiseConv, unit: Vectors) -> bool:
+    """Return whether the dwords under a result take less than half of the registers."""
+    return len(taps_of(spec, 1)) * spec.groups * 4 < unit.registers // 2
 
 
 def lane_order(spec: DepthwiseConv, unit: Vectors) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from tvm.script.ir_builder import tirx as T
 
 from passes.emit.kernels import tir
 from passes.emit.kernels.epilogue import Epilogue, Form, Piece
+from passes.emit.kernels.float_epilogue import FloatEpilogue
 from passes.emit.kernels.tir import Buffer, Expr, Registers, load
 from passes.emit.kernels.vectors import Vectors, vectors
 
@@ -100,8 +101,8 @@ class DirectConv:
         pointers = [("x", "uint8")]
         pointers += [("other", "uint8")] if self.form.residual else []
         pointers += [
-            ("y", "uint8"), ("w", "int8"), ("bias", "int32"), ("factor", "float32"),
-            ("numbers", "uint8"),
+            ("y", "float32" if self.form.floats else "uint8"),
+            ("w", "int8"), ("bias", "int32"), ("factor", "float32"), ("numbers", "uint8"),
         ]  # fmt: skip
         return tir.function(name, pointers, lambda *buffers: _Body(self, buffers).write())
 
@@ -113,7 +114,11 @@ class _Body:
         self.spec, self.unit = spec, vectors(spec.isa)
         self.x, (self.w, self.bias, self.factor, numbers) = buffers[0], buffers[-4:]
         y, other = buffers[-5], buffers[1] if spec.form.residual else None
-        self.epilogue = Epilogue(self.unit, spec.form, numbers, y, other)
+        self.epilogue = (
+            FloatEpilogue(self.unit, y)
+            if spec.form.floats
+            else Epilogue(self.unit, spec.form, numbers, y, other)
+        )
 
     def write(self) -> None:
         """Write the loops over groups, blocks of channels, rows and columns."""

@@ -121,18 +121,33 @@ def _write(
     unit, (a, b, y, record) = vectors(spec.isa), buffers
     numbers, n = Numbers(unit, record, names), unit.lanes
 
+    places = (spec.y, spec.a, spec.b)
+    held = [_repeats(spec, place, 4 * n) for place in places]
+    walked = [place for place, repeated in zip(places, held, strict=True) if not repeated]
+
     def step(offsets: Sequence[Expr], count: int) -> None:
+        rest = iter(offsets)
+        starts = [0 if repeated else next(rest) for repeated in held]
         parts = []
-        for i in range(4):
-            places = [offset + i * n for offset in offsets]
-            x, z = (_ints(unit, p, at) for p, at in zip((a, b), places, strict=False))
+        for i in range(-(-count // n)):
+            x, z = (
+                _ints(unit, codes, start + (i * n % spec.region.bytes if repeated else i * n))
+                for codes, start, repeated in zip((a, b), starts[1:], held[1:], strict=True)
+            )
             parts.append(_rounded(unit, formula(unit, numbers, x, z), spec.clamp))
-        codes = unit.transpose(unit.pack(parts))
+        codes = unit.transpose(unit.pack((parts * 4)[:4]))
         if spec.clip:
             codes = T.min(T.max(codes, numbers.bytes("lo")), numbers.bytes("hi"))
-        store_first(y, offsets[2], let(codes), count, 4 * n)
+        store_first(y, starts[0], let(codes), count, 4 * n)
 
-    walk(spec.region, (spec.a, spec.b, spec.y), 4 * n, step, spec.parallel)
+    # A step of fewer bytes is less arithmetic.
+    walk(spec.region, walked, 4 * n, step, spec.parallel, overlap=False)
+
+
+def _repeats(spec: Operands, place: Place, size: int) -> bool:
+    """Return whether a vector is whole pixels, to all of which an operand gives the same."""
+    whole = size % spec.region.bytes == 0 and spec.region.bytes % (size // 4) == 0
+    return whole and place == Place(0, 0)
 
 
 def _ints(unit: Vectors, codes: Buffer, offset: Expr) -> Expr:

@@ -71,6 +71,7 @@ class Form:
         residual: 0 none; 1 the layer's codes are the first operand of the addition; 2 the second.
         residual_clip: the addition's window is not [0, 255].
         table: the codes go through a table of 256 answers.
+        floats: there are no codes: the result is float32, see `FloatEpilogue`.
     """
 
     zero: bool
@@ -79,6 +80,7 @@ class Form:
     residual: int = 0
     residual_clip: bool = False
     table: bool = False
+    floats: bool = False
 
 
 def form(

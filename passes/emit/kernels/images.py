@@ -22,7 +22,7 @@ from passes.emit.kernels.tir import Buffer, Expr, let, load
 from passes.emit.kernels.vectors import Vectors, shuffle, vectors
 
 _NAMES = ("scale", "zero16", "lo", "hi")
-# Shuffling many planes into pixels would be long code; byte by byte is as good there.
+# Shuffling many planes into pixels would be long code; they go byte by byte.
 _SHUFFLED_PLANES = 4
 
 
@@ -116,10 +116,12 @@ class _Interleave:
 
     def write(self) -> None:
         """Write the loops over rows and steps of pixels."""
-        parts = min(4, self.width // self.unit.lanes)
+        most = 4 if self.spec.planes <= _SHUFFLED_PLANES else 1
+        parts = min(most, self.width // self.unit.lanes)
         size = max(1, parts * self.unit.lanes)
-        with tir.loop(self.rows, self.spec.parallel) as row:
-            with tir.loop(-(-self.width // size)) as turn:
+        threads = self.spec.parallel
+        with tir.loop(self.rows, threads) as row:
+            with tir.loop(-(-self.width // size), threads and self.rows == 1) as turn:
                 # The last step overlaps its neighbour.
                 first = tir.let(T.min(turn * size, self.width - size))
                 self._step(

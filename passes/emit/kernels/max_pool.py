@@ -29,7 +29,7 @@ class MaxPool:
         strides: (rows, columns).
         dilations: (rows, columns).
         pads: (top, left).
-        x, y: strides of the input, whose pointer is that of its first pixel, and of the result.
+        x, y: strides of the input, whose pointer is at its first pixel, and of the result.
         parallel: split over threads.
     """
 

@@ -57,12 +57,10 @@ class Region:
 
 
 def walk(
-    region: Region, places: Sequence[Place], size: int, step: Step, parallel: bool
-) -> None:
+    region: Region, places: Sequence[Place], size: int, step: Step, parallel: bool,
+    overlap: bool = True,
+) -> None:  # fmt: skip
     """Call `step` for every vector of every run; what does not depend on the pixel is outside.
-
-    The last vector of a run overlaps the one before it; only a run shorter than a vector has
-    a step of fewer bytes.
 
     Args:
         region: what to visit.
@@ -70,24 +68,28 @@ def walk(
         size: bytes of a vector.
         step: writes the code for one vector.
         parallel: split over threads.
+        overlap: the last vector of a run overlaps the one before it, so that only a run
+            shorter than a vector has a step of fewer bytes; otherwise that is the last step.
     """
     region = region.merged(places, keep_rows=parallel)
     with loop(region.height, parallel) as row:
         threads = parallel and region.height == 1
-        for count, offset in _vectors(region.bytes, size, threads and region.width == 1):
+        steps = _vectors(region.bytes, size, threads and region.width == 1, overlap)
+        for count, offset in steps:
             with offset as k, loop(region.width, threads and region.width > 1) as column:
                 step([row * p.row + column * p.pixel + k for p in places], count)
 
 
 def _vectors(
-    total: int, size: int, parallel: bool
+    total: int, size: int, parallel: bool, overlap: bool
 ) -> Iterator[tuple[int, AbstractContextManager[Expr]]]:
     """Yield the bytes of each step and the loop over its offsets."""
     full, rest = divmod(total, size)
     if full:
         yield size, _offsets(full, size, 0, parallel)
     if rest:
-        yield (size, _offsets(1, 0, total - size)) if full else (rest, _offsets(1, 0, 0))
+        count = size if full and overlap else rest
+        yield count, _offsets(1, 0, total - count)
 
 
 @contextmanager

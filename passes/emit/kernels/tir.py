@@ -63,6 +63,28 @@ class Registers:
         store(self._buffers[index], 0, value, self._lanes)
 
 
+def scratch(count: int, kind: str, lanes: int) -> Buffer:
+    """Return an array on the stack, aligned to vectors of `lanes` int32."""
+    itemsize = tvm.DataType(kind).bits // 8
+    vectors = -(-count * itemsize // (4 * lanes))
+    found = T.alloc_buffer(
+        (vectors,), f"int32x{lanes}", scope="local", layout=None, annotations=_ON_STACK
+    )
+    return T.decl_buffer((count,), kind, data=found.data, layout=None)
+
+
+def align_frame(lanes: int) -> None:
+    """Make the compiler align the stack, here and for all of the function, to whole vectors.
+
+    LLVM does not for registers that it spills, and a spilled vector that straddles two cache
+    lines costs two accesses each time. A local vector that cannot be optimized away, because
+    its address is prefetched, forces the alignment.
+    """
+    address = T.address_of(scratch(lanes, "int32", lanes)[0])
+    options = (T.int32(0), T.int32(3), T.int32(1))
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, *options))
+
+
 def load(buffer: Buffer, offset: Expr, lanes: int) -> Expr:
     """Return `lanes` consecutive elements."""
     return buffer[T.ramp(offset, 1, lanes)]

@@ -10,6 +10,7 @@ from functools import cache
 
 from tvm.script.ir_builder import tirx as T
 
+from passes.emit.kernels.lookup import load_table, look_up_vbmi
 from passes.emit.kernels.tir import Buffer, Expr, intrinsic, let, load, reinterpret
 
 Operand = tuple[Expr, ...]
@@ -29,6 +30,7 @@ class Vectors(ABC):
         x_offset: `accumulate` subtracts it from every byte of x. A kernel that uses it adds
             ``x_offset * sum(w)`` to the bias: ``bias - (zero_point - x_offset) * sum(w)``.
         has_table: whether `look_up` is cheap enough for an epilogue.
+        has_dot16: it has `dot16`.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Vectors(ABC):
     w_registers: int = 1
     x_offset: int = 0
     has_table: bool = False
+    has_dot16: bool = False
 
     def accumulators(self, columns: int) -> int:
         """Return how many sums of a tile stay in registers besides what a step needs.
@@ -63,6 +66,10 @@ class Vectors(ABC):
     @abstractmethod
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
         """Return acc + the sums of four products of uint8 bytes `x` and int8 bytes `w`."""
+
+    def dot16(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """Return acc + the sums of two products of int16, modulo 2^32."""
+        raise NotImplementedError
 
     @abstractmethod
     def round(self, x: Expr) -> Expr:
@@ -97,6 +104,10 @@ class Vectors(ABC):
         """Return four bytes (as int32) in every lane, as bytes."""
         return reinterpret(T.broadcast(x, self.lanes), f"int8x{4 * self.lanes}")
 
+    def broadcast16(self, x: Expr) -> Expr:
+        """Return two int16 (as int32) in every lane, as int16."""
+        return reinterpret(T.broadcast(x, self.lanes), f"int16x{2 * self.lanes}")
+
     def floats(self, x: Expr) -> Expr:
         """Return int32 (or uint8) lanes as float32."""
         return T.cast(x, f"float32x{self.lanes}")
@@ -112,9 +123,13 @@ class Avx512Vnni(Vectors):
     name = "avx512_vnni"
     lanes = 16
     registers = 32
+    has_dot16 = True
 
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
         return intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, x, w)
+
+    def dot16(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        return intrinsic("int32x16", "llvm.x86.avx512.vpdpwssd.512", acc, x, w)
 
     def round(self, x: Expr) -> Expr:
         zero, mode = T.broadcast(T.int32(0), 16), T.int32(_CURRENT_ROUNDING)
@@ -169,12 +184,7 @@ class Avx512Vbmi(Avx512Vnni):
     has_table = True
 
     def look_up(self, codes: Expr, table: Buffer, offset: Expr) -> Expr:
-        parts = [load(table, offset + 64 * i, 64) for i in range(4)]
-        low, high = (
-            intrinsic("uint8x64", "llvm.x86.avx512.vpermi2var.qi.512", a, codes, b)
-            for a, b in (parts[:2], parts[2:])
-        )
-        return T.Select(codes < T.broadcast(T.uint8(128), 64), low, high)
+        return look_up_vbmi(codes, *load_table(table, offset))
 
 
 def zip_bytes(parts: Sequence[Expr], count: int) -> list[Expr]:

@@ -16,8 +16,8 @@ from passes.emit.kernels.elementwise import (
 )
 from passes.emit.kernels.epilogue import ROUND_LIMIT
 from passes.emit.kernels.layout import Layout
-from passes.emit.kernels.lookup import LookUp
 from passes.emit.kernels.runs import Region
+from passes.emit.kernels.tables import LookUp
 from passes.emit.plan.context import Context, large, place, region
 from passes.emit.plan.fusion import Node
 from passes.emit.plan.steps import Operand, Step
@@ -93,7 +93,7 @@ def look_up(node: Node, context: Context) -> Built:
         return "not a look-up"
     x, y = context.layouts[op.inputs[0]], context.layouts[node.output]
     kernel = LookUp(
-        context.unit.name, context.unit.has_table, region(y), place(x), place(y), large(y)
+        context.unit.name, context.vbmi, region(y), place(x), place(y), large(y)
     )
     inputs = (context.pixels(op.inputs[0]),)
     return [Step(kernel, inputs, context.pixels(node.output), (op.table,), op.name)]

@@ -31,6 +31,11 @@ class Context:
     aliases: dict[str, str]
     halo_codes: dict[str, int]
 
+    @property
+    def vbmi(self) -> bool:
+        """Return True where bytes can be permuted across 512 bits."""
+        return self.unit.name == "avx512_vbmi"
+
     def layout(self, name: str) -> Layout:
         """Return the layout of a tensor."""
         if name == self.program.input_name:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from passes.emit.kernels.layout import Halo, Layout, NO_HALO, nhwc, plain
+from passes.emit.kernels.layout import NO_HALO, Halo, Layout, nhwc, plain
 from passes.emit.kernels.vectors import Vectors
-from passes.emit.plan.fusion import Node, fuse
 from passes.emit.plan.context import Context
+from passes.emit.plan.fusion import Node, fuse
 from passes.emit.plan.operators import Fallback, output_steps, steps_of
 from passes.emit.plan.steps import Step
 from qtool.dialect import Conv, FloatGemm, Gemm, Program, Quantize, Reshape
