@@ -92,9 +92,7 @@ def look_up(node: Node, context: Context) -> Built:
     if not isinstance(op, Lookup):
         return "not a look-up"
     x, y = context.layouts[op.inputs[0]], context.layouts[node.output]
-    kernel = LookUp(
-        context.unit.name, context.vbmi, region(y), place(x), place(y), large(y)
-    )
+    kernel = LookUp(context.unit.name, context.vbmi, region(y), place(x), place(y), large(y))
     inputs = (context.pixels(op.inputs[0]),)
     return [Step(kernel, inputs, context.pixels(node.output), (op.table,), op.name)]
 

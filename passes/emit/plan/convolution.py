@@ -17,6 +17,13 @@ from passes.emit.kernels.epilogue import (
 )
 from passes.emit.kernels.layout import Layout, round_up
 from passes.emit.kernels.vectors import Vectors
+from passes.emit.kernels.winograd import Winograd, strip_rows
+from passes.emit.kernels.winograd_weights import (
+    pack_bias,
+    pack_winograd,
+    supports,
+    worthwhile,
+)
 from passes.emit.plan.context import place
 from passes.emit.plan.fusion import Node
 from passes.emit.plan.steps import Kernel, Operand, Step
@@ -24,6 +31,8 @@ from passes.emit.plan.tiles import choose_tile
 from qtool import numerics
 from qtool.dialect import Conv, Gemm
 
+# The Winograd kernel divides factors by powers of two, which must stay exact.
+SMALLEST_FACTOR = 2.0**-100
 # Splitting less work than this over threads costs more than it saves.
 PARALLEL_MACS = 400_000
 
@@ -44,7 +53,8 @@ def convolution(node: Node, sites: Sites, unit: Vectors) -> Step:
     if op.groups == len(op.w_OIHW) == sites.x.channels and sites.x.pixel % 16 == 0:
         spec, packed, bias, factor = _depthwise(op, sites, unit, shape)
     else:
-        spec, packed, bias, factor = _direct(op, sites, unit, shape)
+        fast = _winograd(op, sites, unit, shape)
+        spec, packed, bias, factor = fast or _direct(op, sites, unit, shape)
     inputs = [Operand(op.inputs[0], first_byte(op, sites.x))]
     if node.residual is not None and sites.other is not None:
         inputs.append(Operand(node.inputs[-1], sites.other.origin))
@@ -98,7 +108,8 @@ def epilogue(node: Node, op: Conv) -> tuple[NDArray[np.uint8], Form]:
             add.a.scale, add.a.zero_point, add.b.scale, add.b.zero_point, add.grid.scale,
             add.grid.zero_point,
         )  # fmt: skip
-        residual = Residual(*map(float, coefficients), add.lo, add.hi)
+        ra, rb, c = map(float, coefficients)
+        residual = Residual(ra, rb, c, add.lo, add.hi)
     shape = form(window, _largest(op), residual, node.first, node.table is not None)
     return record(window, residual, node.table), shape
 
@@ -124,6 +135,27 @@ def _depthwise(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
     order = lane_order(spec, unit)
     bias, factor = requantization(op, x.pixel)
     return spec, pack_depthwise(op.w_OIHW[:, 0], spec, unit), bias[order], factor[order]
+
+
+def _winograd(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer | None:
+    """Return the Winograd kernel, its weights, bias and factor, where it is exact and faster."""
+    x, y, vectors = sites.x, sites.y, -(-op.w_OIHW.shape[0] // unit.lanes)
+    if op.strides != (1, 1) or op.dilations != (1, 1) or op.groups != 1:
+        return None
+    bias, factor = requantization(op, vectors * unit.lanes)
+    outputs, used = op.w_OIHW.shape[0], factor[: len(op.w_OIHW)]
+    if used.min() < SMALLEST_FACTOR or not supports(
+        unit.name, (y.height, y.width), op.w_OIHW, bias[:outputs]
+    ):
+        return None
+    spec = Winograd(
+        unit.name, y.height, y.width, op.w_OIHW.shape[1], vectors, place(x), place(y),
+        place(sites.other or y), strip_rows(y.height, y.width),
+        layer_macs(op) >= PARALLEL_MACS, shape,
+    )  # fmt: skip
+    if not worthwhile(spec):
+        return None
+    return spec, pack_winograd(op.w_OIHW, spec), pack_bias(bias), factor
 
 
 def _direct(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
