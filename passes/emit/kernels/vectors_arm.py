@@ -21,6 +21,7 @@ class Neon(Blocks):
     registers = 32
     step_registers, w_registers = 3, 1
     x_offset = _SIGN
+    has_table = True
 
     def prepare_x(self, x: Expr) -> Operand:
         """Return four codes - 128 in every lane."""

@@ -72,6 +72,7 @@ class Avx2(Sse2):
 
     name = "avx2"
     lanes = 8
+    has_table = True
     _multiply = "llvm.x86.avx2.pmadd.wd"
     _to_int32 = "llvm.x86.avx.cvt.ps2dq.256"
     _to_int16 = "llvm.x86.avx2.packssdw"

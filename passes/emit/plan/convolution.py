@@ -85,15 +85,19 @@ def first_byte(op: Conv, x: Layout) -> int:
     return x.origin - op.pads[0] * x.row - op.pads[1] * x.pixel
 
 
-def requantization(op: Conv, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def requantization(
+    op: Conv, count: int, x_offset: int = 0
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Return bias, with the input's zero point in it, and factor; `count` channels each.
 
-    Sums are taken modulo 2^32, as the kernels do: the total fits, so it is exact.
+    The kernel subtracts `x_offset` from every code, see `Vectors.accumulate`. Sums are taken
+    modulo 2^32, as the kernels do: the total fits, so it is exact.
     """
     outputs = len(op.w_OIHW)
     sums = op.w_OIHW.reshape(outputs, -1).astype(np.int64).sum(1)
     bias = np.zeros(count, np.int32)
-    bias[:outputs] = (op.bias.astype(np.int64) - op.x.zero_point * sums).astype(np.int32)
+    offset = op.x.zero_point - x_offset
+    bias[:outputs] = (op.bias.astype(np.int64) - offset * sums).astype(np.int32)
     factor = np.zeros(count, np.float32)
     factor[:outputs] = numerics.multiplier(op.x.scale, op.w_scale, op.grid.scale)
     return bias, factor
@@ -179,7 +183,8 @@ def _direct(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
     )  # fmt: skip
     packed = pack_weights(weights, spec, unit)
     spec = replace(spec, weights_outer=_weights_outer(spec, packed.size, x.bytes))
-    bias, factor = requantization(op, spec.groups * spec.blocks * tile.vectors * n)
+    count = spec.groups * spec.blocks * tile.vectors * n
+    bias, factor = requantization(op, count, unit.x_offset)
     return spec, packed, bias, factor
 
 
