@@ -15,7 +15,7 @@ from passes.emit.kernels.epilogue import (
     form,
     record,
 )
-from passes.emit.kernels.layout import Layout, round_up
+from passes.emit.kernels.layout import NO_HALO, Layout
 from passes.emit.kernels.vectors import Vectors
 from passes.emit.kernels.winograd import Winograd, strip_rows
 from passes.emit.kernels.winograd_weights import (
@@ -29,7 +29,7 @@ from passes.emit.plan.fusion import Node
 from passes.emit.plan.steps import Kernel, Operand, Step
 from passes.emit.plan.tiles import choose_tile
 from qtool import numerics
-from qtool.dialect import Conv, Gemm
+from qtool.dialect import Conv, FloatGemm, Gemm
 
 # The Winograd kernel divides factors by powers of two, which must stay exact.
 SMALLEST_FACTOR = 2.0**-100
@@ -90,14 +90,19 @@ def requantization(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Return bias, with the input's zero point in it, and factor; `count` channels each.
 
-    The kernel subtracts `x_offset` from every code, see `Vectors.accumulate`. Sums are taken
-    modulo 2^32, as the kernels do: the total fits, so it is exact.
+    Sums are taken modulo 2^32, as the kernels do: the total fits, so it is exact.
+
+    Args:
+        op: the layer.
+        count: channels of the result as the kernel counts them.
+        x_offset: what the kernel itself takes off every code.
     """
     outputs = len(op.w_OIHW)
     sums = op.w_OIHW.reshape(outputs, -1).astype(np.int64).sum(1)
     bias = np.zeros(count, np.int32)
-    offset = op.x.zero_point - x_offset
-    bias[:outputs] = (op.bias.astype(np.int64) - offset * sums).astype(np.int32)
+    bias[:outputs] = (op.bias.astype(np.int64) - (op.x.zero_point - x_offset) * sums).astype(
+        np.int32
+    )
     factor = np.zeros(count, np.float32)
     factor[:outputs] = numerics.multiplier(op.x.scale, op.w_scale, op.grid.scale)
     return bias, factor
@@ -183,8 +188,9 @@ def _direct(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
     )  # fmt: skip
     packed = pack_weights(weights, spec, unit)
     spec = replace(spec, weights_outer=_weights_outer(spec, packed.size, x.bytes))
-    count = spec.groups * spec.blocks * tile.vectors * n
-    bias, factor = requantization(op, count, unit.x_offset)
+    bias, factor = requantization(
+        op, spec.groups * spec.blocks * tile.vectors * n, unit.x_offset
+    )
     return spec, packed, bias, factor
 
 
@@ -231,6 +237,14 @@ def _weights_outer(spec: DirectConv, weight_bytes: int, x_bytes: int) -> bool:
     return x_bytes * spec.blocks <= weight_bytes * rows
 
 
-def padded_channels(op: Conv) -> int:
-    """Return the channels of the result as stored."""
-    return round_up(op.shape[0], 16)
+def float_layer(op: FloatGemm, x: Layout, unit: Vectors, target: str) -> tuple[Step, int]:
+    """Return the step of a linear layer with a float result, and the bytes that it writes."""
+    conv = as_convolution(op, x)
+    flat = Form(zero=False, clip=False, floats=True)
+    y = Layout((op.shape[0],), NO_HALO, 0)
+    spec, packed, bias, factor = _direct(conv, Sites(x, y), unit, flat)
+    step = Step(
+        spec, (Operand(op.inputs[0], first_byte(conv, x)),), Operand(target),
+        (packed, bias, factor, np.zeros(1, np.uint8)), op.name, layer_macs(conv),
+    )  # fmt: skip
+    return step, bias.size * 4
