@@ -22,8 +22,8 @@ CPUS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "avx_vnni": [("cascadelake", ("avx512vnni", "avx512vl")), ("alderlake", ("avxvnni",))],
     "avx2": [("haswell", ("avx2", "fma", "bmi2"))],
     "sse2": [("x86-64", ("sse2",))],
-    "arm_dotprod": [("cortex-a76", ("dotprod",))],
-    "arm_i8mm": [("neoverse-v1", ("dotprod", "i8mm"))],
+    "neon_dot": [("cortex-a76", ("dotprod",))],
+    "neon_i8mm": [("neoverse-v1", ("dotprod", "i8mm"))],
 }
 
 
@@ -34,7 +34,7 @@ def host_has(*features: str) -> bool:
 
 def cpu_for(name: str) -> str:
     """Return the CPU to compile a unit for so that it runs here; skip where there is none."""
-    if name == "generic":
+    if name == "portable":
         return "x86-64" if X86 else "generic"
     if X86 != name.startswith(("avx", "sse")):
         pytest.skip(f"{name} is of another processor family than {platform.machine()}")

@@ -43,7 +43,7 @@ def refusal(name: str) -> str:
         ("skylake-avx512", "x86_64", "avx2", False),
         ("alderlake", "x86_64", "avx_vnni", False),
         ("haswell", "x86_64", "avx2", False),
-        ("x86-64", "x86_64", "sse2", False),
+        ("x86-64", "x86_64", "generic", False),
         ("cortex-a76", "aarch64", "arm_dotprod", False),
         ("neoverse-n1", "aarch64", "arm_dotprod", False),
         ("cortex-a72", "aarch64", "generic", False),

@@ -45,7 +45,7 @@ class CpuTarget:
         triple: LLVM's, such as "x86_64-linux-gnu".
         mcpu: LLVM's name of the CPU.
         isa: integer instructions of the kernels: "avx512_vnni", "avx_vnni", "avx2",
-            "sse2", "arm_dotprod" or "generic".
+            "arm_dotprod" or "generic".
         vbmi: whether bytes can be permuted across 512 bits.
         features: what a machine must have to run the code, LLVM's names.
         masked: features of `mcpu` that code must not use.
@@ -163,4 +163,4 @@ def choose_isa(architecture: str, features: set[str]) -> tuple[str, bool]:
     for flag, isa in (("avxvnni", "avx_vnni"), ("avx2", "avx2")):
         if flag in features:
             return isa, False
-    return "sse2", False
+    return "generic", False

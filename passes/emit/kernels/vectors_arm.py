@@ -16,7 +16,7 @@ class Neon(Blocks):
     that `accumulate` takes off every code (`x_offset`); `dot` adds it itself.
     """
 
-    name = "arm_dotprod"
+    name = "neon_dot"
     lanes = 4
     registers = 32
     step_registers, w_registers = 3, 1
@@ -73,7 +73,7 @@ class Neon(Blocks):
 class NeonI8mm(Neon):
     """AArch64 with `usdot` (the i8mm extension): unsigned with signed bytes."""
 
-    name = "arm_i8mm"
+    name = "neon_i8mm"
     x_offset = Vectors.x_offset
     prepare_x, accumulate = Vectors.prepare_x, Vectors.accumulate
 

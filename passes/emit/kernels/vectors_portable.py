@@ -10,7 +10,7 @@ from passes.emit.kernels.vectors_blocks import Blocks
 class Portable(Blocks):
     """int32 products of single bytes."""
 
-    name = "generic"
+    name = "portable"
     lanes = 4
     registers = 16
     # Of the four vectors of a prepared w LLVM keeps two or splits it again.
