@@ -29,7 +29,7 @@ class Vectors(ABC):
         w_registers: of them a prepared `w` takes.
         x_offset: `accumulate` subtracts it from every byte of x. A kernel that uses it adds
             ``x_offset * sum(w)`` to the bias: ``bias - (zero_point - x_offset) * sum(w)``.
-        has_table: `look_up` does not go byte by byte.
+        has_table: whether `look_up` is cheap enough for an epilogue.
         has_dot16: it has `dot16`.
     """
 
@@ -40,6 +40,7 @@ class Vectors(ABC):
     w_registers: int = 1
     x_offset: int = 0
     has_table: bool = False
+    has_dot16: bool = False
 
     def accumulators(self, columns: int) -> int:
         """Return how many sums of a tile stay in registers besides what a step needs.
@@ -61,8 +62,6 @@ class Vectors(ABC):
     def accumulate(self, acc: Expr, x: Operand, w: Operand) -> Expr:
         """Return `dot` of prepared operands, with `x_offset` subtracted from every x."""
         return self.dot(acc, *x, *w)
-
-    has_dot16 = False
 
     @abstractmethod
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
