@@ -183,7 +183,7 @@ class _Emitter:
             builder.emit_func_output(result)
 
     def _float_tensors(self) -> list[str]:
-        """Return the tensors in the arena that some kernel's function does not take as codes."""
+        """Return the tensors that some kernel's function does not take as codes."""
         found = []
         for step in self._plan.steps:
             operands = (*step.inputs, step.output)

@@ -28,8 +28,6 @@ def function(name: str, pointers: Sequence[tuple[str, str]], body: Callable[...,
     """
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=False):
         T.func_name(name)
-        # Not "tirx.noalias": once kernels are inlined into their caller, LLVM would take the
-        # names of their buffers for proof that one's result is not the next one's input.
         T.func_ret(tvm.ir.PrimType(RESULT))
         handles = [T.arg(arg, T.handle(kind)) for arg, kind in pointers]
         buffers = [

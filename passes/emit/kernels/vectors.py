@@ -1,6 +1,6 @@
 """What a kernel asks of a CPU's vector unit; one class for each instruction set.
 
-A *vector* here is a register of `lanes` int32 or float32, or of 4 x `lanes` bytes. Every method
+A *vector* here is a register of `lanes` int32 or float32, or of 4 x `lanes` bytes. Each method
 returns an expression; all are exact (no saturation on the way, halves to even).
 """
 
@@ -126,12 +126,15 @@ class Avx512Vnni(Vectors):
     has_dot16 = True
 
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """vpdpbusd."""
         return intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, x, w)
 
     def dot16(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """vpdpwssd."""
         return intrinsic("int32x16", "llvm.x86.avx512.vpdpwssd.512", acc, x, w)
 
     def round(self, x: Expr) -> Expr:
+        """vcvtps2dq, by the current mode: halves to even."""
         zero, mode = T.broadcast(T.int32(0), 16), T.int32(_CURRENT_ROUNDING)
         return intrinsic(
             "int32x16", "llvm.x86.avx512.mask.cvtps2dq.512", x, zero, T.int16(-1), mode
@@ -145,24 +148,29 @@ class Avx512Vnni(Vectors):
         return reinterpret(packed, "uint8x64")
 
     def pack(self, parts: Sequence[Expr]) -> Expr:
+        """vpackssdw, then vpackuswb."""
         return self._bytes(self._halves(*parts[:2]), self._halves(*parts[2:]))
 
     def add_saturated(self, parts: Sequence[Expr], zero: Expr) -> Expr:
+        """`pack` with vpaddsw between."""
         halves = (self._halves(*parts[:2]), self._halves(*parts[2:]))
         return self._bytes(
             *(intrinsic("int16x32", "llvm.sadd.sat", half, zero) for half in halves)
         )
 
     def transpose(self, packed: Expr) -> Expr:
+        """A permutation of dwords."""
         return shuffle(
             [packed],
             [16 * k + 4 * j + t for j in range(4) for k in range(4) for t in range(4)],
         )
 
     def interleave(self, parts: Sequence[Expr]) -> list[Expr]:
+        """vpunpck of bytes, then of words."""
         return zip_bytes(parts, 4 * self.lanes)
 
     def look_up(self, codes: Expr, table: Buffer, offset: Expr) -> Expr:
+        """Return the entries."""
         # Sixteen look-ups of sixteen bytes: all that is sure to come with VNNI.
         found = T.broadcast(T.uint8(0), 64)
         for high in range(16):
@@ -184,6 +192,7 @@ class Avx512Vbmi(Avx512Vnni):
     has_table = True
 
     def look_up(self, codes: Expr, table: Buffer, offset: Expr) -> Expr:
+        """Return the entries."""
         return look_up_vbmi(codes, *load_table(table, offset))
 
 

@@ -48,6 +48,8 @@ class Sites:
 
 def convolution(node: Node, sites: Sites, unit: Vectors) -> Step:
     """Return the step of a convolution or linear layer and what is fused into it."""
+    if not isinstance(node.op, Conv | Gemm):
+        raise TypeError(f"{node.op.name}: {type(node.op).__name__} is no layer")
     op = as_convolution(node.op, sites.x)
     numbers, shape = epilogue(node, op)
     if op.groups == len(op.w_OIHW) == sites.x.channels and sites.x.pixel % 16 == 0:
@@ -81,7 +83,7 @@ def as_convolution(op: Conv | Gemm, x: Layout) -> Conv:
 
 
 def first_byte(op: Conv, x: Layout) -> int:
-    """Return the offset of the first byte that a convolution reads: in the halo, if it pads."""
+    """Return the offset of the first byte that a convolution reads, in the halo if it pads."""
     return x.origin - op.pads[0] * x.row - op.pads[1] * x.pixel
 
 
@@ -147,7 +149,7 @@ def _depthwise(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
 
 
 def _winograd(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer | None:
-    """Return the Winograd kernel, its weights, bias and factor, where it is exact and faster."""
+    """Return Winograd's kernel, weights, bias and factor, where it is exact and faster."""
     x, y, vectors = sites.x, sites.y, -(-op.w_OIHW.shape[0] // unit.lanes)
     if op.strides != (1, 1) or op.dilations != (1, 1) or op.groups != 1:
         return None
@@ -169,7 +171,7 @@ def _winograd(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer | Non
 
 def _direct(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
     """Return the direct kernel, its weights, bias and factor."""
-    x, y, n = sites.x, sites.y, unit.lanes
+    x, n = sites.x, unit.lanes
     grouped = merge_groups(op.w_OIHW, op.groups, n)
     groups, outputs, channels, kh, kw = grouped.shape
     rows_first = grouped.transpose(0, 1, 3, 4, 2)

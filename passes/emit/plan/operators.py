@@ -148,5 +148,6 @@ _BUILDERS: dict[type[Op], Callable[[Node, Context], Built]] = {
     Quantize: boundaries.quantize, Conv: layers.layer, Gemm: layers.layer,
     Average: layers.average, MaxPool: layers.max_pool, Add: codes.add, Mul: codes.mul,
     Lookup: codes.look_up, Concat: codes.concat, Slice: codes.cut, Pad: codes.pad,
-    Upsample: codes.upsample, Select: codes.select, Copy: codes.copy, Pixels: boundaries.pixels,
+    Upsample: codes.upsample, Select: codes.select, Copy: codes.copy,
+    Pixels: boundaries.pixels,
 }  # fmt: skip
