@@ -264,6 +264,8 @@ class _Constants:
         self._parts: list[NDArray[np.uint8]] = []
         self._places: dict[bytes, int] = {}
         self.size = 0
+        # Programs that only move codes have none, and TVM no empty arrays.
+        self.add(np.zeros(1, np.uint8))
 
     def add(self, array: NDArray[Any]) -> None:
         """Append a constant unless it is there."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from passes.emit.kernels.layout import NO_HALO, Halo, Layout, nhwc, plain
 from passes.emit.kernels.vectors import Vectors
-from passes.emit.plan.context import Context
+from passes.emit.plan.context import Context, only_channels
 from passes.emit.plan.fusion import Node, fuse
 from passes.emit.plan.operators import Fallback, output_steps, steps_of
 from passes.emit.plan.own_operators import Pixels
@@ -77,21 +77,18 @@ def make_plan(program: Program, unit: Vectors) -> Plan:
 
 
 def _aliases(nodes: Sequence[Node]) -> dict[str, str]:
-    """Find reshapes that change no byte: (C, 1, 1) and (C) are stored alike."""
+    """Find reshapes that change no byte; between ranks only for layers, which ask for none."""
     found: dict[str, str] = {}
     shapes = {node.output: node.op.shape for node in nodes}
+    others = {name for n in nodes if not isinstance(n.op, Conv | Gemm) for name in n.inputs}
     for node in nodes:
-        source = node.inputs[0]
-        before, after = shapes.get(source), node.op.shape
-        if isinstance(node.op, Reshape) and before and _only_channels(before, after):
-            found[node.output] = found.get(source, source)
+        source = found.get(node.inputs[0], node.inputs[0])
+        if not isinstance(node.op, Reshape) or source not in shapes:
+            continue
+        before, after = shapes[source], node.op.shape
+        if before == after or (only_channels(before, after) and node.output not in others):
+            found[node.output] = source
     return found
-
-
-def _only_channels(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    return before == after or all(
-        len(shape) in (1, 3) and prod(shape) == shape[0] for shape in (before, after)
-    )
 
 
 def _layouts(nodes: Sequence[Node]) -> tuple[dict[str, Layout], dict[str, int]]:

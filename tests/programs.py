@@ -1,0 +1,179 @@
+"""Programs of the dialect written operator by operator, and all their integers in TVM."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from arrays import random_weights
+
+from passes.emit.cpu_target import CpuTarget
+from passes.emit.kernels.vectors import vectors
+from passes.emit.plan.plan import Plan, make_plan
+from qtool import numerics
+from qtool.dialect import (
+    Add,
+    Average,
+    Conv,
+    FloatGemm,
+    Gemm,
+    Grid,
+    Lookup,
+    Mul,
+    Op,
+    Program,
+    Quantize,
+    Reshape,
+)
+from qtool.qspec import LayerBits
+from qtool.tvm_export import compile_program
+from runtimes.compare import Parity
+from runtimes.reference import ReferenceRuntime
+from runtimes.tvm import TvmRuntime
+
+F32 = np.float32
+BITS = LayerBits(8, 8)
+UNIT = "avx512_vbmi"
+
+
+@dataclass
+class Net:
+    """A program under construction: every method adds an operator, returns its tensor.
+
+    Tensors are called t0, t1, ... in order of execution, unless `name` says otherwise.
+    """
+
+    shape: tuple[int, ...]
+    raw: bool = True
+    seed: int = 0
+    ops: list[Op] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+        self.shapes = {"x": self.shape}
+        self.input = "x" if self.raw else self.op(Quantize, "x", self.shape)
+
+    def grid(self, scale: float = 0.0) -> Grid:
+        """A grid with a random zero point; scales are not round, but for their sums."""
+        return Grid(F32(scale or self.rng.uniform(0.4, 1.3)), int(self.rng.integers(0, 256)))
+
+    def op(
+        self, kind: type[Op], inputs: str | Sequence[str], shape: Sequence[int], **fields: Any
+    ) -> str:
+        names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+        output = f"t{len(self.ops)}"
+        common = {"grid": self.grid(), "lo": 0, "hi": 255} | {
+            key: fields.pop(key) for key in ("grid", "lo", "hi") if key in fields
+        }
+        made = kind(
+            f"layer{len(self.ops)}", output, names, shape=tuple(shape), **common, **fields
+        )
+        self.ops.append(made)
+        self.shapes[output] = made.shape
+        return output
+
+    def conv(self, x: str, outputs: int, kernel: int = 3, **fields: Any) -> str:
+        """A convolution, "same" unless `pads` are given."""
+        channels, *size = self.shapes[x]
+        found: dict[str, Any] = {
+            "strides": (1, 1), "pads": (kernel // 2,) * 4, "dilations": (1, 1), "groups": 1,
+            "x": self.grid(1.0), "bits": BITS,
+        } | fields  # fmt: skip
+        w = random_weights(self.rng, outputs, channels // found["groups"], kernel, kernel)
+        pads, reach = found["pads"], [(kernel - 1) * d + 1 for d in found["dilations"]]
+        sized = [
+            (n + pads[i] + pads[i + 2] - reach[i]) // found["strides"][i] + 1
+            for i, n in enumerate(size)
+        ]
+        return self.op(
+            Conv, x, (outputs, *sized), w_OIHW=w, w_scale=self._scales(w),
+            bias=self._bias(outputs), **found,
+        )  # fmt: skip
+
+    def gemm(self, x: str, outputs: int, kind: type[Gemm] = Gemm, **fields: Any) -> str:
+        """A linear layer."""
+        w = random_weights(self.rng, outputs, self.shapes[x][0])
+        if kind is FloatGemm:
+            fields["grid"] = Grid(F32(1), 0)
+        return self.op(
+            kind, x, (outputs,), x=self.grid(1.0), w_OI=w, w_scale=self._scales(w),
+            bias=self._bias(outputs), bits=BITS, **fields,
+        )  # fmt: skip
+
+    def _scales(self, w: Any) -> Any:
+        """Scales that spread the results over the codes."""
+        fan = prod(w.shape[1:])
+        return (self.rng.uniform(0.5, 1.5, len(w)) / (70 * fan**0.5)).astype(F32)
+
+    def _bias(self, outputs: int) -> Any:
+        return self.rng.integers(-5000, 5000, outputs).astype(np.int32)
+
+    def add(self, a: str, b: str, **fields: Any) -> str:
+        """A sum; the larger operand has the result's shape."""
+        return self.op(Add, (a, b), self._larger(a, b), a=self.grid(), b=self.grid(), **fields)
+
+    def mul(self, a: str, b: str, **fields: Any) -> str:
+        """A product."""
+        grids = {"a": self.grid(0.1), "b": self.grid(0.05)}
+        return self.op(Mul, (a, b), self._larger(a, b), **grids, **fields)
+
+    def _larger(self, a: str, b: str) -> tuple[int, ...]:
+        return np.broadcast_shapes(self.shapes[a], self.shapes[b])
+
+    def average(self, x: str) -> str:
+        channels, height, width = self.shapes[x]
+        count = height * width
+        return self.op(Average, x, (channels, 1, 1), x=self.grid(1.0), count=count)
+
+    def lookup(self, x: str, **fields: Any) -> str:
+        table = self.rng.integers(0, 256, 256).astype(np.uint8)
+        return self.op(Lookup, x, self.shapes[x], table=table, **fields)
+
+    def reshape(self, x: str, *shape: int) -> str:
+        return self.op(Reshape, x, shape)
+
+    def flatten(self, x: str) -> str:
+        return self.reshape(x, prod(self.shapes[x]))
+
+    def hardswish(self, x: str, **fields: Any) -> str:
+        """Two look-ups and a product."""
+        return self.mul(x, self.lookup(self.lookup(x)), **fields)
+
+    def program(self, output: str | None = None) -> Program:
+        """The program; its output is the last tensor unless named."""
+        made = {op.output: op for op in self.ops}
+        last = made[output or self.ops[-1].output]
+        kind = "uint8" if self.raw else "float32"
+        return Program("x", self.shape, kind, "y", last.output, last.grid, tuple(self.ops), {})
+
+    def plan(self, output: str | None = None) -> Plan:
+        return make_plan(self.program(output), vectors(UNIT))
+
+    def images(self, count: int) -> Any:
+        codes = self.rng.integers(0, 256, (count, *self.shape)).astype(np.uint8)
+        if self.raw:
+            return codes
+        grid = self.ops[0].grid
+        return numerics.dequantize(codes, grid.scale, grid.zero_point)
+
+
+def exact(
+    net: Net, output: str | None = None, batch: int = 1, target: CpuTarget | None = None
+) -> dict[str, Any]:
+    """Fail unless TVM's integers and floats are the reference's; return the module's facts."""
+    program, x = net.program(output), net.images(batch)
+    compiled = compile_program(program, target, batch)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.so"
+        path.write_bytes(compiled.data)
+        runtime, reference = TvmRuntime(path), ReferenceRuntime(program)
+        parity, facts = Parity(), compiled.module.facts
+        got = runtime.intermediates(x)
+        parity.add_all(reference.intermediates(x), got, facts["fused_tensors"])
+        assert parity.mismatched == 0, parity.first_divergence
+        assert len(got) + len(facts["fused_tensors"]) == len(program.tensors())
+        assert np.array_equal(runtime.run(x), reference.run(x))
+    return facts
