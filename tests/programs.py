@@ -75,9 +75,9 @@ class Net:
         self.shapes[output] = made.shape
         return output
 
-    def conv(self, x: str, outputs: int, kernel: int = 3, **fields: Any) -> str:
+    def conv(self, source: str, outputs: int, kernel: int = 3, **fields: Any) -> str:
         """A convolution, "same" unless `pads` are given."""
-        channels, *size = self.shapes[x]
+        channels, *size = self.shapes[source]
         found: dict[str, Any] = {
             "strides": (1, 1), "pads": (kernel // 2,) * 4, "dilations": (1, 1), "groups": 1,
             "x": self.grid(1.0), "bits": BITS,
@@ -89,7 +89,7 @@ class Net:
             for i, n in enumerate(size)
         ]
         return self.op(
-            Conv, x, (outputs, *sized), w_OIHW=w, w_scale=self._scales(w),
+            Conv, source, (outputs, *sized), w_OIHW=w, w_scale=self._scales(w),
             bias=self._bias(outputs), **found,
         )  # fmt: skip
 
@@ -111,26 +111,22 @@ class Net:
     def _bias(self, outputs: int) -> Any:
         return self.rng.integers(-5000, 5000, outputs).astype(np.int32)
 
-    def add(self, a: str, b: str, **fields: Any) -> str:
-        """A sum; the larger operand has the result's shape."""
-        return self.op(Add, (a, b), self._larger(a, b), a=self.grid(), b=self.grid(), **fields)
+    def add(self, a: str, b: str) -> str:
+        """A sum; the second operand may be broadcast."""
+        return self.op(Add, (a, b), self.shapes[a], a=self.grid(), b=self.grid())
 
-    def mul(self, a: str, b: str, **fields: Any) -> str:
-        """A product."""
-        grids = {"a": self.grid(0.1), "b": self.grid(0.05)}
-        return self.op(Mul, (a, b), self._larger(a, b), **grids, **fields)
-
-    def _larger(self, a: str, b: str) -> tuple[int, ...]:
-        return np.broadcast_shapes(self.shapes[a], self.shapes[b])
+    def mul(self, a: str, b: str) -> str:
+        """A product; the second operand may be broadcast."""
+        return self.op(Mul, (a, b), self.shapes[a], a=self.grid(0.1), b=self.grid(0.05))
 
     def average(self, x: str) -> str:
         channels, height, width = self.shapes[x]
         count = height * width
         return self.op(Average, x, (channels, 1, 1), x=self.grid(1.0), count=count)
 
-    def lookup(self, x: str, **fields: Any) -> str:
+    def lookup(self, x: str) -> str:
         table = self.rng.integers(0, 256, 256).astype(np.uint8)
-        return self.op(Lookup, x, self.shapes[x], table=table, **fields)
+        return self.op(Lookup, x, self.shapes[x], table=table)
 
     def reshape(self, x: str, *shape: int) -> str:
         return self.op(Reshape, x, shape)
@@ -138,9 +134,9 @@ class Net:
     def flatten(self, x: str) -> str:
         return self.reshape(x, prod(self.shapes[x]))
 
-    def hardswish(self, x: str, **fields: Any) -> str:
+    def hardswish(self, x: str) -> str:
         """Two look-ups and a product."""
-        return self.mul(x, self.lookup(self.lookup(x)), **fields)
+        return self.mul(x, self.lookup(self.lookup(x)))
 
     def program(self, output: str | None = None) -> Program:
         """The program; its output is the last tensor unless named."""
@@ -158,6 +154,43 @@ class Net:
             return codes
         grid = self.ops[0].grid
         return numerics.dequantize(codes, grid.scale, grid.zero_point)
+
+
+# Expansion, channels, repeats, stride of MobileNet-v2's blocks.
+_BLOCKS = (
+    (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+    (6, 160, 3, 2), (6, 320, 1, 1),
+)  # fmt: skip
+
+
+def mobilenet_v2(size: int, blocks: int = len(_BLOCKS)) -> Net:
+    """MobileNet-v2 for images of `size` x `size`, cut after some kinds of blocks."""
+    net = Net((3, size, size), raw=False)
+    x = net.conv(net.input, 32, 3, strides=(2, 2))
+    for expansion, channels, repeats, stride in _BLOCKS[:blocks]:
+        for index in range(repeats):
+            before, step = x, stride if index == 0 else 1
+            wide = net.shapes[x][0] * expansion
+            x = net.conv(x, wide, 1) if expansion > 1 else x
+            x = net.conv(x, wide, 3, strides=(step, step), groups=wide)
+            x = net.conv(x, channels, 1)
+            x = net.add(before, x) if index else x
+    x = net.average(net.conv(x, 4 * net.shapes[x][0], 1))
+    net.gemm(net.flatten(x), 10)
+    return net
+
+
+def resnet(channels: Sequence[int], size: int) -> Net:
+    """A ResNet of two basic blocks a stage, for images of `size` x `size`."""
+    net = Net((3, size, size), raw=False)
+    x = net.conv(net.input, channels[0], 7, strides=(2, 2))
+    for stage, count in enumerate(channels):
+        for index in range(2):
+            step = 2 if stage and not index else 1
+            y = net.conv(net.conv(x, count, 3, strides=(step, step)), count, 3)
+            x = net.add(y, x if step == 1 else net.conv(x, count, 1, strides=(2, 2)))
+    net.gemm(net.flatten(net.average(x)), 10)
+    return net
 
 
 def exact(

@@ -10,6 +10,7 @@ from passes.emit.kernels.layout import NO_HALO, Halo, Layout, nhwc, plain
 from passes.emit.kernels.vectors import Vectors
 from passes.emit.plan.context import Context, only_channels
 from passes.emit.plan.fusion import Node, fuse
+from passes.emit.plan.memory import Life, lifetimes
 from passes.emit.plan.operators import Fallback, output_steps, steps_of
 from passes.emit.plan.own_operators import Pixels
 from passes.emit.plan.rewrites import read_pixels, renamed, select_channels, separate_halos
@@ -50,6 +51,12 @@ class Plan:
     def alias(self, name: str) -> str:
         """Return the name under which a tensor is in the arena."""
         return self.aliases.get(name, name)
+
+    def lives(self) -> dict[str, Life]:
+        """Return when each tensor of the arena is needed."""
+        sizes = {name: layout.bytes for name, layout in self.layouts.items()}
+        steps = [(tuple(o.tensor for o in s.inputs), s.output.tensor) for s in self.steps]
+        return lifetimes(sizes, steps, self.output)
 
 
 def make_plan(program: Program, unit: Vectors) -> Plan:
