@@ -17,16 +17,22 @@ from qtool import numerics
 from qtool.dialect import (
     Add,
     Average,
+    Concat,
     Conv,
     FloatGemm,
     Gemm,
     Grid,
     Lookup,
+    MaxPool,
     Mul,
     Op,
+    Pad,
     Program,
     Quantize,
     Reshape,
+    Slice,
+    Transpose,
+    Upsample,
 )
 from qtool.qspec import LayerBits
 from qtool.tvm_export import compile_program
@@ -133,6 +139,44 @@ class Net:
 
     def flatten(self, x: str) -> str:
         return self.reshape(x, prod(self.shapes[x]))
+
+    def pool(self, x: str, kernel: int) -> str:
+        """A maximum of every `kernel` x `kernel` codes, padded as convolutions are."""
+        pads = (kernel // 2,) * 4
+        return self.op(
+            MaxPool, x, self.shapes[x], kernel=(kernel, kernel), strides=(1, 1), pads=pads
+        )
+
+    def concat(self, *xs: str) -> str:
+        """Channels side by side."""
+        total = sum(self.shapes[x][0] for x in xs)
+        return self.op(Concat, xs, (total, *self.shapes[xs[0]][1:]), axis=1)
+
+    def pad(self, x: str) -> str:
+        """A border of 2 pixels, and 3 channels in front."""
+        channels, height, width = self.shapes[x]
+        shape = (channels + 3, height + 4, width + 4)
+        return self.op(Pad, x, shape, before=(3, 2, 2), code=77)
+
+    def cut(self, x: str) -> str:
+        """All channels but one, every second row and every third column."""
+        channels, height, width = self.shapes[x]
+        shape = (channels - 1, (height - 1) // 2, (width - 1) // 3)
+        return self.op(Slice, x, shape, starts=(1, 1, 1), steps=(1, 2, 3))
+
+    def upsample(self, x: str) -> str:
+        """Every pixel 2 x 3 times."""
+        channels, height, width = self.shapes[x]
+        return self.op(Upsample, x, (channels, 2 * height, 3 * width), factors=(1, 2, 3))
+
+    def shuffle(self, x: str) -> str:
+        """ShuffleNet's shuffle of channels, as two groups."""
+        channels, height, width = self.shapes[x]
+        wide = self.reshape(x, 2, channels // 2, height, width)
+        turned = (channels // 2, 2, height, width)
+        return self.reshape(
+            self.op(Transpose, wide, turned, perm=(0, 2, 1, 3, 4)), *self.shapes[x]
+        )
 
     def hardswish(self, x: str) -> str:
         """Two look-ups and a product."""
