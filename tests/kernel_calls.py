@@ -65,10 +65,11 @@ class Call:
 
 
 def module(calls: Sequence[Call]) -> Any:
-    """Return a module with `call0`, `call1`, ..., which call the kernels."""
-    found = {}
+    """Return a module with `call0`, `call1`, ..., which call the kernels, each once in it."""
+    found: dict[Any, Any] = {}
+    owners: dict[int, Any] = {}
     for index, call in enumerate(calls):
-        own = tvm.ir.GlobalVar(f"kernel{index}")
+        own = owners.setdefault(id(call.kernel), tvm.ir.GlobalVar(f"kernel{index}"))
         with IRBuilder() as builder, T.prim_func(s_tir=False):
             T.func_name(f"call{index}")
             T.func_attr({"global_symbol": f"call{index}"})
