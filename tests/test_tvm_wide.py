@@ -33,7 +33,8 @@ def step(net: Net, draw: random.Random, tensors: list[str]) -> str:
         return net.conv(x, channels, kernel, groups=channels, strides=(stride, stride))
     if kind == "add":
         a, b = x, net.conv(x, channels, draw.choice([1, 3]))
-        return net.add(*((a, b) if draw.random() < 0.5 else (b, a)))
+        total = net.add(*((a, b) if draw.random() < 0.5 else (b, a)))
+        return net.lookup(total) if draw.random() < 0.3 else total
     if kind == "act":
         return draw.choice([net.lookup, net.hardswish])(net.conv(x, channels, 1))
     if kind == "gate":
@@ -49,7 +50,12 @@ def wide(seed: int) -> Net:
     """A network whose first steps are at most 40 x 40."""
     draw = random.Random(seed)
     size = draw.choice([(7, 7), (14, 14), (28, 28), (15, 40), (33, 9), (56, 5)])
-    net = Net((draw.choice([1, 3, 3, 4, 16, 40]), *size), raw=draw.random() < 0.3, seed=seed)
+    net = Net(
+        (draw.choice([1, 3, 3, 4, 16, 40]), *size),
+        raw=draw.random() < 0.3,
+        seed=seed,
+        wild=True,
+    )
     tensors = [net.input]
     for _ in range(draw.randint(2, 7)):
         tensors.append(step(net, draw, tensors))
