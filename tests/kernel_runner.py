@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+from kernel_calls import HOST, Array, compiled
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -11,10 +12,8 @@ from passes.emit.kernels.direct import Place
 from passes.emit.kernels.layout import Layout, round_up
 from passes.emit.kernels.runs import Region
 
-Array = np.ndarray[Any, Any]
 # The last bytes may be read 64 bytes further; pointers are 16-byte aligned and no more.
 SLACK, ALIGNMENT = 64, 16
-HOST = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
 
 
 class Arena:
@@ -43,10 +42,7 @@ class Arena:
             memory[place : place + array.nbytes] = (
                 np.ascontiguousarray(array).view(np.uint8).ravel()
             )
-        with tvm.transform.PassContext(
-            opt_level=3, config={"tirx.disable_storage_rewrite": True}
-        ):
-            library = tvm.compile(self._module(), HOST)
+        library = compiled(self._module(), mcpu=str(HOST.attrs["mcpu"]))
         held = tvm.runtime.tensor(memory)
         library["run_all"](held)
         result: Array = held.numpy()
@@ -94,11 +90,6 @@ def untouched(
     for memory in masked:
         pixels(wide, memory)[:] = 0
     return bool(np.array_equal(*masked))
-
-
-def host_has(*features: str) -> bool:
-    """Return whether this CPU has the LLVM features."""
-    return all(tvm.target.codegen.llvm_cpu_has_features(f, HOST) for f in features)
 
 
 def place(layout: Layout) -> Place:

@@ -1,15 +1,12 @@
 """Depthwise, global average and max pooling kernels against numpy, to the integer."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import tvm
 from arrays import assert_same, random_codes, random_weights
+from kernel_calls import Call, host_has, run
 from numpy.lib.stride_tricks import sliding_window_view
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
 
 from passes.emit.kernels.average import GlobalAverage
 from passes.emit.kernels.depthwise import DepthwiseConv, blocks, lane_order, pack_depthwise
@@ -24,34 +21,15 @@ ISA = "avx512_vnni"
 SLACK = 64  # bytes that a kernel may read behind a tensor
 
 
-FLAGS = Path("/proc/cpuinfo").read_text()
 needs_vnni = pytest.mark.skipif(
-    "avx512_vnni" not in FLAGS or "avx512_vbmi" not in FLAGS,
+    not host_has("avx512vnni", "avx512vbmi"),
     reason="this CPU has no AVX512-VNNI or no AVX512-VBMI",
 )
 
 
 def call(spec: Any, result: int, *arrays: np.ndarray) -> np.ndarray:
     """Run a kernel; `result` is the index of the array it writes."""
-    var = tvm.ir.GlobalVar("kernel")
-    with IRBuilder() as builder, T.prim_func(s_tir=False):
-        T.func_name("entry")
-        T.func_attr({"global_symbol": "entry"})
-        buffers = [
-            T.arg(f"a{i}", T.buffer((a.size,), str(a.dtype), layout=None))
-            for i, a in enumerate(arrays)
-        ]
-        addresses = [T.address_of(buffer[0]) for buffer in buffers]
-        T.evaluate(T.Call(var, addresses, ret_ty="int32"))
-    entry = tvm.ir.GlobalVar("entry")
-    module = tvm.IRModule({var: spec.build("kernel"), entry: builder.get()})
-    options = {"tirx.disable_storage_rewrite": True}
-    with tvm.transform.PassContext(opt_level=3, config=options):
-        target = tvm.target.Target({"kind": "llvm", "mcpu": "znver4"})
-        compiled = tvm.compile(module, target)
-    tensors = [tvm.runtime.tensor(a) for a in arrays]
-    compiled["entry"](*tensors)
-    return tensors[result].numpy()
+    return run([Call(spec.build("kernel"), arrays)], "znver4")[0][result]
 
 
 def stored(codes: np.ndarray, layout: Layout, zero: int) -> np.ndarray:

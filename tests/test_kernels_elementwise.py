@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_runner import Arena, Array, Check, filled, host_has, place, region
+from kernel_calls import Array, host_has
+from kernel_runner import Arena, Check, filled, place, region
 
 from passes.emit.kernels.direct import DirectConv, Place, Tile, pack_weights
 from passes.emit.kernels.elementwise import (

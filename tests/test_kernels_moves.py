@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from kernel_runner import Arena, Array, Check, filled, host_has, pixels, place
+from kernel_calls import Array, host_has
+from kernel_runner import Arena, Check, filled, pixels, place
 
 from passes.emit.kernels.boundary import FromPlain, ToPlain
 from passes.emit.kernels.channels import ShuffleChannels, channel_places

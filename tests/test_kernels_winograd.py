@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from arrays import assert_same
-from kernel_runner import Arena, Array, filled, host_has, pixels, untouched
+from kernel_calls import Array, host_has
+from kernel_runner import Arena, filled, pixels, untouched
 from numpy.lib.stride_tricks import sliding_window_view
 
 from passes.emit.kernels.direct import Place
