@@ -52,9 +52,11 @@ def test_diverging_tensors_add_up(checked: tuple[Result, dict]) -> None:
     assert max(t["max_lsb"] for t in diverging) == parity["max_lsb"]
     first = diverging[0]
     assert parity["first_divergence"]["tensor"] == first["tensor"]
-    # OpenVINO does not round the branch of a residual sum; everything before is exact.
-    assert first["operator"] == "Add"
-    assert f"first at {first['tensor']} (Add): {first['mismatched']:,} of" in result.out
+    # OpenVINO does not round the branch of a residual sum, nor always as we do the result of a
+    # strided convolution (docs/openvino.md). Which one comes first depends on the weights.
+    kind = first["operator"]
+    assert kind in ("Add", "Conv")
+    assert f"first at {first['tensor']} ({kind}): {first['mismatched']:,} of" in result.out
     assert diverging[-1]["tensor"] == "logits"
     assert parity["logits"]["mismatched"] == diverging[-1]["mismatched"]
     assert 0 <= parity["same_class"] <= 100
