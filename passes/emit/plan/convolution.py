@@ -16,6 +16,7 @@ from passes.emit.kernels.epilogue import (
     record,
 )
 from passes.emit.kernels.layout import Layout, round_up
+from passes.emit.kernels.packed_weights import scaled, width_of
 from passes.emit.kernels.vectors import Vectors
 from passes.emit.kernels.winograd import Winograd, strip_rows
 from passes.emit.kernels.winograd_weights import (
@@ -177,10 +178,18 @@ def _direct(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
         taps, -(-channels // 4), op.strides, op.dilations, x_place, y_place, other, tile,
         False, layer_macs(op) >= PARALLEL_MACS, shape,
     )  # fmt: skip
-    packed = pack_weights(weights, spec, unit)
-    spec = replace(spec, weights_outer=_weights_outer(spec, packed.size, x.bytes))
+    outer = _weights_outer(spec, pack_weights(weights, spec, unit).size, x.bytes)
+    spec = replace(spec, weights_outer=outer)
     bias, factor = requantization(op, spec.groups * spec.blocks * tile.vectors * n)
-    return spec, packed, bias, factor
+    bits = width_of(op.w_OIHW, bias[: len(op.w_OIHW)], factor)
+    if not worth_packing(spec, bits):
+        return spec, pack_weights(weights, spec, unit), bias, factor
+    spec = replace(spec, weight_bits=bits)
+    return spec, pack_weights(weights, spec, unit), *scaled(bias, factor, bits)
+
+
+def worth_packing(spec: DirectConv, bits: int) -> bool:
+    return bits < 8
 
 
 def merge_groups(w_OIHW: NDArray[np.int8], groups: int, lanes: int) -> NDArray[np.int8]:

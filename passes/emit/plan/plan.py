@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+from passes.emit.kernels.direct import DirectConv
 from passes.emit.kernels.layout import NO_HALO, Halo, Layout, nhwc, plain
 from passes.emit.kernels.vectors import Vectors
 from passes.emit.plan.context import Context
@@ -69,8 +70,17 @@ def make_plan(program: Program, unit: Vectors) -> Plan:
         tuple(steps), context.layouts, context.last_tensor(), program.output,
         tuple(name for name in program.tensors() if name in written),
         tuple(name for name in program.tensors() if name not in written),
-        aliases, tuple(f.to_json() for f in fallbacks), (), largest_pair(program),
+        aliases, tuple(f.to_json() for f in fallbacks), _packed(steps), largest_pair(program),
     )  # fmt: skip
+
+
+def _packed(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Return the layers whose kernels unpack weights in registers."""
+    return tuple(
+        step.layer
+        for step in steps
+        if isinstance(step.kernel, DirectConv) and step.kernel.weight_bits < 8
+    )
 
 
 def _aliases(nodes: Sequence[Node]) -> dict[str, str]:

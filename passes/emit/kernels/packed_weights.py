@@ -1,0 +1,121 @@
+"""Weights of 4 or 2 bits: several steps' weights in one byte, unpacked in registers.
+
+A byte holds the weights of `8 / bits` consecutive steps, the first in its top bits. Shifted left
+and masked, a field is the weight times ``2 ** (8 - bits)`` as a signed byte: nothing has to
+extend its sign. The sums come out as many times as large; bias and factor make up for that,
+exactly, because both are multiplied with a power of two.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm.script.ir_builder import tirx as T
+
+from passes.emit.kernels.tir import Expr, let, reinterpret
+
+Run = tuple[int, int, tuple[int, ...]]
+WIDTHS = (2, 4)  # bits of packed weights
+# Factors are divided by a power of two, which must stay exact.
+SMALLEST_FACTOR = 2.0**-100
+
+
+def scale(bits: int) -> int:
+    """Return how many times as large an unpacked weight is as its code; 1 for 8 bits."""
+    return 1 << (8 - bits)
+
+
+def fields(bits: int) -> int:
+    """Return the steps whose weights share a byte."""
+    return 8 // bits
+
+
+def runs(steps: int, bits: int, together: bool) -> list[Run]:
+    """Return loops over `steps` steps: (first byte, bytes, fields that are used of each).
+
+    Args:
+        steps: of a sum.
+        bits: of a field.
+        together: all fields of a byte in one loop, not a loop for each.
+    """
+    whole, rest = divmod(steps, fields(bits))
+    if together:
+        every = tuple(range(fields(bits)))
+        found = [(0, whole, every), (whole, 1, every[:rest])]
+    else:
+        found = [(0, whole + (field < rest), (field,)) for field in range(fields(bits))]
+    return [(first, count, chosen) for first, count, chosen in found if count and chosen]
+
+
+def unpack(packed: Expr, field: int, bits: int, lanes: int) -> Expr:
+    """Return int8 weights, `scale` times as large, of one field of an int8 vector.
+
+    Args:
+        packed: vector.
+        field: 0 is the one in the top bits.
+        bits: of a field.
+        lanes: bytes of the vector.
+    """
+    if bits == 8:
+        return packed
+    value = packed
+    if field:
+        # In 16-bit elements: there is no shift of bytes. The mask removes what crosses over.
+        wide = reinterpret(packed, f"uint16x{lanes // 2}")
+        by = T.broadcast(T.uint16(field * bits), lanes // 2)
+        value = reinterpret(let(wide << by), f"int8x{lanes}")
+    return value & T.broadcast(T.int8(-scale(bits)), lanes)
+
+
+def width_of(
+    w: NDArray[np.int8], bias: NDArray[np.int32], factor: NDArray[np.float32]
+) -> int:
+    """Return the fewest bits at which the sums are exact: 2, 4, or 8 for not packed.
+
+    Args:
+        w: (outputs, ...) codes.
+        bias: (outputs,) what is added to sums of raw uint8 codes.
+        factor: (outputs,) of the requantization.
+    """
+    for bits in WIDTHS:
+        end = 1 << (bits - 1)
+        if w.min() < -end or w.max() >= end:
+            continue
+        if not np.all((factor == 0) | (np.abs(factor) >= SMALLEST_FACTOR)):
+            return 8
+        flat = w.reshape(len(w), -1).astype(np.int64)
+        low = bias + 255 * np.minimum(flat, 0).sum(1)
+        high = bias + 255 * np.maximum(flat, 0).sum(1)
+        # Sums on the way may leave int32: they are taken modulo 2^32.
+        if low.min() * scale(bits) >= -(2**31) and high.max() * scale(bits) < 2**31:
+            return bits
+    return 8
+
+
+def pack(w: NDArray[np.int8], bits: int) -> NDArray[np.int8]:
+    """Return codes packed along the third axis from the end.
+
+    Args:
+        w: (..., steps, vectors, bytes) codes that fit in `bits`.
+        bits: 2, 4, or 8 for no change.
+
+    Returns:
+        (..., steps / fields rounded up, vectors, bytes).
+    """
+    count = fields(bits)
+    *outer, steps, vectors, size = w.shape
+    full = np.zeros((*outer, -(-steps // count) * count, vectors, size), np.uint8)
+    full[..., :steps, :, :] = w.view(np.uint8)
+    parts = full.reshape(*outer, -1, count, vectors, size) & np.uint8((1 << bits) - 1)
+    shifts = 8 - bits - bits * np.arange(count)
+    packed = np.bitwise_or.reduce(parts << shifts[:, None, None].astype(np.uint8), axis=-3)
+    return packed.astype(np.uint8).view(np.int8)
+
+
+def scaled(
+    bias: NDArray[np.int32], factor: NDArray[np.float32], bits: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return bias and factor for sums that are `scale` times as large."""
+    large = bias.astype(np.int64) * scale(bits)
+    return (
+        (large % 2**32).astype(np.uint32).view(np.int32),
+        factor * np.float32(1 / scale(bits)),
+    )
