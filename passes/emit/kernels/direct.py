@@ -1,7 +1,8 @@
-"""Direct convolution: any kernel, stride, dilation and groups; also pointwise and linear layers.
+"""Direct convolution: any kernel, stride, dilation and groups; pointwise and linear layers.
 
-A tile of pixels x output vectors stays in registers; every step broadcasts four input bytes per
-pixel and multiplies them with four bytes of each output channel. No borders: the input has a halo.
+A tile of pixels x output vectors stays in registers; every step broadcasts four input bytes of
+each pixel and multiplies them with four bytes of each output channel. There are no borders,
+because the input has a halo.
 """
 
 from collections.abc import Sequence
@@ -52,16 +53,16 @@ class DirectConv:
         outputs: vectors of output channels, of one group.
         groups: groups; group g reads `group_bytes` behind group g - 1.
         group_bytes: see `groups`.
-        taps: (rows, columns) of the kernel; columns that lie side by side in memory count as one.
+        taps: (rows, columns) of the kernel; columns side by side in memory count as one.
         dwords: four-byte steps at every tap.
         strides: (rows, columns).
         dilations: (rows, columns).
         x, y, other: strides of the input, the result and the residual operand.
         tile: what is in registers.
-        weights_outer: walk all pixels for a block of output channels, not all blocks at a pixel.
+        weights_outer: walk all pixels for a block of output channels, not the other way.
         parallel: split over threads.
         form: of the epilogue.
-        weight_bits: 2 or 4 where weights are packed: see `packed_weights`, for bias and factor.
+        weight_bits: 2 or 4 where weights are packed; then see `packed_weights.scaled`.
     """
 
     isa: str
@@ -141,8 +142,8 @@ class _Body:
                 self._tile(block, top, left)
 
     def _tile(self, block: Expr, top: Expr, left: Expr) -> None:
-        spec, tile, unit = self.spec, self.spec.tile, self.unit
-        n, count = unit.lanes, tile.pixels * tile.vectors
+        tile, n = self.spec.tile, self.unit.lanes
+        count = tile.pixels * tile.vectors
         acc = Registers(count, n)
         channel = block * tile.vectors * n
         for i in range(count):
@@ -223,8 +224,8 @@ def pack_weights(w: NDArray[np.int8], spec: DirectConv, unit: Vectors) -> NDArra
     """Return weights in the order in which the kernel reads them.
 
     Args:
-        w: (groups, outputs of a group, rows, columns, bytes), zeros where bytes hold no channel;
-            columns and bytes as `spec.taps` and 4 x `spec.dwords` count them.
+        w: (groups, outputs of a group, rows, columns, bytes), zeros where bytes hold no
+            channel; columns and bytes as `spec.taps` and 4 x `spec.dwords` count them.
         spec: of the kernel.
         unit: its vector unit.
 

@@ -34,7 +34,7 @@ def candidates(height: int, width: int, vectors: int, unit: Vectors) -> list[Til
             continue
         for columns in range(1, min(width, 28) + 1):
             for count in range(1, min(vectors, 8) + 1):
-                if rows * columns * count + count + 1 <= unit.registers:
+                if rows * columns * count <= unit.accumulators(count):
                     found.append(Tile(rows, columns, count))
     return found
 
