@@ -119,7 +119,8 @@ def test_width_is_what_codes_and_sums_allow() -> None:
     ):  # fmt: skip
         assert width_of(np.array([codes], np.int8), zero, ONE) == bits, codes
     # 16 * 255 * 7 * count reaches 2^31 between these two.
-    for count, bits in ((75191, 4), (75192, 8)):
+    most = (2**27 - 1) // (255 * 7)
+    for count, bits in ((most, 4), (most + 1, 8)):
         assert width_of(np.full((1, count), 7, np.int8), zero, ONE) == bits
         # The ends of x - 128 are nearer to 0.
         assert width_of(np.full((1, count), 7, np.int8), zero, ONE, 128) == 4
@@ -153,20 +154,20 @@ def test_packing_keeps_every_code_and_needs_no_more_bytes(bits: int) -> None:
 
 
 def test_only_what_costs_no_time_is_packed() -> None:
-    assert worth_packing("avx512_vbmi", 14, 6) and worth_packing("avx_vnni", 1, 6)
+    assert worth_packing("avx512_vbmi", 14, 24) and worth_packing("avx_vnni", 1, 6)
     assert worth_packing("avx512_vnni", 4, 24) and not worth_packing("avx512_vnni", 4, 23)
     assert not worth_packing("avx_vnni", 2, 100) and not worth_packing("avx2", 7, 100)
 
 
 def program(largest: int, bias: int = 0) -> Program:
     """An image and a pointwise convolution with codes up to `largest`."""
-    grid, shape = Grid(np.float32(0.5), 3), (64, 14, 14)
+    grid, shape = Grid(np.float32(0.5), 3), (96, 14, 14)
     first = Quantize("image", "codes", ("image",), grid, 0, 255, shape)
-    w = np.random.default_rng(0).integers(-largest, largest + 1, (64, 64, 1, 1))
+    w = np.random.default_rng(0).integers(-largest, largest + 1, (96, 96, 1, 1))
     w[0, 0] = largest
     conv = Conv(
         "conv", "result", ("codes",), grid, 0, 255, shape, grid, w.astype(np.int8),
-        np.full(64, 0.5, np.float32), np.full(64, bias, np.int32), (1, 1), (0, 0, 0, 0),
+        np.full(96, 0.5, np.float32), np.full(96, bias, np.int32), (1, 1), (0, 0, 0, 0),
         (1, 1), 1, LayerBits(4, 8),
     )  # fmt: skip
     ops = (first, conv)
@@ -179,5 +180,5 @@ def test_the_plan_says_which_layers_are_packed() -> None:
         plan = make_plan(program(largest, bias), vectors("avx512_vnni"))
         assert plan.packed_weights == ("conv",) * packed
         sizes.append(next(s for s in plan.steps if s.layer == "conv").constants[0].size)
-    assert sizes == [1024, 2048, 4096, 4096]
+    assert sizes == [96 * 96 // 4, 96 * 96 // 2, 96 * 96, 96 * 96]
     assert make_plan(program(7), vectors("avx2")).packed_weights == ()
