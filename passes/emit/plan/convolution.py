@@ -33,8 +33,9 @@ from qtool.dialect import Conv, FloatGemm, Gemm
 
 # The Winograd kernel divides factors by powers of two, which must stay exact.
 SMALLEST_FACTOR = 2.0**-100
-# Splitting less work than this over threads costs more than it saves.
-PARALLEL_MACS = 400_000
+# Splitting less work than this over threads costs about as much as it saves: some ten
+# microseconds, in which a core makes that many products, or depthwise ones.
+PARALLEL_MACS, PARALLEL_DEPTHWISE_MACS = 2_500_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def _depthwise(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
     x, y = sites.x, sites.y
     spec = DepthwiseConv(
         unit.name, y.height, y.width, x.pixel, op.w_OIHW.shape[2:], op.strides, op.dilations,
-        place(x), place(y), place(sites.other or y), layer_macs(op) >= PARALLEL_MACS, shape,
+        place(x), place(y), place(sites.other or y),
+        layer_macs(op) >= PARALLEL_DEPTHWISE_MACS, shape,
     )  # fmt: skip
     order = lane_order(spec, unit)
     bias, factor = requantization(op, x.pixel)
