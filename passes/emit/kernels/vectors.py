@@ -126,15 +126,15 @@ class Avx512Vnni(Vectors):
     has_dot16 = True
 
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
-        """vpdpbusd."""
+        """With vpdpbusd."""
         return intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, x, w)
 
     def dot16(self, acc: Expr, x: Expr, w: Expr) -> Expr:
-        """vpdpwssd."""
+        """With vpdpwssd."""
         return intrinsic("int32x16", "llvm.x86.avx512.vpdpwssd.512", acc, x, w)
 
     def round(self, x: Expr) -> Expr:
-        """vcvtps2dq, by the current mode: halves to even."""
+        """With vcvtps2dq, by the current mode: halves to even."""
         zero, mode = T.broadcast(T.int32(0), 16), T.int32(_CURRENT_ROUNDING)
         return intrinsic(
             "int32x16", "llvm.x86.avx512.mask.cvtps2dq.512", x, zero, T.int16(-1), mode
@@ -148,7 +148,7 @@ class Avx512Vnni(Vectors):
         return reinterpret(packed, "uint8x64")
 
     def pack(self, parts: Sequence[Expr]) -> Expr:
-        """vpackssdw, then vpackuswb."""
+        """With vpackssdw, then vpackuswb."""
         return self._bytes(self._halves(*parts[:2]), self._halves(*parts[2:]))
 
     def add_saturated(self, parts: Sequence[Expr], zero: Expr) -> Expr:
@@ -166,7 +166,7 @@ class Avx512Vnni(Vectors):
         )
 
     def interleave(self, parts: Sequence[Expr]) -> list[Expr]:
-        """vpunpck of bytes, then of words."""
+        """With vpunpck of bytes, then of words."""
         return zip_bytes(parts, 4 * self.lanes)
 
     def look_up(self, codes: Expr, table: Buffer, offset: Expr) -> Expr:

@@ -10,7 +10,7 @@ from passes.emit.plan.steps import INPUT, Operand
 from qtool.dialect import Program
 
 # Splitting less work than this over threads costs more than it saves.
-PARALLEL_BYTES = 100_000
+PARALLEL_BYTES = 150_000
 
 
 @dataclass

@@ -37,8 +37,9 @@ from passes.emit.plan.tiles import choose_tile
 from qtool import numerics
 from qtool.dialect import Conv, FloatGemm, Gemm
 
-# Splitting less work than this over threads costs more than it saves.
-PARALLEL_MACS = 400_000
+# Splitting less work than this over threads costs about as much as it saves: some ten
+# microseconds, in which a core makes that many products, or depthwise ones.
+PARALLEL_MACS, PARALLEL_DEPTHWISE_MACS = 2_500_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def _depthwise(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
     x, y = sites.x, sites.y
     spec = DepthwiseConv(
         unit.name, y.height, y.width, x.pixel, op.w_OIHW.shape[2:], op.strides, op.dilations,
-        place(x), place(y), place(sites.other or y), layer_macs(op) >= PARALLEL_MACS, shape,
+        place(x), place(y), place(sites.other or y),
+        layer_macs(op) >= PARALLEL_DEPTHWISE_MACS, shape,
     )  # fmt: skip
     order = lane_order(spec, unit)
     bias, factor = requantization(op, x.pixel)

@@ -1,7 +1,7 @@
 """What each operator becomes: steps of vector kernels, or a portable kernel and why."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,13 @@ def _apart(node: Node, context: Context) -> tuple[list[Step], list[Fallback]]:
 
 def _portable(node: Node, context: Context) -> Step:
     op = node.op
-    inputs = tuple(context.layout(name) for name in op.inputs)
+    # A tensor may have been stored under another name, and there with another rank.
+    shapes, ops = context.program.shapes(), context.program.ops
+    original = next((o.inputs for o in ops if o.output == op.output), op.inputs)
+    inputs = tuple(
+        replace(context.layout(name), shape=shapes.get(own, context.layout(name).shape))
+        for name, own in zip(op.inputs, original, strict=True)
+    )
     output = context.layouts.get(node.output, plain(op.shape))
     kernel = Portable(op, inputs, output, context.halo_codes.get(node.output, 0))
     target = OUTPUT if isinstance(op, FloatGemm) else node.output
@@ -146,6 +152,7 @@ def _halo(node: Node, context: Context) -> list[Step]:
 
 _BUILDERS: dict[type[Op], Callable[[Node, Context], Built]] = {
     Quantize: boundaries.quantize, Conv: layers.layer, Gemm: layers.layer,
+    FloatGemm: layers.layer,
     Average: layers.average, MaxPool: layers.max_pool, Add: codes.add, Mul: codes.mul,
     Lookup: codes.look_up, Concat: codes.concat, Slice: codes.cut, Pad: codes.pad,
     Upsample: codes.upsample, Select: codes.select, Copy: codes.copy,

@@ -19,11 +19,11 @@ def choose_tile(
         width: columns.
         vectors: vectors of output channels.
         unit: the vector unit.
+        whole: no block may be partly empty, because another group follows.
     """
-    return min(
-        candidates(height, width, vectors, unit),
-        key=lambda t: _cost(t, height, width, vectors),
-    )
+    found = candidates(height, width, vectors, unit)
+    fitting = [tile for tile in found if not whole or vectors % tile.vectors == 0]
+    return min(fitting, key=lambda t: _cost(t, height, width, vectors))
 
 
 def candidates(height: int, width: int, vectors: int, unit: Vectors) -> list[Tile]:
