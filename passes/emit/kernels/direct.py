@@ -19,6 +19,10 @@ from passes.emit.kernels.tir import Buffer, Expr, Registers, load
 from passes.emit.kernels.vectors import Vectors, vectors
 
 
+PREFETCHED = 65536
+AHEAD = 4096
+
+
 @dataclass(frozen=True)
 class Place:
     """Strides in bytes of a tensor that a kernel walks: from row to row, pixel to pixel."""
@@ -134,19 +138,33 @@ class _Body:
             top = tir.let(T.min(row * tile.rows, spec.height - tile.rows))
             with tir.loop(columns) as column:
                 left = tir.let(T.min(column * tile.columns, spec.width - tile.columns))
-                self._tile(block, top, left)
+                self._tile(block, top, left, column)
 
-    def _tile(self, block: Expr, top: Expr, left: Expr) -> None:
+    def _tile(self, block: Expr, top: Expr, left: Expr, column: Expr) -> None:
         spec, tile, unit = self.spec, self.spec.tile, self.unit
         n, count = unit.lanes, tile.pixels * tile.vectors
         acc = Registers(count, n)
         channel = block * tile.vectors * n
         for i in range(count):
             acc[i] = load(self.bias, channel + i % tile.vectors * n, n)
-        self._sum(acc, block, top, left)
+        self._sum(acc, block, top, left, self._ahead(block, top, column))
         self.epilogue.write(list(self._pieces(acc, block, top, left)))
 
-    def _sum(self, acc: Registers, block: Expr, top: Expr, left: Expr) -> None:
+    def _ahead(self, block: Expr, top: Expr, column: Expr) -> Expr | None:
+        """Return where to prefetch weights at the first step of a tile; None for nowhere."""
+        spec, tile = self.spec, self.spec.tile
+        line = 4 * self.unit.lanes
+        step = tile.vectors * line
+        if spec.groups * spec.blocks * spec.steps * step < PREFETCHED:
+            return None
+        columns = -(-spec.width // tile.columns)
+        self._lines = -(-tile.vectors // columns)
+        last = -(-tile.vectors // self._lines) - 1
+        if columns == 1 and spec.height <= tile.rows:
+            return None
+        return tir.let((block + 1) * (spec.steps * step) + T.min(column, last) * (spec.steps * self._lines * line))
+
+    def _sum(self, acc: Registers, block: Expr, top: Expr, left: Expr, ahead) -> None:
         spec, tile = self.spec, self.spec.tile
         vector = 4 * self.unit.lanes
         (sy, sx), (dy, dx) = spec.strides, spec.dilations
@@ -162,6 +180,10 @@ class _Body:
             x = tir.let(start + i * (dy * spec.x.row) + j * (dx * spec.x.pixel) + k * 4)
             step = (i * spec.taps[1] + j) * spec.dwords + k
             w = tir.let(weights + step * (tile.vectors * vector))
+            if ahead is not None:
+                line = self._lines * vector
+                for i in range(self._lines):
+                    tir.prefetch(self.w, ahead + step * line + i * vector)
             self._step(acc, x, w)
 
     def _step(self, acc: Registers, x: Expr, w: Expr) -> None:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.ir import Op
 from tvm.script.ir_builder import tirx as T
 
 from passes.emit.kernels import tir
@@ -36,7 +35,6 @@ _FEWEST = 5  # tiles of a strip that still keep the products busy
 # Weights are used for one strip only, so they come from far away: ask for them this early.
 # 256 channels at 14 x 14 on Zen 4, weights in the last-level cache: 400 us instead of 590.
 _AHEAD = 2**14  # bytes
-_SECOND_LEVEL = 2
 
 
 @dataclass(frozen=True)
@@ -112,13 +110,6 @@ def strip_rows(height: int, width: int) -> int:
     return min(enough, key=lambda n: (round_up(rows, n), n))
 
 
-def _prefetch(buffer: Buffer, offset: Expr) -> None:
-    """Bring the elements at `offset`, which may lie behind the end, nearer to the CPU."""
-    read, data = T.int32(0), T.int32(1)
-    arguments = [T.address_of(buffer[offset]), read, T.int32(_SECOND_LEVEL), data]
-    T.evaluate(T.Call(Op.get("tirx.prefetch"), arguments, ret_ty="void"))
-
-
 @contextmanager
 def _scratch(count: int, kind: str) -> Iterator[Buffer]:
     """Yield memory of the current thread."""
@@ -192,7 +183,7 @@ class _Body:
                 acc[i] = T.broadcast(T.int32(0), n)
             with tir.loop(spec.pairs) as pair:
                 w = tir.let(load(self.w, weights + pair * self.halves, self.halves))
-                _prefetch(self.w, weights + pair * self.halves + _AHEAD // 2)
+                tir.prefetch(self.w, weights + pair * self.halves + _AHEAD // 2)
                 x = tir.let(point * self.matrix + tile * self.depth + pair * 2)
                 for i in range(count):
                     codes = tir.reinterpret(load(v, x + i * self.depth, 2), "int32")

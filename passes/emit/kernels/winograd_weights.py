@@ -17,7 +17,7 @@ from passes.emit.kernels.winograd_transforms import (
 # Cycles on Zen 4, where a product instruction takes one: to transform a patch of one vector of
 # channels; to turn the 36 sums of an output vector into codes.
 _TRANSFORM, _FINISH = 119, 145
-# Bytes of weights per cycle, measured on Zen 4 with `winograd._prefetch`.
+# Bytes of weights per cycle, measured on Zen 4 with `tir.prefetch`.
 FROM_CACHE, FROM_MEMORY = 12.0, 5.5
 _VECTOR_BYTES = 64
 _CLEARLY = 1.2  # worth weights of eight times the bytes
