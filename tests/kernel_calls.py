@@ -18,6 +18,7 @@ HOST = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_sy
 # Unit -> CPUs (LLVM's names, features that they need) that can run it; the first that fits.
 CPUS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "avx512_vnni": [("cascadelake", ("avx512vnni", "avx512vl", "avx512bw"))],
+    "avx512_vbmi": [("icelake-client", ("avx512vnni", "avx512vbmi", "avx512vbmi2"))],
     "avx_vnni": [("cascadelake", ("avx512vnni", "avx512vl")), ("alderlake", ("avxvnni",))],
     "avx2": [("haswell", ("avx2", "fma", "bmi2"))],
     "sse2": [("x86-64", ("sse2",))],

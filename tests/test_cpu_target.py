@@ -73,7 +73,7 @@ def test_vnni_needs_the_byte_and_short_vectors_too() -> None:
 def test_native_is_this_machine() -> None:
     assert cpu_target(None) == cpu_target("native") == host_target()
     assert host_target().mcpu == codegen.llvm_get_system_cpu()
-    assert str(host_target().llvm().attrs["mcpu"]) == host_target().mcpu
+    assert str(host_target().llvm()["mcpu"]) == host_target().mcpu
 
 
 def test_what_the_machine_masks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_what_the_machine_masks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
     target = host_target()
     assert target.isa == "avx2" and target.masked == ("avx512f", "avx512vnni")
     assert not {"avx512f", "avx512vnni"} & set(target.features)
-    assert list(target.llvm().attrs["mattr"]) == ["-avx512f", "-avx512vnni"]
+    assert list(target.llvm()["mattr"]) == ["-avx512f", "-avx512vnni"]
 
 
 def test_unknown_cpu_names_the_nearest(capfd: pytest.CaptureFixture[str]) -> None:

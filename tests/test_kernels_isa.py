@@ -12,7 +12,6 @@ from tvm.script.ir_builder import tirx as T
 
 from passes.emit.kernels import tir
 from passes.emit.kernels.vectors import Vectors, units, vectors
-from passes.emit.kernels.vectors_blocks import Blocks
 from qtool import numerics
 
 Array = np.ndarray[Any, Any]
@@ -144,8 +143,6 @@ def test_pack_saturates(unit: tuple[Vectors, str]) -> None:
 
 def test_interleave_puts_a_byte_of_each_into_every_dword(unit: tuple[Vectors, str]) -> None:
     own, n, rng = unit[0], unit[0].lanes, np.random.default_rng(5)
-    if not isinstance(own, Blocks):
-        pytest.skip(f"{own.name} interleaves in its own way, tested with its kernels")
     parts = [rng.integers(0, 256, (5, 4 * n)).astype(np.uint8) for _ in range(4)]
     call = applied(lambda *p: own.interleave(p), parts, f"uint8x{4 * n}", 4)
     want = np.stack([blocks(part, n) for part in parts], -1)
@@ -215,7 +212,11 @@ CODE: list[tuple[str, dict[str, Any], str]] = [
     ("avx2", {"mcpu": "haswell"}, r"vpmaddwd\t.*%ymm"),
     ("sse2", {"mcpu": "x86-64-v3"}, r"vpmaddwd\t.*%xmm"),
     ("neon_dot", ARM | {"mcpu": "cortex-a76"}, r"sdot\tv\d+\.4s, v\d+\.16b, v\d+\.4b\[0\]"),
-    ("neon_dot", ARM | {"mcpu": "neoverse-n1"}, r"sdot\tv\d+\.4s, v\d+\.16b, v\d+\.4b\[0\]"),
+    (
+        "neon_dot",
+        ARM | {"mcpu": "neoverse-n1"},
+        r"sdot\tv\d+\.4s, v\d+\.16b, v\d+\.4b\[0\]",
+    ),
     ("neon_i8mm", ARM | {"mcpu": "neoverse-v1"}, r"usdot\tv\d+\.4s"),
     ("portable", ARM | {"mcpu": "generic"}, r"mla\tv\d+\.4s"),
     ("portable", RISCV, r"vmacc\.vv"),

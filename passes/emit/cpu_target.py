@@ -63,12 +63,10 @@ class CpuTarget:
         """The triple's first part."""
         return self.triple.partition("-")[0]
 
-    def llvm(self) -> Any:
-        """Return TVM's target."""
+    def llvm(self) -> dict[str, Any]:
+        """Return the options of TVM's target."""
         without = {"mattr": [f"-{name}" for name in self.masked]} if self.masked else {}
-        return tvm.target.Target(
-            {"kind": "llvm", "mtriple": self.triple, "mcpu": self.mcpu, **without}
-        )
+        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.mcpu, **without}
 
     def to_json(self) -> dict[str, Any]:
         """Return what a seal holds of the CPU."""

@@ -17,7 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from passes.emit.cpu_target import CpuTarget
 from passes.emit.kernels.layout import round_up
-from passes.emit.lowering_pipeline import CONFIG
+from passes.emit.lowering_pipeline import compile_module
 from passes.emit.plan.steps import Kernel
 
 # Bytes of weights that calls take in turn: more than a second-level cache holds.
@@ -58,8 +58,7 @@ def measure(candidates: Sequence[Candidate], target: CpuTarget) -> list[float]:
         module[reference] = candidate.kernel.build(f"k{index}")
         name = f"run{index}"
         module[tvm.ir.GlobalVar(name)] = _calls(name, reference, candidate, near, far)
-    with tvm.transform.PassContext(opt_level=3, config=CONFIG):
-        code = tvm.compile(tvm.IRModule(module), target.llvm())
+    code = compile_module(tvm.IRModule(module), target.llvm())
     rng = np.random.default_rng(0)
     memory, weights = (
         tvm.runtime.tensor(rng.integers(0, 255, n, np.uint8)) for n in (near, far)
@@ -82,8 +81,10 @@ def _time(run: Any, memory: Any, weights: Any, turns: int) -> float:
 
 def _turns(run: Any, memory: Any, weights: Any) -> int:
     """Return how many calls take the time of a round."""
-    _time(run, memory, weights, 1)
-    return max(2, min(1000, int(_MICROSECONDS / _time(run, memory, weights, 2)) + 1))
+    turns = 1
+    while _time(run, memory, weights, turns) * turns < _MICROSECONDS / 2:
+        turns *= 2
+    return turns + 1
 
 
 def _stride(candidate: Candidate) -> int:

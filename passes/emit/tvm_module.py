@@ -68,12 +68,21 @@ def emit_tvm(
             "(--allow-float), which TVM kernels do not have; --target onnx can hold it"
         )
     plan = make_plan(program, vectors(_unit(target)))
+    if progress is not None:
+        for fallback in plan.fallbacks:
+            progress("{layer}: portable kernel for {operator}: {reason}".format(**fallback))
     return _Emitter(program, plan, batch).module()
 
 
 def _unit(target: CpuTarget) -> str:
     """Return the name of the vector unit of a CPU."""
-    return "avx512_vbmi" if target.isa == "avx512_vnni" and target.vbmi else target.isa
+    if target.isa == "avx512_vnni" and target.vbmi:
+        return "avx512_vbmi"
+    if target.isa == "arm_dotprod":
+        return "neon_i8mm" if "i8mm" in target.features else "neon_dot"
+    if target.isa == "generic":
+        return "sse2" if target.architecture == "x86_64" else "portable"
+    return target.isa
 
 
 class _Emitter:
@@ -174,19 +183,20 @@ class _Emitter:
             builder.emit_func_output(result)
 
     def _float_tensors(self) -> list[str]:
-        """Return the tensors in the arena that some kernel's function does not take as codes."""
+        """Return the tensors that some kernel's function does not take as codes."""
         found = []
         for step in self._plan.steps:
             operands = (*step.inputs, step.output)
             parameters = self._functions[self._names[step.kernel]].params
             for operand, parameter in zip(operands, parameters, strict=False):
                 kind = str(parameter.ty.element_type)
-                if operand.tensor not in (INPUT, OUTPUT) and kind != "uint8":
+                if operand.tensor in self._plan.tensors and kind != "uint8":
                     found.append(operand.tensor)
         return found
 
     def _facts(self) -> dict[str, Any]:
-        plan, uses = self._plan, {}
+        plan = self._plan
+        uses: dict[str, list[str]] = {}
         for step in plan.steps:
             uses.setdefault(self._names[step.kernel].name_hint, []).append(step.layer)
         return {

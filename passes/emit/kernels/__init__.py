@@ -1,1 +1,1 @@
-"""Integer kernels for CPUs, generated as TIR functions: one per specification, not per layer."""
+"""Integer kernels for CPUs, generated as TIR functions: one for each specification."""

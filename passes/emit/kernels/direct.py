@@ -1,7 +1,8 @@
-"""Direct convolution: any kernel, stride, dilation and groups; also pointwise and linear layers.
+"""Direct convolution: any kernel, stride, dilation and groups; pointwise and linear layers.
 
-A tile of pixels x output vectors stays in registers; every step broadcasts four input bytes per
-pixel and multiplies them with four bytes of each output channel. No borders: the input has a halo.
+A tile of pixels x output vectors stays in registers; every step broadcasts four input bytes of
+each pixel and multiplies them with four bytes of each output channel. There are no borders,
+because the input has a halo.
 """
 
 from collections.abc import Sequence
@@ -19,8 +20,11 @@ from passes.emit.kernels.tir import Buffer, Expr, Registers, load
 from passes.emit.kernels.vectors import Vectors, vectors
 
 
-PREFETCHED = 65536
-AHEAD = 4096
+# Weights of so many bytes are often not in a near cache: while a block of output channels is
+# computed, the weights of the next are asked for. ResNet-50 on Zen 4: 3 % less time. Weights
+# that are used once only, for one tile, are left to the hardware, which is faster there.
+_PREFETCHED = 2**16
+_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,13 @@ class DirectConv:
         outputs: vectors of output channels, of one group.
         groups: groups; group g reads `group_bytes` behind group g - 1.
         group_bytes: see `groups`.
-        taps: (rows, columns) of the kernel; columns that lie side by side in memory count as one.
+        taps: (rows, columns) of the kernel; columns side by side in memory count as one.
         dwords: four-byte steps at every tap.
         strides: (rows, columns).
         dilations: (rows, columns).
         x, y, other: strides of the input, the result and the residual operand.
         tile: what is in registers.
-        weights_outer: walk all pixels for a block of output channels, not all blocks at a pixel.
+        weights_outer: walk all pixels for a block of output channels, not the other way.
         parallel: split over threads.
         form: of the epilogue.
     """
@@ -93,6 +97,10 @@ class DirectConv:
     def steps(self) -> int:
         """Return the four-byte steps of a sum."""
         return self.taps[0] * self.taps[1] * self.dwords
+
+    def block_bytes(self, unit: Vectors) -> int:
+        """Return the bytes of the weights of a block of output channels."""
+        return self.steps * self.tile.vectors * 4 * unit.lanes
 
     def name(self) -> str:
         """Return a readable part of the function's name."""
@@ -141,37 +149,41 @@ class _Body:
                 self._tile(block, top, left, column)
 
     def _tile(self, block: Expr, top: Expr, left: Expr, column: Expr) -> None:
-        spec, tile, unit = self.spec, self.spec.tile, self.unit
-        n, count = unit.lanes, tile.pixels * tile.vectors
+        tile, n = self.spec.tile, self.unit.lanes
+        count = tile.pixels * tile.vectors
         acc = Registers(count, n)
         channel = block * tile.vectors * n
         for i in range(count):
             acc[i] = load(self.bias, channel + i % tile.vectors * n, n)
-        self._sum(acc, block, top, left, self._ahead(block, top, column))
+        self._sum(acc, block, top, left, column)
         self.epilogue.write(list(self._pieces(acc, block, top, left)))
 
-    def _ahead(self, block: Expr, top: Expr, column: Expr) -> Expr | None:
-        """Return where to prefetch weights at the first step of a tile; None for nowhere."""
-        spec, tile = self.spec, self.spec.tile
-        line = 4 * self.unit.lanes
-        step = tile.vectors * line
-        if spec.groups * spec.blocks * spec.steps * step < PREFETCHED:
+    def _next_weights(self, block: Expr, column: Expr) -> Expr | None:
+        """Return what a tile prefetches first: its part of the next block; None for nothing."""
+        spec, size = self.spec, self.spec.block_bytes(self.unit)
+        columns = -(-spec.width // spec.tile.columns)
+        one_tile = columns == 1 and spec.height == spec.tile.rows
+        if one_tile or spec.groups * spec.blocks * size < _PREFETCHED:
             return None
-        columns = -(-spec.width // tile.columns)
-        self._lines = -(-tile.vectors // columns)
-        last = -(-tile.vectors // self._lines) - 1
-        if columns == 1 and spec.height <= tile.rows:
-            return None
-        return tir.let((block + 1) * (spec.steps * step) + T.min(column, last) * (spec.steps * self._lines * line))
+        part = spec.steps * self._lines * _LINE
+        last = -(-size // part) - 1
+        return tir.let((block + 1) * size + T.min(column, last) * part)
 
-    def _sum(self, acc: Registers, block: Expr, top: Expr, left: Expr, ahead) -> None:
-        spec, tile = self.spec, self.spec.tile
-        vector = 4 * self.unit.lanes
+    @property
+    def _lines(self) -> int:
+        """Return the cache lines that every step prefetches: a row of tiles gets a block."""
+        spec = self.spec
+        columns = -(-spec.width // spec.tile.columns)
+        return -(-spec.block_bytes(self.unit) // (spec.steps * columns * _LINE))
+
+    def _sum(self, acc: Registers, block: Expr, top: Expr, left: Expr, column: Expr) -> None:
+        spec = self.spec
         (sy, sx), (dy, dx) = spec.strides, spec.dilations
         start = top * (sy * spec.x.row) + left * (sx * spec.x.pixel)
         if spec.groups > 1:
             start = start + T.floordiv(block, spec.blocks) * spec.group_bytes
-        weights = block * (spec.steps * tile.vectors * vector)
+        size = spec.block_bytes(self.unit)
+        ahead = self._next_weights(block, column)
         with (
             tir.loop(spec.taps[0]) as i,
             tir.loop(spec.taps[1]) as j,
@@ -179,12 +191,9 @@ class _Body:
         ):
             x = tir.let(start + i * (dy * spec.x.row) + j * (dx * spec.x.pixel) + k * 4)
             step = (i * spec.taps[1] + j) * spec.dwords + k
-            w = tir.let(weights + step * (tile.vectors * vector))
-            if ahead is not None:
-                line = self._lines * vector
-                for i in range(self._lines):
-                    tir.prefetch(self.w, ahead + step * line + i * vector)
-            self._step(acc, x, w)
+            for line in range(self._lines if ahead is not None else 0):
+                tir.prefetch(self.w, ahead + (step * self._lines + line) * _LINE)
+            self._step(acc, x, tir.let(block * size + step * (size // spec.steps)))
 
     def _step(self, acc: Registers, x: Expr, w: Expr) -> None:
         spec, tile, unit = self.spec, self.spec.tile, self.unit
@@ -229,8 +238,8 @@ def pack_weights(w: NDArray[np.int8], spec: DirectConv, unit: Vectors) -> NDArra
     """Return weights in the order in which the kernel reads them.
 
     Args:
-        w: (groups, outputs of a group, rows, columns, bytes), zeros where bytes hold no channel;
-            columns and bytes as `spec.taps` and 4 x `spec.dwords` count them.
+        w: (groups, outputs of a group, rows, columns, bytes), zeros where bytes hold no
+            channel; columns and bytes as `spec.taps` and 4 x `spec.dwords` count them.
         spec: of the kernel.
         unit: its vector unit.
 

@@ -1,9 +1,10 @@
 """From int32 sums to the codes of the result: what every convolution kernel ends with.
 
 ``clip(rint(f32(acc) * factor) + zero_point)`` of `qtool.numerics.requantize`; then, where the
-plan fused them, a table of 256 answers, or a residual addition. Four vectors of sums become one
-vector of codes: int32 saturates to int16, takes the zero point with saturation, and saturates to
-uint8. Saturating is monotone and the window lies inside [0, 255], so clipping last is exact.
+plan fused them, a residual addition and a table of 256 answers. Four vectors of sums become
+one vector of codes: int32 saturates to int16, takes the zero point with saturation, and
+saturates to uint8. Saturating is monotone and the window lies inside [0, 255], so clipping
+last is exact.
 
 Numbers come from a record in memory (`Numbers`), so that layers of one shape share a kernel.
 """
@@ -36,7 +37,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Residual:
-    """An addition behind the kernel: coefficients of `numerics.add_coefficients`, its window."""
+    """An addition behind the kernel: `numerics.add_coefficients` and its window."""
 
     ra: float
     rb: float
@@ -68,7 +69,7 @@ class Form:
         zero: the result has a zero point other than 0.
         clip: its window is not [0, 255].
         clamp: products may leave int32, so they are clamped as floats first.
-        residual: 0 none; 1 the layer's codes are the first operand of the addition; 2 the second.
+        residual: 0 none; 1 the layer's codes are the addition's first operand; 2 the second.
         residual_clip: the addition's window is not [0, 255].
         table: the codes go through a table of 256 answers.
         floats: there are no codes: the result is float32, see `FloatEpilogue`.
@@ -151,8 +152,8 @@ class Epilogue:
 
         Args:
             pieces: their channels lie side by side within a piece.
-            transposed: False where lanes are in the order of `Vectors.interleave`, so that each
-                four pieces are one run of bytes already.
+            transposed: False where lanes are in the order of `Vectors.interleave`, so that
+                each four pieces are one run of bytes already.
         """
         for start in range(0, len(pieces), 4):
             group = list(pieces[start : start + 4])

@@ -1,7 +1,7 @@
-"""Kernels for whatever has no vector kernel: tensor expressions as plain loops, exact anywhere.
+"""Kernels for what has no vector kernel: tensor expressions as plain loops, exact anywhere.
 
-`passes.emit.te_kernels` has a tensor expression for every operator, on logical shapes. Here it is
-wrapped in two more: one that reads the input's layout, one that writes the result's, halo
+`passes.emit.te_kernels` has a tensor expression for every operator, on logical shapes. Here it
+is wrapped in two more: one that reads the input's layout, one that writes the result's, halo
 included.
 """
 
@@ -142,7 +142,6 @@ def _of_pointers(function: Any, name: str) -> Any:
     """Return a function of buffers as a private one of pointers."""
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name(name)
-        T.func_attr({"tirx.noalias": True})
         T.func_ret(tvm.ir.PrimType(RESULT))
         handles = [
             T.arg(f"{p.name}_pointer", T.handle(str(p.ty.dtype))) for p in function.params

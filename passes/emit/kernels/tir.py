@@ -30,7 +30,6 @@ def function(name: str, pointers: Sequence[tuple[str, str]], body: Callable[...,
     """
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=False):
         T.func_name(name)
-        T.func_attr({"tirx.noalias": True})
         T.func_ret(tvm.ir.PrimType(RESULT))
         handles = [T.arg(arg, T.handle(kind)) for arg, kind in pointers]
         buffers = [
@@ -43,7 +42,7 @@ def function(name: str, pointers: Sequence[tuple[str, str]], body: Callable[...,
 
 
 class Registers:
-    """Vectors that live in registers; one buffer each, because TVM puts large ones on the heap.
+    """Vectors that live in registers; a buffer each, because TVM puts large ones on the heap.
 
     Args:
         count: of the vectors.

@@ -1,6 +1,6 @@
 """What a kernel asks of a CPU's vector unit; one class for each instruction set.
 
-A *vector* here is a register of `lanes` int32 or float32, or of 4 x `lanes` bytes. Every method
+A *vector* here is a register of `lanes` int32 or float32, or of 4 x `lanes` bytes. Each method
 returns an expression; all are exact (no saturation on the way, halves to even).
 """
 
@@ -29,7 +29,7 @@ class Vectors(ABC):
         w_registers: of them a prepared `w` takes.
         x_offset: `accumulate` subtracts it from every byte of x. A kernel that uses it adds
             ``x_offset * sum(w)`` to the bias: ``bias - (zero_point - x_offset) * sum(w)``.
-        has_table: `look_up` does not go byte by byte.
+        has_table: whether `look_up` is cheap enough for an epilogue.
         has_dot16: it has `dot16`.
     """
 
@@ -40,6 +40,7 @@ class Vectors(ABC):
     w_registers: int = 1
     x_offset: int = 0
     has_table: bool = False
+    has_dot16: bool = False
 
     def accumulators(self, columns: int) -> int:
         """Return how many sums of a tile stay in registers besides what a step needs.
@@ -61,8 +62,6 @@ class Vectors(ABC):
     def accumulate(self, acc: Expr, x: Operand, w: Operand) -> Expr:
         """Return `dot` of prepared operands, with `x_offset` subtracted from every x."""
         return self.dot(acc, *x, *w)
-
-    has_dot16 = False
 
     @abstractmethod
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
@@ -127,12 +126,15 @@ class Avx512Vnni(Vectors):
     has_dot16 = True
 
     def dot(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """With vpdpbusd."""
         return intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, x, w)
 
     def dot16(self, acc: Expr, x: Expr, w: Expr) -> Expr:
+        """With vpdpwssd."""
         return intrinsic("int32x16", "llvm.x86.avx512.vpdpwssd.512", acc, x, w)
 
     def round(self, x: Expr) -> Expr:
+        """With vcvtps2dq, by the current mode: halves to even."""
         zero, mode = T.broadcast(T.int32(0), 16), T.int32(_CURRENT_ROUNDING)
         return intrinsic(
             "int32x16", "llvm.x86.avx512.mask.cvtps2dq.512", x, zero, T.int16(-1), mode
@@ -146,24 +148,29 @@ class Avx512Vnni(Vectors):
         return reinterpret(packed, "uint8x64")
 
     def pack(self, parts: Sequence[Expr]) -> Expr:
+        """With vpackssdw, then vpackuswb."""
         return self._bytes(self._halves(*parts[:2]), self._halves(*parts[2:]))
 
     def add_saturated(self, parts: Sequence[Expr], zero: Expr) -> Expr:
+        """`pack` with vpaddsw between."""
         halves = (self._halves(*parts[:2]), self._halves(*parts[2:]))
         return self._bytes(
             *(intrinsic("int16x32", "llvm.sadd.sat", half, zero) for half in halves)
         )
 
     def transpose(self, packed: Expr) -> Expr:
+        """A permutation of dwords."""
         return shuffle(
             [packed],
             [16 * k + 4 * j + t for j in range(4) for k in range(4) for t in range(4)],
         )
 
     def interleave(self, parts: Sequence[Expr]) -> list[Expr]:
+        """With vpunpck of bytes, then of words."""
         return zip_bytes(parts, 4 * self.lanes)
 
     def look_up(self, codes: Expr, table: Buffer, offset: Expr) -> Expr:
+        """Return the entries."""
         # Sixteen look-ups of sixteen bytes: all that is sure to come with VNNI.
         found = T.broadcast(T.uint8(0), 64)
         for high in range(16):
@@ -185,6 +192,7 @@ class Avx512Vbmi(Avx512Vnni):
     has_table = True
 
     def look_up(self, codes: Expr, table: Buffer, offset: Expr) -> Expr:
+        """Return the entries."""
         return look_up_vbmi(codes, *load_table(table, offset))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tvm.script.ir_builder import tirx as T
 
 from passes.emit.kernels.tir import Expr, intrinsic, let, reinterpret
-from passes.emit.kernels.vectors import Vectors, shuffle
+from passes.emit.kernels.vectors import Vectors, shuffle, zip_bytes
 
 BLOCK = 16  # bytes
 
@@ -54,25 +54,4 @@ class Blocks(Vectors):
 
     def interleave(self, parts: Sequence[Expr]) -> list[Expr]:
         """Return four byte vectors as four of dwords, see `Vectors.interleave`."""
-        a, b, c, d = parts
-        pairs = [self._zip(a, b, 1), self._zip(c, d, 1)]
-        return [
-            dwords
-            for low, high in zip(*pairs, strict=True)
-            for dwords in self._zip(low, high, 2)
-        ]
-
-    def _zip(self, a: Expr, b: Expr, size: int) -> tuple[Expr, Expr]:
-        """Return elements of `size` bytes of a and b in turns: of the halves of each block."""
-        total, half = 4 * self.lanes, BLOCK // 2
-        low, high = (
-            [
-                e + source + i
-                for block in range(0, total, BLOCK)
-                for e in range(block + start, block + start + half, size)
-                for source in (0, total)
-                for i in range(size)
-            ]
-            for start in (0, half)
-        )
-        return let(shuffle([a, b], low)), let(shuffle([a, b], high))
+        return zip_bytes(parts, 4 * self.lanes)

@@ -18,6 +18,7 @@ class Sse2(Blocks):
     lanes = 4
     registers = 16
     step_registers, w_registers = 4, 2
+    has_dot16 = True
     _multiply = "llvm.x86.sse2.pmadd.wd"
     _to_int32 = "llvm.x86.sse2.cvtps2dq"
     _to_int16 = "llvm.x86.sse2.packssdw.128"

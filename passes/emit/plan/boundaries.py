@@ -1,5 +1,6 @@
 """The input: floats or pixels in planes -> codes in pixels."""
 
+from passes.emit.kernels.direct import Place
 from passes.emit.kernels.images import CopyInput, QuantizeInput, quantize_numbers
 from passes.emit.kernels.layout import Layout
 from passes.emit.plan.context import Context, large, place
@@ -14,13 +15,19 @@ def quantize(node: Node, context: Context) -> list[Step] | str:
     if not isinstance(op, Quantize) or op.inputs[0] != context.program.input_name:
         return "quantizes what is not the input"
     numbers = quantize_numbers(op.grid.scale, op.grid.zero_point, op.lo, op.hi)
-    kernel = QuantizeInput(
-        context.unit.name, y.channels, y.height, y.width, place(y), large(y)
-    )
+    kernel = QuantizeInput(context.unit.name, *_planes(y), large(y))
     return [Step(kernel, (Operand(INPUT),), context.pixels(node.output), (numbers,), op.name)]
 
 
-def pixels(name: str, y: Layout, context: Context) -> Step:
-    """Return the step that brings a uint8 input into pixels, as the tensor `name`."""
-    kernel = CopyInput(context.unit.name, y.channels, y.height, y.width, place(y), large(y))
-    return Step(kernel, (Operand(INPUT),), Operand(name, y.origin), (), "input")
+def pixels(node: Node, context: Context) -> list[Step]:
+    """Return the step that brings a uint8 input into pixels."""
+    y = context.layouts[node.output]
+    kernel = CopyInput(context.unit.name, *_planes(y), large(y))
+    return [Step(kernel, (Operand(INPUT),), context.pixels(node.output), (), "input")]
+
+
+def _planes(y: Layout) -> tuple[int, int, int, Place]:
+    """Return C, H, W and the strides of the result; features are a row of one plane."""
+    if y.height == y.width == 1:
+        return 1, 1, y.channels, Place(0, 1)
+    return y.channels, y.height, y.width, place(y)

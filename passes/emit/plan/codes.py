@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from passes.emit.kernels.channels import ShuffleChannels, channel_places
 from passes.emit.kernels.copies import CopyRegion, FillRegion
 from passes.emit.kernels.direct import Place
 from passes.emit.kernels.elementwise import (
@@ -20,6 +21,7 @@ from passes.emit.kernels.runs import Region
 from passes.emit.kernels.tables import LookUp
 from passes.emit.plan.context import Context, large, place, region
 from passes.emit.plan.fusion import Node
+from passes.emit.plan.own_operators import Select
 from passes.emit.plan.steps import Operand, Step
 from qtool import numerics
 from qtool.dialect import Add, Concat, Lookup, Mul, Op, Pad, Slice, Upsample
@@ -183,3 +185,30 @@ def upsample(node: Node, context: Context) -> Built:
     )  # fmt: skip
     inputs = (context.pixels(op.inputs[0]),)
     return [Step(kernel, inputs, context.pixels(node.output), (), op.name)]
+
+
+def copy(node: Node, context: Context) -> Built:
+    """Return the step of a copy."""
+    op = node.op
+    x, y = context.layouts[op.inputs[0]], context.layouts[node.output]
+    kernel = CopyRegion(
+        context.unit.name, Region(x.height, x.width, x.channels), place(x), place(y), (1, 1),
+        large(x),
+    )  # fmt: skip
+    return [
+        _copy(context, context.pixels(op.inputs[0]), context.pixels(node.output), kernel, op)
+    ]
+
+
+def select(node: Node, context: Context) -> Built:
+    """Return the step of a selection of channels."""
+    op = node.op
+    if not isinstance(op, Select):
+        return "not a selection"
+    x, y = context.layouts[op.inputs[0]], context.layouts[node.output]
+    kernel = ShuffleChannels(
+        context.unit.name, context.vbmi, x.channels, y.channels, y.height, y.width, place(x),
+        place(y), large(y),
+    )  # fmt: skip
+    inputs, places = (context.pixels(op.inputs[0]),), channel_places(op.index)
+    return [Step(kernel, inputs, context.pixels(node.output), (places,), op.name)]

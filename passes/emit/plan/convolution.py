@@ -15,7 +15,7 @@ from passes.emit.kernels.epilogue import (
     form,
     record,
 )
-from passes.emit.kernels.layout import Layout, round_up
+from passes.emit.kernels.layout import NO_HALO, Layout
 from passes.emit.kernels.vectors import Vectors
 from passes.emit.kernels.winograd import Winograd, strip_rows
 from passes.emit.kernels.winograd_weights import (
@@ -29,7 +29,7 @@ from passes.emit.plan.fusion import Node
 from passes.emit.plan.steps import Kernel, Operand, Step
 from passes.emit.plan.tiles import choose_tile
 from qtool import numerics
-from qtool.dialect import Conv, Gemm
+from qtool.dialect import Conv, FloatGemm, Gemm
 
 # The Winograd kernel divides factors by powers of two, which must stay exact.
 SMALLEST_FACTOR = 2.0**-100
@@ -48,6 +48,8 @@ class Sites:
 
 def convolution(node: Node, sites: Sites, unit: Vectors) -> Step:
     """Return the step of a convolution or linear layer and what is fused into it."""
+    if not isinstance(node.op, Conv | Gemm):
+        raise TypeError(f"{node.op.name}: {type(node.op).__name__} is no layer")
     op = as_convolution(node.op, sites.x)
     numbers, shape = epilogue(node, op)
     if op.groups == len(op.w_OIHW) == sites.x.channels and sites.x.pixel % 16 == 0:
@@ -81,19 +83,28 @@ def as_convolution(op: Conv | Gemm, x: Layout) -> Conv:
 
 
 def first_byte(op: Conv, x: Layout) -> int:
-    """Return the offset of the first byte that a convolution reads: in the halo, if it pads."""
+    """Return the offset of the first byte that a convolution reads, in the halo if it pads."""
     return x.origin - op.pads[0] * x.row - op.pads[1] * x.pixel
 
 
-def requantization(op: Conv, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def requantization(
+    op: Conv, count: int, x_offset: int = 0
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Return bias, with the input's zero point in it, and factor; `count` channels each.
 
     Sums are taken modulo 2^32, as the kernels do: the total fits, so it is exact.
+
+    Args:
+        op: the layer.
+        count: channels of the result as the kernel counts them.
+        x_offset: what the kernel itself takes off every code.
     """
     outputs = len(op.w_OIHW)
     sums = op.w_OIHW.reshape(outputs, -1).astype(np.int64).sum(1)
     bias = np.zeros(count, np.int32)
-    bias[:outputs] = (op.bias.astype(np.int64) - op.x.zero_point * sums).astype(np.int32)
+    bias[:outputs] = (op.bias.astype(np.int64) - (op.x.zero_point - x_offset) * sums).astype(
+        np.int32
+    )
     factor = np.zeros(count, np.float32)
     factor[:outputs] = numerics.multiplier(op.x.scale, op.w_scale, op.grid.scale)
     return bias, factor
@@ -138,7 +149,7 @@ def _depthwise(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
 
 
 def _winograd(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer | None:
-    """Return the Winograd kernel, its weights, bias and factor, where it is exact and faster."""
+    """Return Winograd's kernel, weights, bias and factor, where it is exact and faster."""
     x, y, vectors = sites.x, sites.y, -(-op.w_OIHW.shape[0] // unit.lanes)
     if op.strides != (1, 1) or op.dilations != (1, 1) or op.groups != 1:
         return None
@@ -150,7 +161,7 @@ def _winograd(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer | Non
         return None
     spec = Winograd(
         unit.name, y.height, y.width, op.w_OIHW.shape[1], vectors, place(x), place(y),
-        place(sites.other or y), strip_rows(y.height, y.width),
+        place(sites.other or y), strip_rows(y.height, y.width, op.w_OIHW.shape[1]),
         layer_macs(op) >= PARALLEL_MACS, shape,
     )  # fmt: skip
     if not worthwhile(spec):
@@ -160,7 +171,7 @@ def _winograd(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer | Non
 
 def _direct(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
     """Return the direct kernel, its weights, bias and factor."""
-    x, y, n = sites.x, sites.y, unit.lanes
+    x, n = sites.x, unit.lanes
     grouped = merge_groups(op.w_OIHW, op.groups, n)
     groups, outputs, channels, kh, kw = grouped.shape
     rows_first = grouped.transpose(0, 1, 3, 4, 2)
@@ -179,7 +190,9 @@ def _direct(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
     )  # fmt: skip
     packed = pack_weights(weights, spec, unit)
     spec = replace(spec, weights_outer=_weights_outer(spec, packed.size, x.bytes))
-    bias, factor = requantization(op, spec.groups * spec.blocks * tile.vectors * n)
+    bias, factor = requantization(
+        op, spec.groups * spec.blocks * tile.vectors * n, unit.x_offset
+    )
     return spec, packed, bias, factor
 
 
@@ -226,6 +239,14 @@ def _weights_outer(spec: DirectConv, weight_bytes: int, x_bytes: int) -> bool:
     return x_bytes * spec.blocks <= weight_bytes * rows
 
 
-def padded_channels(op: Conv) -> int:
-    """Return the channels of the result as stored."""
-    return round_up(op.shape[0], 16)
+def float_layer(op: FloatGemm, x: Layout, unit: Vectors, target: str) -> tuple[Step, int]:
+    """Return the step of a linear layer with a float result, and the bytes that it writes."""
+    conv = as_convolution(op, x)
+    flat = Form(zero=False, clip=False, floats=True)
+    y = Layout((op.shape[0],), NO_HALO, 0)
+    spec, packed, bias, factor = _direct(conv, Sites(x, y), unit, flat)
+    step = Step(
+        spec, (Operand(op.inputs[0], first_byte(conv, x)),), Operand(target),
+        (packed, bias, factor, np.zeros(1, np.uint8)), op.name, layer_macs(conv),
+    )  # fmt: skip
+    return step, bias.size * 4

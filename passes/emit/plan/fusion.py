@@ -1,4 +1,4 @@
-"""Fusions on the dialect, exact by construction: no formula changes, fewer tensors are written.
+"""Fusions on the dialect, exact by construction: no formula changes, fewer tensors are stored.
 
 - Whatever is computed from one tensor elementwise is a table of its 256 codes: Hardswish (two
   look-ups and a product) is one look-up. The table is made with `qtool.numerics` itself.

@@ -3,24 +3,45 @@
 import numpy as np
 
 from passes.emit.kernels.average import GlobalAverage
+from passes.emit.kernels.copies import CopyRegion
+from passes.emit.kernels.direct import Place
 from passes.emit.kernels.epilogue import Window, form, record
+from passes.emit.kernels.layout import plain
 from passes.emit.kernels.max_pool import MaxPool, supports
+from passes.emit.kernels.runs import Region
 from passes.emit.plan.context import Context, large, place
-from passes.emit.plan.convolution import Sites, convolution
+from passes.emit.plan.convolution import Sites, convolution, float_layer
 from passes.emit.plan.fusion import Node
-from passes.emit.plan.steps import Step
+from passes.emit.plan.steps import OUTPUT, Operand, Step
 from qtool import numerics
-from qtool.dialect import Average, FloatGemm
+from qtool.dialect import Average, Conv, FloatGemm, Gemm
 from qtool.dialect import MaxPool as MaxPoolOp
 
 
 def layer(node: Node, context: Context) -> list[Step] | str:
     """Return the step of a convolution or linear layer."""
     if isinstance(node.op, FloatGemm):
-        return "float result"
+        return _floats(node.op, context)
+    if not isinstance(node.op, Conv | Gemm):
+        return "not a layer"
     x, y = context.layout(node.op.inputs[0]), context.layouts[node.output]
     other = context.layout(node.inputs[-1]) if node.residual is not None else None
     return [convolution(node, Sites(x, y, other), context.unit)]
+
+
+def _floats(op: FloatGemm, context: Context) -> list[Step]:
+    """Return the steps of a linear layer with a float result.
+
+    Whole vectors are written, so it goes to memory of its own and is copied from there.
+    """
+    own = f"{op.output} (floats)"
+    step, size = float_layer(op, context.layouts[op.inputs[0]], context.unit, own)
+    context.layouts[own] = plain((size,))
+    flat = Place(0, 0)
+    copy = CopyRegion(
+        context.unit.name, Region(1, 1, 4 * op.shape[0]), flat, flat, (1, 1), False
+    )
+    return [step, Step(copy, (Operand(own),), Operand(OUTPUT), (), op.name)]
 
 
 def average(node: Node, context: Context) -> list[Step] | str:

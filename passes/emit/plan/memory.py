@@ -66,7 +66,7 @@ def arrange(lives: Mapping[str, Life]) -> tuple[dict[str, int], int]:
 
 
 def apart(lives: Mapping[str, Life]) -> tuple[dict[str, int], int]:
-    """Return offsets that no two tensors share, and the bytes of all: nothing is overwritten."""
+    """Return offsets that no two tensors share, and the bytes of all."""
     offsets, total = {}, 0
     for name, life in lives.items():
         offsets[name] = total

@@ -13,6 +13,7 @@ from passes.emit.kernels.results import Dequantize, dequantize_numbers
 from passes.emit.plan import boundaries, codes, layers
 from passes.emit.plan.context import Context
 from passes.emit.plan.fusion import Node
+from passes.emit.plan.own_operators import Copy, Pixels, Select
 from passes.emit.plan.steps import OUTPUT, Operand, Step
 from qtool.dialect import (
     Add,
@@ -147,5 +148,6 @@ _BUILDERS: dict[type[Op], Callable[[Node, Context], Built]] = {
     Quantize: boundaries.quantize, Conv: layers.layer, Gemm: layers.layer,
     Average: layers.average, MaxPool: layers.max_pool, Add: codes.add, Mul: codes.mul,
     Lookup: codes.look_up, Concat: codes.concat, Slice: codes.cut, Pad: codes.pad,
-    Upsample: codes.upsample,
+    Upsample: codes.upsample, Select: codes.select, Copy: codes.copy,
+    Pixels: boundaries.pixels,
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -11,6 +11,8 @@ from passes.emit.kernels.vectors import Vectors
 from passes.emit.plan.context import Context
 from passes.emit.plan.fusion import Node, fuse
 from passes.emit.plan.operators import Fallback, output_steps, steps_of
+from passes.emit.plan.own_operators import Pixels
+from passes.emit.plan.rewrites import read_pixels, renamed, select_channels, separate_halos
 from passes.emit.plan.steps import Step
 from qtool.dialect import Conv, FloatGemm, Gemm, Program, Quantize, Reshape
 
@@ -52,9 +54,10 @@ class Plan:
 
 def make_plan(program: Program, unit: Vectors) -> Plan:
     """Return the plan of `program` for a vector unit."""
-    nodes = fuse(program, unit.has_table)
+    nodes = select_channels(fuse(program, unit.has_table), program.output)
     aliases = _aliases(nodes)
-    nodes = [_renamed(node, aliases) for node in nodes if node.output not in aliases]
+    nodes = [renamed(node, aliases) for node in nodes if node.output not in aliases]
+    nodes = separate_halos(read_pixels(program, nodes))
     layouts, codes = _layouts(nodes)
     context = Context(program, unit, layouts, aliases, codes)
     steps: list[Step] = []
@@ -91,16 +94,6 @@ def _only_channels(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
     )
 
 
-def _renamed(node: Node, aliases: dict[str, str]) -> Node:
-    """Return `node` reading tensors by their names in the arena."""
-
-    def rename(op: Any) -> Any:
-        return replace(op, inputs=tuple(aliases.get(name, name) for name in op.inputs))
-
-    residual = None if node.residual is None else rename(node.residual)
-    return replace(node, op=rename(node.op), residual=residual)
-
-
 def _layouts(nodes: Sequence[Node]) -> tuple[dict[str, Layout], dict[str, int]]:
     """Choose the layout of every tensor: NHWC with the halo that its readers need.
 
@@ -130,7 +123,8 @@ def _layouts(nodes: Sequence[Node]) -> tuple[dict[str, Layout], dict[str, int]]:
             layouts[node.output] = plain(shape)
             continue
         pixel = None
-        if isinstance(node.op, Quantize) and _dense_image(shape, readers[node.output]):
+        image = isinstance(node.op, Quantize | Pixels)
+        if image and _dense_image(shape, readers.get(node.output, ())):
             pixel = shape[0]
         layouts[node.output] = nhwc(shape, halo, pixel)
     return layouts, codes

@@ -19,11 +19,11 @@ def choose_tile(
         width: columns.
         vectors: vectors of output channels.
         unit: the vector unit.
+        whole: no block may be partly empty, because another group follows.
     """
-    return min(
-        candidates(height, width, vectors, unit),
-        key=lambda t: _cost(t, height, width, vectors),
-    )
+    found = candidates(height, width, vectors, unit)
+    fitting = [tile for tile in found if not whole or vectors % tile.vectors == 0]
+    return min(fitting, key=lambda t: _cost(t, height, width, vectors))
 
 
 def candidates(height: int, width: int, vectors: int, unit: Vectors) -> list[Tile]:
@@ -34,7 +34,7 @@ def candidates(height: int, width: int, vectors: int, unit: Vectors) -> list[Til
             continue
         for columns in range(1, min(width, 28) + 1):
             for count in range(1, min(vectors, 8) + 1):
-                if rows * columns * count + count + 1 <= unit.registers:
+                if rows * columns * count <= unit.accumulators(count):
                     found.append(Tile(rows, columns, count))
     return found
 
