@@ -19,7 +19,6 @@ from passes.emit.kernels.float_epilogue import FloatEpilogue
 from passes.emit.kernels.tir import Buffer, Expr, Registers, load
 from passes.emit.kernels.vectors import Vectors, vectors
 
-
 # Weights of so many bytes are often not in a near cache: while a block of output channels is
 # computed, the weights of the next are asked for. ResNet-50 on Zen 4: 3 % less time. Weights
 # that are used once only, for one tile, are left to the hardware, which is faster there.
@@ -159,7 +158,7 @@ class _Body:
         self.epilogue.write(list(self._pieces(acc, block, top, left)))
 
     def _next_weights(self, block: Expr, column: Expr) -> Expr | None:
-        """Return what a tile prefetches first: its part of the next block; None for nothing."""
+        """Return where a tile prefetches its part of the next block; None for nowhere."""
         spec, size = self.spec, self.spec.block_bytes(self.unit)
         columns = -(-spec.width // spec.tile.columns)
         one_tile = columns == 1 and spec.height == spec.tile.rows

@@ -30,6 +30,7 @@ def function(name: str, pointers: Sequence[tuple[str, str]], body: Callable[...,
     """
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=False):
         T.func_name(name)
+        T.func_attr({"tirx.noalias": True})
         T.func_ret(tvm.ir.PrimType(RESULT))
         handles = [T.arg(arg, T.handle(kind)) for arg, kind in pointers]
         buffers = [

@@ -1,7 +1,19 @@
-"""How many pixels and output vectors a direct convolution keeps in registers: by rule."""
+"""Which kernel a convolution gets, its tile and its order of loops: by rule, or by choice.
 
-from passes.emit.kernels.direct import Tile
+All candidates for a layer compute the same codes. They come in the order in which the rule
+prefers them; who measures them (`passes.emit.tuner`) may choose another than the first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from passes.emit.kernels.direct import DirectConv, Tile
 from passes.emit.kernels.vectors import Vectors
+from passes.emit.kernels.winograd import Winograd
+from passes.emit.kernels.winograd_weights import worthwhile
+
+Convolution = DirectConv | Winograd
+Choose = Callable[[Sequence[Convolution]], Convolution]
 
 # Multiplications that must be in flight to hide the latency of one.
 _IN_FLIGHT = 6
@@ -9,21 +21,53 @@ _IN_FLIGHT = 6
 _LOAD = 0.55
 
 
-def choose_tile(
-    height: int, width: int, vectors: int, unit: Vectors, whole: bool = False
-) -> Tile:
-    """Return the tile that needs the least time for a result of this size.
+def by_rule(kernels: Sequence[Convolution]) -> Convolution:
+    """Return the first."""
+    return kernels[0]
+
+
+def variants(
+    direct: DirectConv, fast: Winograd | None, x_bytes: int, unit: Vectors
+) -> list[Convolution]:
+    """Return all kernels of a layer: the best of either kind by rule, then all others.
 
     Args:
-        height: rows of the result.
-        width: columns.
-        vectors: vectors of output channels.
+        direct: the direct kernel; its tile and order of loops do not matter.
+        fast: Winograd's, where it is exact.
+        x_bytes: of the input.
         unit: the vector unit.
-        whole: no block may be partly empty, because another group follows.
     """
-    found = candidates(height, width, vectors, unit)
-    fitting = [tile for tile in found if not whole or vectors % tile.vectors == 0]
-    return min(fitting, key=lambda t: _cost(t, height, width, vectors))
+    found: list[Convolution] = list(_direct_variants(direct, x_bytes, unit))
+    if fast is None:
+        return found
+    rows = fast.grid[0]
+    strips = dict.fromkeys((fast.strip, -(-rows // 2), rows, 1))
+    every = [replace(fast, strip=strip) for strip in strips]
+    best = [every[0], found[0]] if worthwhile(fast) else [found[0], every[0]]
+    return [*best, *every[1:], *found[1:]]
+
+
+def _direct_variants(spec: DirectConv, x_bytes: int, unit: Vectors) -> list[DirectConv]:
+    """Return the direct kernel with every tile in both orders of loops, by rule."""
+    size = (spec.height, spec.width, spec.outputs)
+    tiles = [
+        t for t in candidates(*size, unit) if spec.groups == 1 or spec.outputs % t.vectors == 0
+    ]
+    found = []
+    for tile in sorted(tiles, key=lambda t: _cost(t, *size)):
+        one = replace(spec, tile=tile)
+        outer = _weights_outer(one, x_bytes, unit)
+        found.append(replace(one, weights_outer=outer))
+        if one.blocks * one.groups > 1 and spec.height > tile.rows:
+            found.append(replace(one, weights_outer=not outer))
+    return found
+
+
+def _weights_outer(spec: DirectConv, x_bytes: int, unit: Vectors) -> bool:
+    """Return True when walking all pixels for a block of weights moves fewer bytes."""
+    rows = -(-spec.height // spec.tile.rows)
+    weight_bytes = spec.groups * spec.blocks * spec.block_bytes(unit)
+    return x_bytes * spec.blocks <= weight_bytes * rows
 
 
 def candidates(height: int, width: int, vectors: int, unit: Vectors) -> list[Tile]:
