@@ -126,7 +126,7 @@ def label(kernel: Convolution) -> str:
 
 
 def candidate(kernel: Convolution) -> Candidate:
-    """Return what `measure` needs: the kernel on one thread, and what its pointers point to."""
+    """Return what `measure` needs: the kernel on one thread, and what its pointers need."""
     n = vectors(kernel.isa).lanes
     x, outputs, weights, channels = (
         _winograd_bytes(kernel, n)
