@@ -76,7 +76,7 @@ def measure(candidates: Sequence[Candidate], target: CpuTarget) -> list[float]:
 def _time(run: Any, memory: Any, weights: Any, turns: int) -> float:
     """Return the microseconds of one of `turns` calls."""
     start = time.thread_time_ns()
-    run(memory, weights, turns)
+    run(memory, weights, turns, 0)
     return (time.thread_time_ns() - start) / 1e3 / turns
 
 
@@ -101,8 +101,8 @@ def _places(candidate: Candidate) -> list[int]:
     """Return where each pointer points to, weights apart, and the bytes of all."""
     places = [0]
     for index, size in enumerate(candidate.bytes):
-        copies = {candidate.weights: 0, candidate.weights - 1: 2}.get(index, 1)
-        places.append(places[-1] + copies * round_up(size + _SLACK, _ALIGNMENT))
+        used = 0 if index == candidate.weights else round_up(size + _SLACK, _ALIGNMENT)
+        places.append(places[-1] + used)
     return places
 
 
@@ -122,12 +122,12 @@ def _calls(name: str, kernel: Any, candidate: Candidate, near: int, far: int) ->
         memory = T.arg("memory", T.buffer((near,), "uint8", layout=None))
         weights = T.arg("weights", T.buffer((far,), "uint8", layout=None))
         turns = T.arg("turns", T.int32())
+        apart = T.arg("apart", T.int32())
         with T.serial(0, turns) as turn:
             places: list[Any] = _places(candidate)
-            # Two results in turn, or the compiler would see that only the last call counts.
-            result = candidate.weights - 1
-            other = (places[result + 1] - places[result]) // 2
-            places[result] = places[result] + T.floormod(turn, 2) * other
+            # Results in places that the compiler does not know, which is always the same:
+            # otherwise it may see that only the last call counts.
+            places[candidate.weights - 1] = places[candidate.weights - 1] + turn * apart
             pointers = [T.address_of(memory[place]) for place in places[:-1]]
             copy = T.floormod(turn, _copies(candidate)) * _stride(candidate)
             pointers[candidate.weights] = T.address_of(weights[copy])
