@@ -20,9 +20,8 @@ from passes.emit.kernels.tir import Buffer, Expr, Registers, load
 from passes.emit.kernels.vectors import Vectors, vectors
 
 # Weights of so many bytes are often not in a near cache: while a block of output channels is
-# computed, the weights of the next are asked for. ResNet-50 on Zen 4: 1 % less time, more where
-# other programs use the last-level cache. Weights that are used once only, for one tile, are
-# left to the hardware, which is faster there.
+# computed, the weights of the next are asked for. ResNet-50 on Zen 4: 1 % less time. Weights
+# that are used for one tile only are left to the hardware, which is faster there.
 _PREFETCHED = 2**16
 _LINE = 64
 
