@@ -90,6 +90,11 @@ class DirectConv:
         return -(-self.outputs // self.tile.vectors)
 
     @property
+    def steps(self) -> int:
+        """Return the four-byte steps of a sum."""
+        return self.taps[0] * self.taps[1] * self.dwords
+
+    @property
     def weight_vectors(self) -> int:
         """Return the vectors of weights at every tap, for one vector of outputs."""
         return -(-self.dwords // fields(self.weight_bits))

@@ -15,6 +15,7 @@ from passes.emit.plan.operators import Fallback, output_steps, steps_of
 from passes.emit.plan.own_operators import Pixels
 from passes.emit.plan.rewrites import read_pixels, renamed, select_channels, separate_halos
 from passes.emit.plan.steps import Step
+from passes.emit.plan.tiles import Choose, by_rule
 from qtool.dialect import Conv, FloatGemm, Gemm, Program, Quantize, Reshape
 
 IMAGE_CHANNELS = 4  # at most: such pixels are stored without a gap
@@ -53,14 +54,14 @@ class Plan:
         return self.aliases.get(name, name)
 
 
-def make_plan(program: Program, unit: Vectors) -> Plan:
-    """Return the plan of `program` for a vector unit."""
+def make_plan(program: Program, unit: Vectors, choose: Choose = by_rule) -> Plan:
+    """Return the plan of `program` for a vector unit; `choose` takes convolutions' kernels."""
     nodes = select_channels(fuse(program, unit.has_table), program.output)
     aliases = _aliases(nodes)
     nodes = [renamed(node, aliases) for node in nodes if node.output not in aliases]
     nodes = separate_halos(read_pixels(program, nodes))
     layouts, codes = _layouts(nodes)
-    context = Context(program, unit, layouts, aliases, codes)
+    context = Context(program, unit, layouts, aliases, codes, choose)
     steps: list[Step] = []
     fallbacks: list[Fallback] = []
     for node in nodes:
