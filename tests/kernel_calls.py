@@ -46,15 +46,11 @@ def cpu_for(name: str) -> str:
 
 @dataclass(frozen=True)
 class Call:
-    """A kernel, its arrays, and for some of them the element that it gets a pointer to.
-
-    Called twice, it stays a function: LLVM copies into its caller what is called once.
-    """
+    """A kernel, its arrays, and for some of them the element that it gets a pointer to."""
 
     kernel: Any
     arrays: Sequence[Array]
     places: Mapping[int, int] = field(default_factory=dict)
-    times: int = 1
 
 
 def module(calls: Sequence[Call]) -> Any:
@@ -70,8 +66,7 @@ def module(calls: Sequence[Call]) -> Any:
                 for i, a in enumerate(call.arrays)
             ]
             pointers = [T.address_of(b[call.places.get(i, 0)]) for i, b in enumerate(buffers)]
-            for _ in range(call.times):
-                T.evaluate(T.Call(own, pointers, ret_ty="int32"))
+            T.evaluate(T.Call(own, pointers, ret_ty="int32"))
         found[own] = call.kernel
         found[tvm.ir.GlobalVar(f"call{index}")] = builder.get()
     return tvm.IRModule(found)
