@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,18 @@ class TvmRuntime:
 
     def _parts(self, x: Inputs) -> list[Inputs]:
         size = int(self.metadata["batch"])
-        if len(x) % size:
+        wanted = _image(self.metadata["input_shape"], self.metadata["input_kind"])
+        got = _image(x.shape[1:], x.dtype)
+        if got != wanted:
+            raise UserError(f"module was compiled for images of {wanted}, got {got}")
+        if not len(x) or len(x) % size:
             raise UserError(f"module was compiled for batches of {size}, got {len(x)} images")
         return [np.ascontiguousarray(x[i : i + size]) for i in range(0, len(x), size)]
+
+
+def _image(shape: Sequence[int], kind: object) -> str:
+    """Return shape and type of an image in words."""
+    return f"{'x'.join(map(str, shape))} {kind}"
 
 
 def _codes(memory: Codes, offset: int, shape: list[int], strides: list[int]) -> Codes:

@@ -1,4 +1,4 @@
-"""Random adaptive graphs, step by step from a seed; ``python tests/fuzz.py SEED [STEPS]``.
+"""Random adaptive graphs, step by step from a seed; ``tests/fuzz.py SEED [STEPS [UNIT]]``.
 
 A network is a list of steps, each drawn from its own random state: the first k steps of a seed
 are the same network cut short, which is how a failing case is made small.
@@ -339,5 +339,5 @@ def images(seed: int, shape: tuple[int, ...], batch: int) -> np.ndarray:
 if __name__ == "__main__":
     from fuzz_check import check
 
-    arguments = [int(a) for a in sys.argv[1:]]
-    sys.stdout.write(f"{check(arguments[0], *arguments[1:2]) or 'no mismatch'}\n")
+    seed, steps, unit = (*sys.argv[1:], "99", "")[:3]
+    sys.stdout.write(f"{check(int(seed), int(steps), unit) or 'no mismatch'}\n")

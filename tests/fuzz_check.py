@@ -2,11 +2,13 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from fuzz import images, make
+from kernel_calls import target_of
 
 from passes.emit.onnx_qdq import emit_onnx_qdq
 from passes.emit.onnx_qop import emit_onnx_qop
@@ -21,8 +23,11 @@ from runtimes.reference import ReferenceRuntime
 from runtimes.tvm import TvmRuntime
 
 
-def check(seed: int, steps: int | None = None, tvm: bool = True) -> str:
-    """Return what differs for network `seed`, cut after `steps` steps; "" if nothing does."""
+def check(seed: int, steps: int | None = None, unit: str = "") -> str:
+    """Return what differs for network `seed`, cut after `steps` steps; "" if nothing does.
+
+    With the name of a vector unit, only TVM's code for that unit is compared.
+    """
     model, shape, raw = make(seed, steps)
     dialect = lower(model, Selection())
     x = images(seed, shape, batch := 1 + seed % 3)
@@ -33,8 +38,9 @@ def check(seed: int, steps: int | None = None, tvm: bool = True) -> str:
     reference = ReferenceRuntime(program)
     expected, logits = reference.intermediates(x), reference.run(x)
     with tempfile.TemporaryDirectory() as folder:
-        runtimes, fused = [], []
-        for form, emit in (("qdq", emit_onnx_qdq), ("qop", emit_onnx_qop)):
+        runtimes: list[tuple[str, Any]] = []
+        forms = (("qdq", emit_onnx_qdq), ("qop", emit_onnx_qop))
+        for form, emit in () if unit else forms:
             path = Path(folder) / f"{form}.onnx"
             ir.save(emit(dialect, {}), path)
             if _digest(path) != program.digest():
@@ -42,15 +48,14 @@ def check(seed: int, steps: int | None = None, tvm: bool = True) -> str:
             runtimes.append((form, OrtRuntime(path, list(expected))))
             if floats := runtimes[-1][1].float_ops():
                 return f"seed {seed}: {form} runs {dict(floats)} in floating point"
-        if tvm:
-            library = Path(folder) / "model.so"
-            compiled = compile_program(program, batch=batch)
-            library.write_bytes(compiled.data)
-            fused = compiled.module.facts["fused_tensors"]
-            runtimes.append(("tvm", TvmRuntime(library)))
+        library = Path(folder) / "model.so"
+        compiled = compile_program(program, target_of(unit) if unit else None, batch)
+        library.write_bytes(compiled.data)
+        fused = compiled.module.facts["fused_tensors"]
+        runtimes.append((f"tvm {unit}".strip(), TvmRuntime(library)))
         for form, runtime in runtimes:
             parity = Parity()
-            skipped = fused if form == "tvm" else ()
+            skipped = fused if form.startswith("tvm") else ()
             parity.add_all(expected, runtime.intermediates(x), skipped)
             if parity.mismatched:
                 return _describe(seed, form, parity, program)
@@ -73,13 +78,13 @@ def _describe(seed: int, form: str, parity: Parity, program: Program) -> str:
     )
 
 
-def minimal(seed: int, tvm: bool = True) -> str:
+def minimal(seed: int, unit: str = "") -> str:
     """Return the shortest network of `seed` that fails, as a sentence and a command."""
     for steps in range(12):
         try:
-            found = check(seed, steps, tvm)
+            found = check(seed, steps, unit)
         except Exception as error:  # whatever it is, it is the reproduction
             found = f"{type(error).__name__}: {error}"
         if found:
-            return f"{found}\nreproduce: python tests/fuzz.py {seed} {steps}"
+            return f"{found}\nreproduce: python tests/fuzz.py {seed} {steps} {unit}".rstrip()
     return f"seed {seed}: fails only uncut: python tests/fuzz.py {seed}"

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import pytest
 import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
+
+from passes.emit.cpu_target import CpuTarget, cpu_target, host_triple
 
 Array = np.ndarray[Any, Any]
 CONFIG = {"tirx.disable_storage_rewrite": True}
@@ -44,6 +46,15 @@ def cpu_for(name: str) -> str:
     pytest.skip(f"this CPU lacks what {name} needs")
 
 
+def target_of(name: str) -> CpuTarget:
+    """Return a target of the emitter whose kernels use a unit and run here."""
+    isa = {"avx512_vbmi": "avx512_vnni", "neon_dot": "arm_dotprod", "neon_i8mm": "arm_dotprod"}
+    named = cpu_target(cpu_for(name))
+    return replace(
+        named, triple=host_triple(), isa=isa.get(name, name), vbmi=name == "avx512_vbmi"
+    )
+
+
 @dataclass(frozen=True)
 class Call:
     """A kernel, its arrays, and for some of them the element that it gets a pointer to."""
@@ -54,10 +65,11 @@ class Call:
 
 
 def module(calls: Sequence[Call]) -> Any:
-    """Return a module with `call0`, `call1`, ..., which call the kernels."""
-    found = {}
+    """Return a module with `call0`, `call1`, ..., which call the kernels, each once in it."""
+    found: dict[Any, Any] = {}
+    owners: dict[int, Any] = {}
     for index, call in enumerate(calls):
-        own = tvm.ir.GlobalVar(f"kernel{index}")
+        own = owners.setdefault(id(call.kernel), tvm.ir.GlobalVar(f"kernel{index}"))
         with IRBuilder() as builder, T.prim_func(s_tir=False):
             T.func_name(f"call{index}")
             T.func_attr({"global_symbol": f"call{index}"})

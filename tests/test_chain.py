@@ -48,7 +48,8 @@ def test_three_runtimes_compute_the_same_integers(report: dict) -> None:
 
 def test_fake_quantized_torch_agrees_with_the_integers(report: dict) -> None:
     accuracy = report["accuracy"]
-    assert abs(accuracy["fake_quant"] - accuracy["reference"]) <= 0.1
+    # Rounded: in floating point 37.7 - 37.6, two images of 2,000, is more than 0.1.
+    assert round(abs(accuracy["fake_quant"] - accuracy["reference"]), 6) <= 0.1
     assert accuracy["reference"] == accuracy["ort"] == accuracy["tvm"]
 
 

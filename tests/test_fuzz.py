@@ -2,26 +2,45 @@
 
 import pytest
 from fuzz_check import check, minimal
+from kernel_calls import cpu_for
 
 from qtool.errors import UnsupportedError
 
+# This machine's own unit is in every other test.
+UNITS = ("avx512_vnni", "avx_vnni", "avx2", "sse2", "neon_dot", "portable")
 
-def run(seed: int) -> None:
+
+def run(seed: int, unit: str = "") -> None:
     try:
-        found = check(seed)
+        found = check(seed, unit=unit)
     except UnsupportedError as error:
         # Scales are drawn blindly: now and then an average is refused. Draw another network.
-        assert "ONNX Runtime takes 2^-32 to 256" in str(error), minimal(seed)
-        run(seed + 1_000_000)
+        assert "ONNX Runtime takes 2^-32 to 256" in str(error), minimal(seed, unit)
+        run(seed + 1_000_000, unit)
         return
     except Exception as error:
-        raise AssertionError(minimal(seed)) from error
-    assert not found, minimal(seed)
+        raise AssertionError(minimal(seed, unit)) from error
+    assert not found, minimal(seed, unit)
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_random_graph(seed: int) -> None:
     run(seed)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("seed", range(2000, 2003))
+def test_random_graph_on_other_units(seed: int, unit: str) -> None:
+    cpu_for(unit)
+    run(seed, unit)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("seed", range(2003, 2043))
+def test_random_graph_on_other_units_sweep(seed: int, unit: str) -> None:
+    cpu_for(unit)
+    run(seed, unit)
 
 
 @pytest.mark.nightly

@@ -20,7 +20,7 @@ from tvm.script.ir_builder import tirx as T
 from passes.emit.cpu_target import CpuTarget
 from passes.emit.kernels.layout import round_up
 from passes.emit.kernels.vectors import vectors
-from passes.emit.plan.memory import ALIGNMENT, apart, arrange, lifetimes
+from passes.emit.plan.memory import ALIGNMENT, apart, arrange
 from passes.emit.plan.plan import Plan, make_plan
 from passes.emit.plan.steps import INPUT, OUTPUT, Kernel, Operand
 from passes.emit.tuner import tuned_plan
@@ -100,11 +100,7 @@ class _Emitter:
         self._functions: dict[Any, Any] = {}
         self._names: dict[Kernel, Any] = {}
         self._constants = _Constants()
-        sizes = {name: layout.bytes for name, layout in plan.layouts.items()}
-        steps = [
-            (tuple(o.tensor for o in step.inputs), step.output.tensor) for step in plan.steps
-        ]
-        lives = lifetimes(sizes, steps, plan.output)
+        lives = plan.lives()
         self._arena, self.arena_bytes = arrange(lives)
         self._apart, self.trace_bytes = apart(lives)
 
@@ -271,6 +267,8 @@ class _Constants:
         self._parts: list[NDArray[np.uint8]] = []
         self._places: dict[bytes, int] = {}
         self.size = 0
+        # Programs that only move codes have none, and TVM no empty arrays.
+        self.add(np.zeros(1, np.uint8))
 
     def add(self, array: NDArray[Any]) -> None:
         """Append a constant unless it is there."""

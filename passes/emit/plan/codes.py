@@ -19,7 +19,7 @@ from passes.emit.kernels.epilogue import ROUND_LIMIT
 from passes.emit.kernels.layout import Layout
 from passes.emit.kernels.runs import Region
 from passes.emit.kernels.tables import LookUp
-from passes.emit.plan.context import Context, large, place, region
+from passes.emit.plan.context import Context, large, only_channels, place, region
 from passes.emit.plan.fusion import Node
 from passes.emit.plan.own_operators import Select
 from passes.emit.plan.steps import Operand, Step
@@ -198,6 +198,13 @@ def copy(node: Node, context: Context) -> Built:
     return [
         _copy(context, context.pixels(op.inputs[0]), context.pixels(node.output), kernel, op)
     ]
+
+
+def reshape(node: Node, context: Context) -> Built:
+    """Return the step of a reshape that changes no byte."""
+    if only_channels(context.layouts[node.op.inputs[0]].shape, node.op.shape):
+        return copy(node, context)
+    return "pixels become channels, or channels pixels"
 
 
 def select(node: Node, context: Context) -> Built:

@@ -1,6 +1,7 @@
 """What the making of steps needs to know about the program."""
 
 from dataclasses import dataclass
+from math import prod
 
 from passes.emit.kernels.direct import Place
 from passes.emit.kernels.layout import Layout, plain
@@ -67,6 +68,11 @@ def place(layout: Layout) -> Place:
 def region(layout: Layout) -> Region:
     """Return all pixels of a layout, with the channels that fill up vectors."""
     return Region(layout.height, layout.width, layout.pixel)
+
+
+def only_channels(*shapes: tuple[int, ...]) -> bool:
+    """Return True where all shapes are (C, 1, 1) or (C), which are stored alike."""
+    return all(len(shape) in (1, 3) and prod(shape) == shape[0] for shape in shapes)
 
 
 def large(layout: Layout) -> bool:

@@ -127,20 +127,16 @@ def _additions(nodes: Sequence[Node], output: str) -> list[Node]:
         later = max(places)
         if min(places) < 0 or a == b or later in fused:
             continue
-        target = nodes[later]
-        if _takes_addition(target, node.op) and readers[target.output] == 1:
+        target, same = nodes[later], all(nodes[p].op.shape == node.op.shape for p in places)
+        # Epilogues read a pixel of the other operand for each of theirs: none is broadcast.
+        if same and _takes_addition(target) and readers[target.output] == 1:
             fused[later] = replace(target, output=node.output, residual=node.op)
             dropped.add(i)
     return [fused.get(i, node) for i, node in enumerate(nodes) if i not in dropped]
 
 
-def _takes_addition(node: Node, add: Add) -> bool:
-    return (
-        isinstance(node.op, Conv | Gemm)
-        and not isinstance(node.op, FloatGemm)
-        and node.op.shape == add.shape
-        and len(add.shape) in (1, 3)
-    )
+def _takes_addition(node: Node) -> bool:
+    return isinstance(node.op, Conv | Gemm) and not isinstance(node.op, FloatGemm)
 
 
 def _tables(nodes: Sequence[Node], output: str) -> list[Node]:

@@ -28,6 +28,7 @@ from qtool.dialect import (
     Op,
     Pad,
     Quantize,
+    Reshape,
     Slice,
     Upsample,
 )
@@ -152,7 +153,7 @@ def _halo(node: Node, context: Context) -> list[Step]:
 
 _BUILDERS: dict[type[Op], Callable[[Node, Context], Built]] = {
     Quantize: boundaries.quantize, Conv: layers.layer, Gemm: layers.layer,
-    FloatGemm: layers.layer,
+    FloatGemm: layers.layer, Reshape: codes.reshape,
     Average: layers.average, MaxPool: layers.max_pool, Add: codes.add, Mul: codes.mul,
     Lookup: codes.look_up, Concat: codes.concat, Slice: codes.cut, Pad: codes.pad,
     Upsample: codes.upsample, Select: codes.select, Copy: codes.copy,

@@ -9,8 +9,9 @@ from typing import Any
 from passes.emit.kernels.direct import DirectConv
 from passes.emit.kernels.layout import NO_HALO, Halo, Layout, nhwc, plain
 from passes.emit.kernels.vectors import Vectors
-from passes.emit.plan.context import Context
+from passes.emit.plan.context import Context, only_channels
 from passes.emit.plan.fusion import Node, fuse
+from passes.emit.plan.memory import Life, lifetimes
 from passes.emit.plan.operators import Fallback, output_steps, steps_of
 from passes.emit.plan.own_operators import Pixels
 from passes.emit.plan.rewrites import read_pixels, renamed, select_channels, separate_halos
@@ -53,6 +54,12 @@ class Plan:
         """Return the name under which a tensor is in the arena."""
         return self.aliases.get(name, name)
 
+    def lives(self) -> dict[str, Life]:
+        """Return when each tensor of the arena is needed."""
+        sizes = {name: layout.bytes for name, layout in self.layouts.items()}
+        steps = [(tuple(o.tensor for o in s.inputs), s.output.tensor) for s in self.steps]
+        return lifetimes(sizes, steps, self.output)
+
 
 def make_plan(program: Program, unit: Vectors, choose: Choose = by_rule) -> Plan:
     """Return the plan of `program` for a vector unit; `choose` takes convolutions' kernels."""
@@ -88,21 +95,18 @@ def _packed(steps: Sequence[Step]) -> tuple[str, ...]:
 
 
 def _aliases(nodes: Sequence[Node]) -> dict[str, str]:
-    """Find reshapes that change no byte: (C, 1, 1) and (C) are stored alike."""
+    """Find reshapes that change no byte; between ranks only for layers, which ask for none."""
     found: dict[str, str] = {}
     shapes = {node.output: node.op.shape for node in nodes}
+    others = {name for n in nodes if not isinstance(n.op, Conv | Gemm) for name in n.inputs}
     for node in nodes:
-        source = node.inputs[0]
-        before, after = shapes.get(source), node.op.shape
-        if isinstance(node.op, Reshape) and before and _only_channels(before, after):
-            found[node.output] = found.get(source, source)
+        source = found.get(node.inputs[0], node.inputs[0])
+        if not isinstance(node.op, Reshape) or source not in shapes:
+            continue
+        before, after = shapes[source], node.op.shape
+        if before == after or (only_channels(before, after) and node.output not in others):
+            found[node.output] = source
     return found
-
-
-def _only_channels(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    return before == after or all(
-        len(shape) in (1, 3) and prod(shape) == shape[0] for shape in (before, after)
-    )
 
 
 def _layouts(nodes: Sequence[Node]) -> tuple[dict[str, Layout], dict[str, int]]:
