@@ -162,12 +162,14 @@ def test_only_what_costs_no_time_is_packed() -> None:
 def program(largest: int, bias: int = 0) -> Program:
     """An image and a pointwise convolution with codes up to `largest`."""
     grid, shape = Grid(np.float32(0.5), 3), (96, 14, 14)
+    outputs = 64
     first = Quantize("image", "codes", ("image",), grid, 0, 255, shape)
-    w = np.random.default_rng(0).integers(-largest, largest + 1, (96, 96, 1, 1))
+    w = np.random.default_rng(0).integers(-largest, largest + 1, (outputs, 96, 1, 1))
     w[0, 0] = largest
     conv = Conv(
-        "conv", "result", ("codes",), grid, 0, 255, shape, grid, w.astype(np.int8),
-        np.full(96, 0.5, np.float32), np.full(96, bias, np.int32), (1, 1), (0, 0, 0, 0),
+        "conv", "result", ("codes",), grid, 0, 255, (outputs, 14, 14), grid,
+        w.astype(np.int8),
+        np.full(outputs, 0.5, np.float32), np.full(outputs, bias, np.int32), (1, 1), (0, 0, 0, 0),
         (1, 1), 1, LayerBits(4, 8),
     )  # fmt: skip
     ops = (first, conv)
@@ -180,5 +182,5 @@ def test_the_plan_says_which_layers_are_packed() -> None:
         plan = make_plan(program(largest, bias), vectors("avx512_vnni"))
         assert plan.packed_weights == ("conv",) * packed
         sizes.append(next(s for s in plan.steps if s.layer == "conv").constants[0].size)
-    assert sizes == [96 * 96 // 4, 96 * 96 // 2, 96 * 96, 96 * 96]
+    assert sizes == [64 * 96 // 4, 64 * 96 // 2, 64 * 96, 64 * 96]
     assert make_plan(program(7), vectors("avx2")).packed_weights == ()
