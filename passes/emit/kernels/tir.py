@@ -30,6 +30,7 @@ def function(name: str, pointers: Sequence[tuple[str, str]], body: Callable[...,
     """
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=False):
         T.func_name(name)
+        # True of one call: what it writes is nothing that it reads.
         T.func_attr({"tirx.noalias": True})
         T.func_ret(tvm.ir.PrimType(RESULT))
         handles = [T.arg(arg, T.handle(kind)) for arg, kind in pointers]
@@ -37,6 +38,8 @@ def function(name: str, pointers: Sequence[tuple[str, str]], body: Callable[...,
             T.decl_buffer((_EXTENT,), kind, data=handle, layout=None)
             for handle, (_, kind) in zip(handles, pointers, strict=True)
         ]
+        for buffer, (arg, _) in zip(buffers, pointers, strict=True):
+            IRBuilder.name(arg.upper(), buffer)
         body(*buffers)
         T.Return(T.int32(0))
     return builder.get()
