@@ -49,12 +49,14 @@ UNIT = "avx512_vbmi"
 class Net:
     """A program under construction: every method adds an operator, returns its tensor.
 
-    Tensors are called t0, t1, ... in order of execution, unless `name` says otherwise.
+    Tensors are called t0, t1, ... in order of execution. With `wild`, results also have
+    windows, zero points at either end and sums far out of range.
     """
 
     shape: tuple[int, ...]
     raw: bool = True
     seed: int = 0
+    wild: bool = False
     ops: list[Op] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -63,17 +65,26 @@ class Net:
         self.input = "x" if self.raw else self.op(Quantize, "x", self.shape)
 
     def grid(self, scale: float = 0.0) -> Grid:
-        """A grid with a random zero point; scales are not round, but for their sums."""
-        return Grid(F32(scale or self.rng.uniform(0.4, 1.3)), int(self.rng.integers(0, 256)))
+        """A grid with a random zero point and, unless given, a random scale near 1."""
+        zero_point = int(self.rng.integers(0, 256))
+        if self.wild and self.rng.random() < 0.5:
+            zero_point = int(self.rng.choice([0, 0, 128, 255]))
+        return Grid(F32(scale or self.rng.uniform(0.4, 1.3)), zero_point)
+
+    def window(self) -> dict[str, int]:
+        """Where results are clipped: nowhere, on one side or on both."""
+        ends = [(0, 255), (0, 15), (0, 200), (9, 255), (40, 170)]
+        lo, hi = ends[self.rng.integers(len(ends)) if self.wild else 0]
+        return {"lo": lo, "hi": hi}
 
     def op(
         self, kind: type[Op], inputs: str | Sequence[str], shape: Sequence[int], **fields: Any
     ) -> str:
         names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
         output = f"t{len(self.ops)}"
-        common = {"grid": self.grid(), "lo": 0, "hi": 255} | {
-            key: fields.pop(key) for key in ("grid", "lo", "hi") if key in fields
-        }
+        common = {"grid": fields.pop("grid", None) or self.grid(), "lo": 0, "hi": 255}
+        if kind in (Conv, Gemm, Add, Mul, Average, Quantize):
+            common |= self.window()
         made = kind(
             f"layer{len(self.ops)}", output, names, shape=tuple(shape), **common, **fields
         )
@@ -112,7 +123,8 @@ class Net:
     def _scales(self, w: Any) -> Any:
         """Scales that spread the results over the codes."""
         fan = prod(w.shape[1:])
-        return (self.rng.uniform(0.5, 1.5, len(w)) / (70 * fan**0.5)).astype(F32)
+        loud = 1e6 if self.wild and self.rng.random() < 0.1 else 1.0
+        return (self.rng.uniform(0.5, 1.5, len(w)) * loud / (70 * fan**0.5)).astype(F32)
 
     def _bias(self, outputs: int) -> Any:
         return self.rng.integers(-5000, 5000, outputs).astype(np.int32)
