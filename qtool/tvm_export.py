@@ -198,8 +198,8 @@ def readable(module: "TvmModule", target: "CpuTarget") -> str:
         "# main: image -> logits. trace: image -> memory, in which every integer tensor has",
         "# its offset, shape and strides in bytes:",
         *(
-            f"#   {name}: {place['offset']}, {tuple(place['shape'])}, {tuple(place['strides'])}"
-            for name, place in module.facts["trace"].items()
+            f"#   {name}: {at['offset']}, {tuple(at['shape'])}, {tuple(at['strides'])}"
+            for name, at in module.facts["trace"].items()
         ),
         str(module.ir.script()),
     ]

@@ -167,10 +167,9 @@ def program(largest: int, bias: int = 0) -> Program:
     w = np.random.default_rng(0).integers(-largest, largest + 1, (outputs, 512, 1, 1))
     w[0, 0] = largest
     conv = Conv(
-        "conv", "result", ("codes",), grid, 0, 255, (outputs, 14, 14), grid,
-        w.astype(np.int8),
-        np.full(outputs, 0.5, np.float32), np.full(outputs, bias, np.int32), (1, 1), (0, 0, 0, 0),
-        (1, 1), 1, LayerBits(4, 8),
+        "conv", "result", ("codes",), grid, 0, 255, (outputs, 14, 14),
+        grid, w.astype(np.int8), np.full(outputs, 0.5, np.float32),
+        np.full(outputs, bias, np.int32), (1, 1), (0, 0, 0, 0), (1, 1), 1, LayerBits(4, 8),
     )  # fmt: skip
     ops = (first, conv)
     return Program("image", shape, "float32", "logits", "result", grid, ops, {})
