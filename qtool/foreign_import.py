@@ -16,7 +16,7 @@ from passes.pipelines import expand_foreign, import_foreign
 from qtool.describe import VERSION_KEY
 from qtool.dialect import MS, read_program
 from qtool.errors import UserError
-from qtool.pipeline import check_output, load_graph, one_line, write
+from qtool.pipeline import check_output, load_graph, one_line, read_dialect, write
 from qtool.tvm_export import Note, TvmOptions
 from qtool.validate import check_contrib
 from qtool.validate_program import check_program
@@ -67,7 +67,12 @@ def import_file(
 def read_foreign(
     path: Path, output_range: Range | None = None, allow_float: bool = False
 ) -> tuple[ir.Model, list[str]]:
-    """Return a foreign ONNX file in the integer dialect, and notes as of `import_file`."""
+    """Return a foreign ONNX file in the integer dialect, and notes as of `import_file`.
+
+    A file that qtool wrote is read back as it was: layers keep their names and bits.
+    """
+    if output_range is None and VERSION_KEY in _metadata(path):
+        return read_dialect(path, allow_float), []
     model, notes = load_graph(path, _expand), list[str]()
     ends = len(model.graph.inputs), len(model.graph.outputs)
     if ends != (1, 1):
@@ -81,6 +86,15 @@ def read_foreign(
         raise type(error)(f"model {path}: {one_line(error)}") from None
     dialect.metadata_props[VERSION_KEY] = qtool.__version__
     return dialect, notes
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of an ONNX file; none of one that cannot be read."""
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception:  # whatever it is, reading the graph says it
+        return {}
+    return {prop.key: prop.value for prop in proto.metadata_props}
 
 
 def _expand(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -162,11 +162,16 @@ def read_onnx(path: Path, allow_float: bool = False) -> Program:
     Raises:
         UserError: missing, damaged, or with an operator that is not integer; says which.
     """
+    return read_program(read_dialect(path, allow_float))
+
+
+def read_dialect(path: Path, allow_float: bool = False) -> ir.Model:
+    """Return an ONNX QDQ file as the graph of the integer dialect; see `read_onnx`."""
     model = load_graph(path)
     try:
-        program = read_program(import_qdq(model, allow_float))
-        check_program(program)
-        return program
+        dialect = import_qdq(model, allow_float)
+        check_program(read_program(dialect))
+        return dialect
     except UserError as error:
         raise type(error)(f"model {path}: {one_line(error)}") from None
 

@@ -195,8 +195,12 @@ def readable(module: "TvmModule", target: "CpuTarget") -> str:
     """Return the module as TVMScript; weights and other large constants are left out."""
     lines = [
         f"# qtool {qtool.__version__}: {target.mcpu} ({target.isa}), {target.triple}",
-        "# main: image -> logits. trace: image -> integer tensors, in this order:",
-        *(f"#   {name}" for name in module.facts["tensors"]),
+        "# main: image -> logits. trace: image -> memory, in which every integer tensor has",
+        "# its offset, shape and strides in bytes:",
+        *(
+            f"#   {name}: {at['offset']}, {tuple(at['shape'])}, {tuple(at['strides'])}"
+            for name, at in module.facts["trace"].items()
+        ),
         str(module.ir.script()),
     ]
     return "\n".join(lines).rstrip() + "\n"

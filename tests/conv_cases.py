@@ -53,6 +53,9 @@ CASES = [
     Case(40, 16, huge=True, residual=2, window=FULL),
     Case(128, 32, extreme=True, tile=(1, 4, 2), window=FULL),
     Case(128, 32, extreme=True, x_zero=255, residual=1, table=False),
+    Case(12, 32, window=(0, 0, 15)),
+    Case(250, 290, kernel=(1, 1), tile=(1, 3, 2)),
+    Case(250, 290, kernel=(1, 1), tile=(1, 7, 4), weights_outer=False),
 ]
 
 

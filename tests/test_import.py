@@ -21,6 +21,7 @@ from passes.fold_constants import FoldConstants
 from passes.free_batch import FreeBatch
 from passes.quantize_output import QuantizeOutput
 from passes.respell_foreign import RespellForeign
+from qtool.describe import describe
 from qtool.dialect import FloatGemm, Program, read_program
 from qtool.errors import UnsupportedError, UserError
 from qtool.foreign_import import parse_range, read_foreign
@@ -504,3 +505,12 @@ def test_opsets(opset: int, tmp_path: Path) -> None:
     program, _ = imported(model, tmp_path)
     x = inputs(program)
     assert len(program.ops) == 2 and ReferenceRuntime(program).run(x).std() > 0
+
+
+def test_a_file_of_qtool_keeps_layers_and_bits(exported: Path, tmp_path: Path) -> None:
+    own, again = exported / "model.onnx", tmp_path / "again.onnx"
+    done = run_qtool("import", own, "-o", again)
+    assert done.code == 0, done.err
+    facts, twin = (describe(read_onnx(path)) for path in (own, again))
+    assert facts["layers"] and facts["layers"] == twin["layers"]
+    assert facts["digest"] == twin["digest"]

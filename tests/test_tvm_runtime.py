@@ -110,6 +110,7 @@ def test_two_threads_compute_the_same_integers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convolution, "PARALLEL_MACS", 0)
+    monkeypatch.setattr(convolution, "PARALLEL_DEPTHWISE_MACS", 0)
     monkeypatch.setattr(context, "PARALLEL_BYTES", 0)
     split = set()
     for index, net in enumerate((resnet((64,), 56), mobilenet_v2(40, 3), busy())):

@@ -23,6 +23,7 @@ from passes.emit.kernels.vectors import vectors
 from passes.emit.plan.memory import ALIGNMENT, apart, arrange
 from passes.emit.plan.plan import Plan, make_plan
 from passes.emit.plan.steps import INPUT, OUTPUT, Kernel, Operand
+from passes.emit.tuner import tuned_plan
 from passes.emit.tuning import TuneOptions
 from qtool.dialect import Program
 from qtool.errors import UnsupportedError
@@ -61,13 +62,19 @@ def emit_tvm(
 
     Raises:
         UnsupportedError: a float island; names it.
+        UserError: there is something to measure, for another CPU than this machine's.
     """
     for island in program.islands():
         raise UnsupportedError(
             f"layer {island.name}: {', '.join(island.operators)} in floating point "
             "(--allow-float), which TVM kernels do not have; --target onnx can hold it"
         )
-    plan = make_plan(program, vectors(_unit(target)))
+    unit = vectors(_unit(target))
+    plan = (
+        make_plan(program, unit)
+        if tune is None
+        else tuned_plan(program, unit, target, tune, progress)
+    )
     if progress is not None:
         for fallback in plan.fallbacks:
             progress("{layer}: portable kernel for {operator}: {reason}".format(**fallback))

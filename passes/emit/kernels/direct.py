@@ -16,8 +16,9 @@ from tvm.script.ir_builder import tirx as T
 from passes.emit.kernels import tir
 from passes.emit.kernels.epilogue import Epilogue, Form, Piece
 from passes.emit.kernels.float_epilogue import FloatEpilogue
+from passes.emit.kernels.packed_weights import Run, fields, pack, runs, unpack
 from passes.emit.kernels.tir import Buffer, Expr, Registers, load
-from passes.emit.kernels.vectors import Vectors, vectors
+from passes.emit.kernels.vectors import Operand, Vectors, vectors
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class DirectConv:
         weights_outer: walk all pixels for a block of output channels, not the other way.
         parallel: split over threads.
         form: of the epilogue.
+        weight_bits: 2 or 4 where weights are packed; then see `packed_weights.scaled`.
     """
 
     isa: str
@@ -80,6 +82,7 @@ class DirectConv:
     weights_outer: bool
     parallel: bool
     form: Form
+    weight_bits: int = 8
 
     @property
     def blocks(self) -> int:
@@ -91,11 +94,17 @@ class DirectConv:
         """Return the four-byte steps of a sum."""
         return self.taps[0] * self.taps[1] * self.dwords
 
+    @property
+    def weight_vectors(self) -> int:
+        """Return the vectors of weights at every tap, for one vector of outputs."""
+        return -(-self.dwords // fields(self.weight_bits))
+
     def name(self) -> str:
         """Return a readable part of the function's name."""
         kind = "pointwise" if self.taps == (1, 1) else "conv"
         size = f"{self.height}x{self.width}_{4 * self.dwords}_{self.outputs}"
-        return f"{kind}{self.taps[0]}_{size}"
+        packed = "" if self.weight_bits == 8 else f"_w{self.weight_bits}"
+        return f"{kind}{self.taps[0]}_{size}{packed}"
 
     def build(self, name: str) -> Any:
         """Return the function (x, [other,] y, weights, bias, factor, numbers)."""
@@ -154,23 +163,35 @@ class _Body:
         start = top * (sy * spec.x.row) + left * (sx * spec.x.pixel)
         if spec.groups > 1:
             start = start + T.floordiv(block, spec.blocks) * spec.group_bytes
-        weights = block * (spec.steps * tile.vectors * vector)
-        with (
-            tir.loop(spec.taps[0]) as i,
-            tir.loop(spec.taps[1]) as j,
-            tir.loop(spec.dwords) as k,
-        ):
-            x = tir.let(start + i * (dy * spec.x.row) + j * (dx * spec.x.pixel) + k * 4)
-            step = (i * spec.taps[1] + j) * spec.dwords + k
-            w = tir.let(weights + step * (tile.vectors * vector))
-            self._step(acc, x, w)
+        per_tap = spec.weight_vectors * tile.vectors * vector
+        weights = block * (spec.taps[0] * spec.taps[1] * per_tap)
+        with tir.loop(spec.taps[0]) as i, tir.loop(spec.taps[1]) as j:
+            tap = tir.let(start + i * (dy * spec.x.row) + j * (dx * spec.x.pixel))
+            own = tir.let(weights + (i * spec.taps[1] + j) * per_tap)
+            for first, count, chosen in self._runs():
+                with tir.loop(count) as turn:
+                    k = first + turn
+                    w = tir.let(own + k * (tile.vectors * vector))
+                    x = tir.let(tap + k * (4 * fields(spec.weight_bits)))
+                    self._steps(acc, x, w, chosen)
 
-    def _step(self, acc: Registers, x: Expr, w: Expr) -> None:
+    def _runs(self) -> list[Run]:
+        """Return loops over the steps at a tap: all fields of a byte together, if they fit."""
+        spec, tile = self.spec, self.spec.tile
+        held = tile.pixels * tile.vectors + tile.vectors + 1  # packed weights and the mask
+        together = held <= self.unit.accumulators(tile.vectors)
+        return runs(spec.dwords, spec.weight_bits, together)
+
+    def _steps(self, acc: Registers, x: Expr, w: Expr, chosen: Sequence[int]) -> None:
+        """Write the steps whose weights are in the `chosen` fields of one packed vector."""
+        n, bits = 4 * self.unit.lanes, self.spec.weight_bits
+        loaded = [tir.let(load(self.w, w + j * n, n)) for j in range(self.spec.tile.vectors)]
+        for field in chosen:
+            columns = [self.unit.prepare_w(unpack(v, field, bits, n)) for v in loaded]
+            self._step(acc, x + 4 * field, columns)
+
+    def _step(self, acc: Registers, x: Expr, columns: Sequence[Operand]) -> None:
         spec, tile, unit = self.spec, self.spec.tile, self.unit
-        n = unit.lanes
-        columns = [
-            unit.prepare_w(load(self.w, w + j * 4 * n, 4 * n)) for j in range(tile.vectors)
-        ]
         for p in range(tile.pixels):
             down, right = divmod(p, tile.columns)
             offset = (
@@ -214,13 +235,15 @@ def pack_weights(w: NDArray[np.int8], spec: DirectConv, unit: Vectors) -> NDArra
         unit: its vector unit.
 
     Returns:
-        (groups, blocks, rows, columns, dwords, vectors, lanes, 4) flattened.
+        (groups, blocks, rows, columns, weight vectors, vectors, lanes, 4) flattened.
     """
     lanes, per_block = unit.lanes, spec.tile.vectors * unit.lanes
+    per_step = 4 * per_block
     groups, outputs, rows, columns, _ = w.shape
     full = np.zeros((groups, spec.blocks * per_block, rows, columns, 4 * spec.dwords), np.int8)
     full[:, :outputs, :, :, : w.shape[4]] = w
     parts = full.reshape(
         groups, spec.blocks, spec.tile.vectors, lanes, rows, columns, spec.dwords, 4
     )
-    return np.ascontiguousarray(parts.transpose(0, 1, 4, 5, 6, 2, 3, 7)).reshape(-1)
+    ordered = parts.transpose(0, 1, 4, 5, 6, 2, 3, 7).reshape(-1, spec.dwords, 1, per_step)
+    return pack(np.ascontiguousarray(ordered), spec.weight_bits).reshape(-1)

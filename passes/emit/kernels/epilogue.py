@@ -73,6 +73,7 @@ class Form:
         residual_clip: the addition's window is not [0, 255].
         table: the codes go through a table of 256 answers.
         floats: there are no codes: the result is float32, see `FloatEpilogue`.
+        only_top: where `clip` clips, it does at the top only: the window begins at 0.
     """
 
     zero: bool
@@ -82,6 +83,7 @@ class Form:
     residual_clip: bool = False
     table: bool = False
     floats: bool = False
+    only_top: bool = False
 
 
 def form(
@@ -98,6 +100,7 @@ def form(
         table: codes go through a table.
     """
     kind = 0 if residual is None else (1 if first else 2)
+    last = residual or window
     return Form(
         window.zero != 0,
         (window.lo, window.hi) != (0, 255),
@@ -105,6 +108,7 @@ def form(
         kind,
         residual is not None and (residual.lo, residual.hi) != (0, 255),
         table,
+        only_top=last.lo == 0 and last.hi < 255,
     )
 
 
@@ -200,7 +204,9 @@ class Epilogue:
                 codes = unit.pack(parts)
             clip, names = form.clip, ("lo", "hi")
         if clip:
-            codes = T.min(T.max(codes, self._bytes(names[0])), self._bytes(names[1]))
+            if not form.only_top:
+                codes = T.max(codes, self._bytes(names[0]))
+            codes = T.min(codes, self._bytes(names[1]))
         if form.table:
             codes = unit.look_up(codes, self._numbers, SLOT * len(_SLOTS))
         return let(unit.transpose(codes) if transposed else codes)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import tvm
+from tvm.ir import Op
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -14,6 +15,7 @@ Buffer = Any
 # Kernels index raw pointers; the extent of the buffer view only has to be large enough.
 _EXTENT = 2**31 - 1
 RESULT = "int32"
+_SECOND_LEVEL = 2
 # Without it TVM takes local buffers from its heap.
 _ON_STACK = {"disable_lower_builtin": True}
 
@@ -28,12 +30,16 @@ def function(name: str, pointers: Sequence[tuple[str, str]], body: Callable[...,
     """
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=False):
         T.func_name(name)
+        # True of one call: what it writes is nothing that it reads.
+        T.func_attr({"tirx.noalias": True})
         T.func_ret(tvm.ir.PrimType(RESULT))
         handles = [T.arg(arg, T.handle(kind)) for arg, kind in pointers]
         buffers = [
             T.decl_buffer((_EXTENT,), kind, data=handle, layout=None)
             for handle, (_, kind) in zip(handles, pointers, strict=True)
         ]
+        for buffer, (arg, _) in zip(buffers, pointers, strict=True):
+            IRBuilder.name(arg.upper(), buffer)
         body(*buffers)
         T.Return(T.int32(0))
     return builder.get()
@@ -92,6 +98,13 @@ def load(buffer: Buffer, offset: Expr, lanes: int) -> Expr:
 def store(buffer: Buffer, offset: Expr, value: Expr, lanes: int) -> None:
     """Write `lanes` consecutive elements."""
     T.buffer_store(buffer, value, [T.ramp(offset, 1, lanes)])
+
+
+def prefetch(buffer: Buffer, offset: Expr) -> None:
+    """Bring the elements at `offset`, which may lie behind the end, nearer to the CPU."""
+    read, data = T.int32(0), T.int32(1)
+    arguments = [T.address_of(buffer[offset]), read, T.int32(_SECOND_LEVEL), data]
+    T.evaluate(T.Call(Op.get("tirx.prefetch"), arguments, ret_ty="void"))
 
 
 def let(value: Expr) -> Expr:

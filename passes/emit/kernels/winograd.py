@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.ir import Op
 from tvm.script.ir_builder import tirx as T
 
 from passes.emit.kernels import tir
@@ -42,7 +41,6 @@ _CACHE = 1_350_000
 # How early to ask for weights: where they come from the last-level cache or memory, 256
 # channels at 14 x 14 take a tenth less time.
 _AHEAD = 2**13
-_SECOND_LEVEL = 2
 
 
 @dataclass(frozen=True)
@@ -128,13 +126,6 @@ def strip_rows(height: int, width: int, channels: int) -> int:
     return min(cost, key=lambda n: (cost[n], n))
 
 
-def _prefetch(buffer: Buffer, offset: Expr) -> None:
-    """Bring the elements at `offset`, which may lie behind the end, nearer to the CPU."""
-    read, data = T.int32(0), T.int32(1)
-    arguments = [T.address_of(buffer[offset]), read, T.int32(_SECOND_LEVEL), data]
-    T.evaluate(T.Call(Op.get("tirx.prefetch"), arguments, ret_ty="void"))
-
-
 @contextmanager
 def _scratch(count: int, kind: str) -> Iterator[Buffer]:
     """Yield memory of the current thread."""
@@ -188,7 +179,7 @@ class _Body:
         n = self.halves
         start = tir.let((output * self.spec.pairs + pair) * (TAPS * TAPS * n))
         for i in range(0, TAPS * TAPS, 2):
-            _prefetch(self.w, start + i * n + _AHEAD)
+            tir.prefetch(self.w, start + i * n + _AHEAD)
         columns = []
         for j in range(TAPS):
             taps = [load(self.w, start + (i * TAPS + j) * n, n) for i in range(TAPS)]

@@ -8,10 +8,11 @@ from passes.emit.kernels.layout import Layout, plain
 from passes.emit.kernels.runs import Region
 from passes.emit.kernels.vectors import Vectors
 from passes.emit.plan.steps import INPUT, Operand
+from passes.emit.plan.tiles import Choose, by_rule
 from qtool.dialect import Program
 
 # Splitting less work than this over threads costs more than it saves.
-PARALLEL_BYTES = 100_000
+PARALLEL_BYTES = 150_000
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Context:
         layouts: of every tensor.
         aliases: tensors that are another one.
         halo_codes: what is around each tensor that has a halo.
+        choose: takes one of the kernels of a convolution.
     """
 
     program: Program
@@ -31,6 +33,7 @@ class Context:
     layouts: dict[str, Layout]
     aliases: dict[str, str]
     halo_codes: dict[str, int]
+    choose: Choose = by_rule
 
     @property
     def vbmi(self) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.emit.kernels.depthwise import DepthwiseConv, lane_order, pack_depthwise
-from passes.emit.kernels.direct import DirectConv, Place, pack_weights
+from passes.emit.kernels.direct import DirectConv, Place, Tile, pack_weights
 from passes.emit.kernels.epilogue import (
     Form,
     Residual,
@@ -16,25 +16,29 @@ from passes.emit.kernels.epilogue import (
     record,
 )
 from passes.emit.kernels.layout import NO_HALO, Layout
+from passes.emit.kernels.packed_weights import (
+    SMALLEST_FACTOR,
+    scaled,
+    width_of,
+    worth_packing,
+)
 from passes.emit.kernels.vectors import Vectors
 from passes.emit.kernels.winograd import Winograd, strip_rows
 from passes.emit.kernels.winograd_weights import (
     pack_bias,
     pack_winograd,
     supports,
-    worthwhile,
 )
 from passes.emit.plan.context import place
 from passes.emit.plan.fusion import Node
 from passes.emit.plan.steps import Kernel, Operand, Step
-from passes.emit.plan.tiles import choose_tile
+from passes.emit.plan.tiles import Choose, by_rule, variants
 from qtool import numerics
 from qtool.dialect import Conv, FloatGemm, Gemm
 
-# The Winograd kernel divides factors by powers of two, which must stay exact.
-SMALLEST_FACTOR = 2.0**-100
-# Splitting less work than this over threads costs more than it saves.
-PARALLEL_MACS = 400_000
+# Splitting less work than this over threads costs about as much as it saves: some ten
+# microseconds, in which a core makes that many products, or depthwise ones.
+PARALLEL_MACS, PARALLEL_DEPTHWISE_MACS = 2_500_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Sites:
     other: Layout | None = None
 
 
-def convolution(node: Node, sites: Sites, unit: Vectors) -> Step:
+def convolution(node: Node, sites: Sites, unit: Vectors, choose: Choose = by_rule) -> Step:
     """Return the step of a convolution or linear layer and what is fused into it."""
     if not isinstance(node.op, Conv | Gemm):
         raise TypeError(f"{node.op.name}: {type(node.op).__name__} is no layer")
@@ -55,8 +59,7 @@ def convolution(node: Node, sites: Sites, unit: Vectors) -> Step:
     if op.groups == len(op.w_OIHW) == sites.x.channels and sites.x.pixel % 16 == 0:
         spec, packed, bias, factor = _depthwise(op, sites, unit, shape)
     else:
-        fast = _winograd(op, sites, unit, shape)
-        spec, packed, bias, factor = fast or _direct(op, sites, unit, shape)
+        spec, packed, bias, factor = _ordinary(op, sites, unit, shape, choose)
     inputs = [Operand(op.inputs[0], first_byte(op, sites.x))]
     if node.residual is not None and sites.other is not None:
         inputs.append(Operand(node.inputs[-1], sites.other.origin))
@@ -141,36 +144,53 @@ def _depthwise(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
     x, y = sites.x, sites.y
     spec = DepthwiseConv(
         unit.name, y.height, y.width, x.pixel, op.w_OIHW.shape[2:], op.strides, op.dilations,
-        place(x), place(y), place(sites.other or y), layer_macs(op) >= PARALLEL_MACS, shape,
+        place(x), place(y), place(sites.other or y),
+        layer_macs(op) >= PARALLEL_DEPTHWISE_MACS, shape,
     )  # fmt: skip
     order = lane_order(spec, unit)
     bias, factor = requantization(op, x.pixel)
     return spec, pack_depthwise(op.w_OIHW[:, 0], spec, unit), bias[order], factor[order]
 
 
-def _winograd(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer | None:
-    """Return Winograd's kernel, weights, bias and factor, where it is exact and faster."""
+def _ordinary(
+    op: Conv, sites: Sites, unit: Vectors, shape: Form, choose: Choose = by_rule
+) -> Layer:
+    """Return the kernel chosen for a layer that mixes channels, and its constants."""
+    direct, weights = _direct(op, sites, unit, shape)
+    fast = _winograd(op, sites, unit, shape)
+    spec = choose(variants(direct, fast, sites.x.bytes, unit))
+    if isinstance(spec, Winograd):
+        bias, factor = requantization(op, spec.outputs * unit.lanes)
+        return spec, pack_winograd(op.w_OIHW, spec), pack_bias(bias), factor
+    count = spec.groups * spec.blocks * spec.tile.vectors * unit.lanes
+    bias, factor = requantization(op, count, unit.x_offset)
+    if worth_packing(unit.name, spec.tile.pixels, spec.steps):
+        spec = replace(spec, weight_bits=width_of(op.w_OIHW, bias, factor, unit.x_offset))
+    bias, factor = scaled(bias, factor, spec.weight_bits)
+    return spec, pack_weights(weights, spec, unit), bias, factor
+
+
+def _winograd(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Winograd | None:
+    """Return Winograd's kernel, where it is exact."""
     x, y, vectors = sites.x, sites.y, -(-op.w_OIHW.shape[0] // unit.lanes)
-    if op.strides != (1, 1) or op.dilations != (1, 1) or op.groups != 1:
+    if op.strides != (1, 1) or op.dilations != (1, 1) or op.groups != 1 or shape.floats:
         return None
-    bias, factor = requantization(op, vectors * unit.lanes)
-    outputs, used = op.w_OIHW.shape[0], factor[: len(op.w_OIHW)]
-    if used.min() < SMALLEST_FACTOR or not supports(
-        unit.name, (y.height, y.width), op.w_OIHW, bias[:outputs]
+    bias, factor = requantization(op, op.w_OIHW.shape[0])
+    if factor.min() < SMALLEST_FACTOR or not supports(
+        unit.name, (y.height, y.width), op.w_OIHW, bias
     ):
         return None
-    spec = Winograd(
+    return Winograd(
         unit.name, y.height, y.width, op.w_OIHW.shape[1], vectors, place(x), place(y),
         place(sites.other or y), strip_rows(y.height, y.width, op.w_OIHW.shape[1]),
         layer_macs(op) >= PARALLEL_MACS, shape,
     )  # fmt: skip
-    if not worthwhile(spec):
-        return None
-    return spec, pack_winograd(op.w_OIHW, spec), pack_bias(bias), factor
 
 
-def _direct(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
-    """Return the direct kernel, its weights, bias and factor."""
+def _direct(
+    op: Conv, sites: Sites, unit: Vectors, shape: Form
+) -> tuple[DirectConv, NDArray[np.int8]]:
+    """Return the direct kernel before its tile is chosen, and weights for `pack_weights`."""
     x, n = sites.x, unit.lanes
     grouped = merge_groups(op.w_OIHW, op.groups, n)
     groups, outputs, channels, kh, kw = grouped.shape
@@ -179,21 +199,14 @@ def _direct(op: Conv, sites: Sites, unit: Vectors, shape: Form) -> Layer:
     if groups == 1 and op.dilations[1] == 1 and x.pixel == channels:
         # Neighbouring pixels are neighbours in memory: one longer run of bytes.
         taps, channels = (kh, 1), kw * channels
-    weights = rows_first.reshape(groups, outputs, *taps, channels)
     height, width, x_place, y_place, other = _flattened(op, sites)
-    vectors = -(-outputs // n)
-    tile = choose_tile(height, width, vectors, unit, whole=groups > 1)
     spec = DirectConv(
-        unit.name, height, width, vectors, groups, op.w_OIHW.shape[1] * (op.groups // groups),
-        taps, -(-channels // 4), op.strides, op.dilations, x_place, y_place, other, tile,
-        False, layer_macs(op) >= PARALLEL_MACS, shape,
+        unit.name, height, width, -(-outputs // n), groups,
+        op.w_OIHW.shape[1] * (op.groups // groups), taps, -(-channels // 4), op.strides,
+        op.dilations, x_place, y_place, other, Tile(1, 1, 1), False,
+        layer_macs(op) >= PARALLEL_MACS, shape,
     )  # fmt: skip
-    packed = pack_weights(weights, spec, unit)
-    spec = replace(spec, weights_outer=_weights_outer(spec, packed.size, x.bytes))
-    bias, factor = requantization(
-        op, spec.groups * spec.blocks * tile.vectors * n, unit.x_offset
-    )
-    return spec, packed, bias, factor
+    return spec, rows_first.reshape(groups, outputs, *taps, channels)
 
 
 def merge_groups(w_OIHW: NDArray[np.int8], groups: int, lanes: int) -> NDArray[np.int8]:
@@ -233,18 +246,12 @@ def _flattened(op: Conv, sites: Sites) -> tuple[int, int, Place, Place, Place]:
     return pixels // long, long, rows[0], rows[1], rows[2]
 
 
-def _weights_outer(spec: DirectConv, weight_bytes: int, x_bytes: int) -> bool:
-    """Return True when walking all pixels for a block of weights moves fewer bytes."""
-    rows = -(-spec.height // spec.tile.rows)
-    return x_bytes * spec.blocks <= weight_bytes * rows
-
-
 def float_layer(op: FloatGemm, x: Layout, unit: Vectors, target: str) -> tuple[Step, int]:
     """Return the step of a linear layer with a float result, and the bytes that it writes."""
     conv = as_convolution(op, x)
     flat = Form(zero=False, clip=False, floats=True)
     y = Layout((op.shape[0],), NO_HALO, 0)
-    spec, packed, bias, factor = _direct(conv, Sites(x, y), unit, flat)
+    spec, packed, bias, factor = _ordinary(conv, Sites(x, y), unit, flat)
     step = Step(
         spec, (Operand(op.inputs[0], first_byte(conv, x)),), Operand(target),
         (packed, bias, factor, np.zeros(1, np.uint8)), op.name, layer_macs(conv),

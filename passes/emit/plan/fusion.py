@@ -77,8 +77,13 @@ def _collapse(program: Program) -> list[Op]:
             made[op.output] = Lookup(
                 op.name, op.output, (source,), op.grid, op.lo, op.hi, op.shape, table
             )
-    ops = [made.get(op.output, op) for op in program.ops]
-    return _live(ops, program.output)
+    ops = _live([made.get(op.output, op) for op in program.ops], program.output)
+    kept = {op.output for op in ops}
+    # A look-up of a tensor that is needed anyway reads that, which leaves a single reader to
+    # the tensor before it: its producer can apply the first table.
+    own = {op.output: op for op in program.ops if isinstance(op, Lookup)}
+    nearest = {name: op for name, op in own.items() if kept.issuperset(op.inputs)}
+    return _live([nearest.get(op.output, op) for op in ops], program.output)
 
 
 def _as_table(op: Op, sources: dict[str, tuple[str, Table]]) -> tuple[str, Table] | None:

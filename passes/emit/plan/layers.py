@@ -26,7 +26,7 @@ def layer(node: Node, context: Context) -> list[Step] | str:
         return "not a layer"
     x, y = context.layout(node.op.inputs[0]), context.layouts[node.output]
     other = context.layout(node.inputs[-1]) if node.residual is not None else None
-    return [convolution(node, Sites(x, y, other), context.unit)]
+    return [convolution(node, Sites(x, y, other), context.unit, context.choose)]
 
 
 def _floats(op: FloatGemm, context: Context) -> list[Step]:

@@ -1,7 +1,7 @@
 """What each operator becomes: steps of vector kernels, or a portable kernel and why."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,13 @@ def _apart(node: Node, context: Context) -> tuple[list[Step], list[Fallback]]:
 
 def _portable(node: Node, context: Context) -> Step:
     op = node.op
-    inputs = tuple(context.layout(name) for name in op.inputs)
+    # A tensor may have been stored under another name, and there with another rank.
+    shapes, ops = context.program.shapes(), context.program.ops
+    original = next((o.inputs for o in ops if o.output == op.output), op.inputs)
+    inputs = tuple(
+        replace(context.layout(name), shape=shapes.get(own, context.layout(name).shape))
+        for name, own in zip(op.inputs, original, strict=True)
+    )
     output = context.layouts.get(node.output, plain(op.shape))
     kernel = Portable(op, inputs, output, context.halo_codes.get(node.output, 0))
     target = OUTPUT if isinstance(op, FloatGemm) else node.output

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from passes.emit.kernels.direct import DirectConv
 from passes.emit.kernels.layout import NO_HALO, Halo, Layout, nhwc, plain
 from passes.emit.kernels.vectors import Vectors
 from passes.emit.plan.context import Context, only_channels
@@ -15,6 +16,7 @@ from passes.emit.plan.operators import Fallback, output_steps, steps_of
 from passes.emit.plan.own_operators import Pixels
 from passes.emit.plan.rewrites import read_pixels, renamed, select_channels, separate_halos
 from passes.emit.plan.steps import Step
+from passes.emit.plan.tiles import Choose, by_rule
 from qtool.dialect import Conv, FloatGemm, Gemm, Program, Quantize, Reshape
 
 IMAGE_CHANNELS = 4  # at most: such pixels are stored without a gap
@@ -59,14 +61,14 @@ class Plan:
         return lifetimes(sizes, steps, self.output)
 
 
-def make_plan(program: Program, unit: Vectors) -> Plan:
-    """Return the plan of `program` for a vector unit."""
+def make_plan(program: Program, unit: Vectors, choose: Choose = by_rule) -> Plan:
+    """Return the plan of `program` for a vector unit; `choose` takes convolutions' kernels."""
     nodes = select_channels(fuse(program, unit.has_table), program.output)
     aliases = _aliases(nodes)
     nodes = [renamed(node, aliases) for node in nodes if node.output not in aliases]
     nodes = separate_halos(read_pixels(program, nodes))
     layouts, codes = _layouts(nodes)
-    context = Context(program, unit, layouts, aliases, codes)
+    context = Context(program, unit, layouts, aliases, codes, choose)
     steps: list[Step] = []
     fallbacks: list[Fallback] = []
     for node in nodes:
@@ -79,8 +81,17 @@ def make_plan(program: Program, unit: Vectors) -> Plan:
         tuple(steps), context.layouts, context.last_tensor(), program.output,
         tuple(name for name in program.tensors() if name in written),
         tuple(name for name in program.tensors() if name not in written),
-        aliases, tuple(f.to_json() for f in fallbacks), (), largest_pair(program),
+        aliases, tuple(f.to_json() for f in fallbacks), _packed(steps), largest_pair(program),
     )  # fmt: skip
+
+
+def _packed(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Return the layers whose kernels unpack weights in registers."""
+    return tuple(
+        step.layer
+        for step in steps
+        if isinstance(step.kernel, DirectConv) and step.kernel.weight_bits < 8
+    )
 
 
 def _aliases(nodes: Sequence[Node]) -> dict[str, str]:
