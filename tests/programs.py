@@ -71,6 +71,11 @@ class Net:
             zero_point = int(self.rng.choice([0, 0, 128, 255]))
         return Grid(F32(scale or self.rng.uniform(0.4, 1.3)), zero_point)
 
+    def weights(self, *shape: int) -> Any:
+        """Codes of 8 bits; of 4, 3 or 2 now and then where results are wild."""
+        limit = self.rng.choice([127, 127, 7, 3, 1]) if self.wild else 127
+        return random_weights(self.rng, *shape).clip(-limit, limit).astype(np.int8)
+
     def window(self) -> dict[str, int]:
         """Where results are clipped: nowhere, on one side or on both."""
         ends = [(0, 255), (0, 15), (0, 200), (9, 255), (40, 170)]
@@ -99,7 +104,7 @@ class Net:
             "strides": (1, 1), "pads": (kernel // 2,) * 4, "dilations": (1, 1), "groups": 1,
             "x": self.grid(1.0), "bits": BITS,
         } | fields  # fmt: skip
-        w = random_weights(self.rng, outputs, channels // found["groups"], kernel, kernel)
+        w = self.weights(outputs, channels // found["groups"], kernel, kernel)
         pads, reach = found["pads"], [(kernel - 1) * d + 1 for d in found["dilations"]]
         sized = [
             (n + pads[i] + pads[i + 2] - reach[i]) // found["strides"][i] + 1
@@ -112,7 +117,7 @@ class Net:
 
     def gemm(self, x: str, outputs: int, kind: type[Gemm] = Gemm, **fields: Any) -> str:
         """A linear layer."""
-        w = random_weights(self.rng, outputs, self.shapes[x][0])
+        w = self.weights(outputs, self.shapes[x][0])
         if kind is FloatGemm:
             fields["grid"] = Grid(F32(1), 0)
         return self.op(
@@ -123,7 +128,7 @@ class Net:
     def _scales(self, w: Any) -> Any:
         """Scales that spread the results over the codes."""
         fan = prod(w.shape[1:])
-        loud = 1e6 if self.wild and self.rng.random() < 0.1 else 1.0
+        loud = 1e6 if self.wild and self.rng.random() < 0.1 else 127 / np.abs(w).max()
         return (self.rng.uniform(0.5, 1.5, len(w)) * loud / (70 * fan**0.5)).astype(F32)
 
     def _bias(self, outputs: int) -> Any:
