@@ -1,11 +1,10 @@
-"""Kernels that move codes: copies, fills, halos, channels, and row-major order."""
+"""Kernels that move codes: copies, fills, halos and channels."""
 
 import numpy as np
 import pytest
 from kernel_calls import Array, host_has
 from kernel_runner import Arena, Check, filled, pixels, place
 
-from passes.emit.kernels.boundary import FromPlain, ToPlain
 from passes.emit.kernels.channels import ShuffleChannels, channel_places
 from passes.emit.kernels.copies import CopyRegion, FillHalo, FillRegion
 from passes.emit.kernels.direct import Place
@@ -138,18 +137,3 @@ def test_channels_in_another_order(vbmi: bool) -> None:
         arena.call(spec, source, check.place, arena.put(channel_places(index)))
         checks.append((check, codes[:, :, index], outputs))
     compare(arena, checks)
-
-
-@pytest.mark.parametrize("parallel", [False, True])
-def test_row_major_order_and_back(parallel: bool) -> None:
-    rng, arena, checks, plains = RNG(0), Arena(), [], []
-    for shape in ((1, 1, 1), (3, 5, 7), (40, 4, 4), (130, 1, 1)):
-        x, y = nhwc(shape, (1, 2, 0, 1)), nhwc(shape, (0, 1, 1, 0))
-        source, codes = put(arena, rng, x)
-        plain = Check(arena, nhwc((codes.size,), pixel=codes.size), rng)
-        check = Check(arena, y, rng)
-        arena.call(ToPlain(ISA, *shape, place(x), parallel), source, plain.place)
-        arena.call(FromPlain(ISA, *shape, place(y), parallel), plain.place, check.place)
-        checks.append((check, codes, shape[0]))
-        plains.append((plain, codes.transpose(2, 0, 1).reshape(1, 1, -1), None))
-    compare(arena, checks + plains)
