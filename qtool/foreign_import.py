@@ -14,7 +14,7 @@ import onnx_ir as ir
 import qtool
 from passes.pipelines import expand_foreign, import_foreign
 from qtool.describe import VERSION_KEY
-from qtool.dialect import MS, read_program
+from qtool.dialect import BITS_KEY, MS, read_program
 from qtool.errors import UserError
 from qtool.pipeline import check_output, load_graph, one_line, read_dialect, write
 from qtool.tvm_export import Note, TvmOptions
@@ -71,7 +71,7 @@ def read_foreign(
 
     A file that qtool wrote is read back as it was: layers keep their names and bits.
     """
-    if output_range is None and VERSION_KEY in _metadata(path):
+    if output_range is None and BITS_KEY in _metadata(path):
         return read_dialect(path, allow_float), []
     model, notes = load_graph(path, _expand), list[str]()
     ends = len(model.graph.inputs), len(model.graph.outputs)
