@@ -41,12 +41,15 @@ class Timing:
         return low, middle, high
 
 
-def measure(commands: Mapping[str, Sequence[str]], turns: int) -> dict[str, Timing]:
+def measure(
+    commands: Mapping[str, Sequence[str]], turns: int, threads: int = 1
+) -> dict[str, Timing]:
     """Time every model in turns.
 
     Args:
         commands: by name, the command line of a process that calls `serve`.
         turns: how often each gets its slice of time, at least 2.
+        threads: of each; with several there is a pause until they are idle.
     """
     engines: dict[str, subprocess.Popen[str]] = {}
     medians: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
@@ -58,7 +61,7 @@ def measure(commands: Mapping[str, Sequence[str]], turns: int) -> dict[str, Timi
                 value = _ask(name, engine)
                 if turn > 0:  # the first turn warms caches up
                     medians[name].append(value)
-                time.sleep(PAUSE_S)
+                time.sleep(PAUSE_S if threads > 1 else 0)
     finally:
         for engine in engines.values():
             engine.terminate()

@@ -85,7 +85,7 @@ def measured(
         name: engine_command(case.engine, files[case.file], threads, (3, size, size))
         for name, case in cases.items()
     }
-    timings = interleaved.measure(commands, turns)
+    timings = interleaved.measure(commands, turns, threads)
     macs = sum(macs for _, macs in count_macs(model_factory(net)(), (3, size, size)))
     rows = list(table_rows(net, threads, macs, load, cases, files, timings))
     print(f"load {load:.1f} before, {os.getloadavg()[0]:.1f} after\n")
