@@ -5,9 +5,8 @@ with pointers into one arena and one array of constants; Relax sees a single cal
 the same steps where no tensor overwrites another, and returns all of that memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from passes.emit.cpu_target import CpuTarget
-from passes.emit.kernels.layout import round_up
+from passes.emit.kernels.layout import Layout, round_up
 from passes.emit.kernels.vectors import vectors
 from passes.emit.plan.memory import ALIGNMENT, apart, arrange
 from passes.emit.plan.plan import Plan, make_plan
@@ -225,13 +224,12 @@ class _Emitter:
         }
 
 
-def _address(offset: int, layout: Any, shape: Sequence[int]) -> dict[str, Any]:
+def _address(offset: int, layout: Layout, shape: tuple[int, ...]) -> dict[str, Any]:
     """Return where a tensor's codes are in the memory that ``trace`` returns."""
-    if layout.plain:
-        strides = [prod(shape[i + 1 :]) for i in range(len(shape))]
-        return {"offset": offset, "shape": list(shape), "strides": strides}
-    strides = [1, layout.row, layout.pixel][: len(shape)]
-    return {"offset": offset + layout.origin, "shape": list(shape), "strides": strides}
+    return {
+        "offset": offset + layout.origin, "shape": list(shape),
+        "strides": layout.strides(shape),
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

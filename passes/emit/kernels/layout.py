@@ -75,6 +75,16 @@ class Layout:
             return prod(self.shape)
         return (self.height + self.halo[0] + self.halo[2]) * self.row
 
+    def strides(self, shape: Shape) -> list[int]:
+        """Return the bytes between neighbours along each dimension of `shape`.
+
+        Args:
+            shape: the tensor's; (C) and (C, 1, 1) are stored alike, so either will do.
+        """
+        if self.plain:
+            return [prod(shape[i + 1 :]) for i in range(len(shape))]
+        return [1, self.row, self.pixel][: len(shape)]
+
 
 def nhwc(shape: Shape, halo: Halo = NO_HALO, pixel: int | None = None) -> Layout:
     """Return the vector layout of a (C, H, W) or (C,) tensor."""

@@ -6,6 +6,7 @@ included.
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import tvm
@@ -85,11 +86,7 @@ def _physical(layout: Layout, kind: str, name: str) -> Any:
 
 def _logical(x: Any, layout: Layout) -> Any:
     """Return a tensor in its layout as one in its shape, with a batch of 1."""
-    shape = layout.shape
-    if layout.plain:
-        strides = [_product(shape[i + 1 :]) for i in range(len(shape))]
-    else:
-        strides = [1, layout.row, layout.pixel][: len(shape)]
+    strides = layout.strides(layout.shape)
 
     def element(*index: Any) -> Any:
         place = layout.origin
@@ -97,14 +94,7 @@ def _logical(x: Any, layout: Layout) -> Any:
             place = place + i * stride
         return x[place]
 
-    return te.compute((1, *shape), element, f"{x.op.name}_view")
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
+    return te.compute((1, *layout.shape), element, f"{x.op.name}_view")
 
 
 def _stored(result: Any, layout: Layout, halo: int) -> Any:
@@ -131,7 +121,7 @@ def _flat(result: Any, layout: Layout) -> Any:
     def element(place: Any) -> Any:
         index = []
         for d, size in enumerate(layout.shape):
-            stride = _product(layout.shape[d + 1 :])
+            stride = prod(layout.shape[d + 1 :])
             index.append(tirx.floormod(tirx.floordiv(place, stride), size))
         return result[(0, *index)]
 

@@ -99,10 +99,19 @@ def look_up(node: Node, context: Context) -> Built:
     return [Step(kernel, inputs, context.pixels(node.output), (op.table,), op.name)]
 
 
-def _copy(
-    context: Context, source: Operand, target: Operand, kernel: CopyRegion, op: Op
-) -> Step:
-    return Step(kernel, (source,), target, (), op.name)
+def _copy_all(
+    op: Op, name: str, output: str, context: Context, offset: int = 0,
+    repeat: tuple[int, int] = (1, 1),
+) -> Step:  # fmt: skip
+    """Return the copy of all of a tensor into another one, `offset` bytes behind its start."""
+    x, y = context.layouts[name], context.layouts[output]
+    kernel = CopyRegion(
+        context.unit.name, Region(x.height, x.width, x.channels), place(x), place(y), repeat,
+        large(x if repeat == (1, 1) else y),
+    )  # fmt: skip
+    return Step(
+        kernel, (context.pixels(name),), Operand(output, y.origin + offset), (), op.name
+    )
 
 
 def concat(node: Node, context: Context) -> Built:
@@ -114,14 +123,9 @@ def concat(node: Node, context: Context) -> Built:
     strides = (1, y.row, y.pixel)
     steps, done = [], 0
     for name in op.inputs:
-        x = context.layouts[name]
-        target = Operand(node.output, y.origin + done * strides[op.axis - 1])
-        kernel = CopyRegion(
-            context.unit.name, Region(x.height, x.width, x.channels), place(x), place(y),
-            (1, 1), large(x),
-        )  # fmt: skip
-        steps.append(_copy(context, context.pixels(name), target, kernel, op))
-        done += x.shape[op.axis - 1]
+        offset = done * strides[op.axis - 1]
+        steps.append(_copy_all(op, name, node.output, context, offset))
+        done += context.layouts[name].shape[op.axis - 1]
     return steps
 
 
@@ -140,7 +144,7 @@ def cut(node: Node, context: Context) -> Built:
         Place(steps[1] * x.row, steps[2] * x.pixel), place(y), (1, 1), large(y),
     )  # fmt: skip
     source = Operand(op.inputs[0], x.origin + offset)
-    return [_copy(context, source, context.pixels(node.output), kernel, op)]
+    return [Step(kernel, (source,), context.pixels(node.output), (), op.name)]
 
 
 def _padded(values: Sequence[int], default: int) -> tuple[int, int, int]:
@@ -154,19 +158,13 @@ def pad(node: Node, context: Context) -> Built:
     op = node.op
     if not isinstance(op, Pad):
         return "not a padding"
-    x, y = context.layouts[op.inputs[0]], context.layouts[node.output]
-    before = _padded(op.before, 0)
+    y, before = context.layouts[node.output], _padded(op.before, 0)
     offset = before[0] + before[1] * y.row + before[2] * y.pixel
     fill = FillRegion(context.unit.name, region(y), place(y), large(y))
-    kernel = CopyRegion(
-        context.unit.name, Region(x.height, x.width, x.channels), place(x), place(y), (1, 1),
-        large(x),
-    )  # fmt: skip
-    target = Operand(node.output, y.origin + offset)
     code = np.full(64, op.code, np.uint8)
     return [
         Step(fill, (), context.pixels(node.output), (code,), op.name),
-        _copy(context, context.pixels(op.inputs[0]), target, kernel, op),
+        _copy_all(op, op.inputs[0], node.output, context, offset),
     ]
 
 
@@ -175,29 +173,15 @@ def upsample(node: Node, context: Context) -> Built:
     op = node.op
     if not isinstance(op, Upsample):
         return "not an upsampling"
-    x, y = context.layouts[op.inputs[0]], context.layouts[node.output]
     factors = _padded(op.factors, 1)
     if factors[0] != 1:
         return "channels are repeated"
-    kernel = CopyRegion(
-        context.unit.name, Region(x.height, x.width, x.channels), place(x), place(y),
-        factors[1:], large(y),
-    )  # fmt: skip
-    inputs = (context.pixels(op.inputs[0]),)
-    return [Step(kernel, inputs, context.pixels(node.output), (), op.name)]
+    return [_copy_all(op, op.inputs[0], node.output, context, repeat=factors[1:])]
 
 
 def copy(node: Node, context: Context) -> Built:
     """Return the step of a copy."""
-    op = node.op
-    x, y = context.layouts[op.inputs[0]], context.layouts[node.output]
-    kernel = CopyRegion(
-        context.unit.name, Region(x.height, x.width, x.channels), place(x), place(y), (1, 1),
-        large(x),
-    )  # fmt: skip
-    return [
-        _copy(context, context.pixels(op.inputs[0]), context.pixels(node.output), kernel, op)
-    ]
+    return [_copy_all(node.op, node.op.inputs[0], node.output, context)]
 
 
 def reshape(node: Node, context: Context) -> Built:

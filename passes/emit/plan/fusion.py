@@ -129,13 +129,14 @@ def _additions(nodes: Sequence[Node], output: str) -> list[Node]:
             continue
         target, same = nodes[later], all(nodes[p].op.shape == node.op.shape for p in places)
         # Epilogues read a pixel of the other operand for each of theirs: none is broadcast.
-        if same and _takes_addition(target) and readers[target.output] == 1:
+        if same and _has_epilogue(target) and readers[target.output] == 1:
             fused[later] = replace(target, output=node.output, residual=node.op)
             dropped.add(i)
     return [fused.get(i, node) for i, node in enumerate(nodes) if i not in dropped]
 
 
-def _takes_addition(node: Node) -> bool:
+def _has_epilogue(node: Node) -> bool:
+    """Return True where a kernel turns sums into codes, and can go on with them."""
     return isinstance(node.op, Conv | Gemm) and not isinstance(node.op, FloatGemm)
 
 
@@ -151,7 +152,7 @@ def _tables(nodes: Sequence[Node], output: str) -> list[Node]:
         maker = result[place] if place >= 0 else None
         if maker is None or readers[maker.output] > 1 or maker.table is not None:
             continue
-        if isinstance(maker.op, Conv | Gemm) and not isinstance(maker.op, FloatGemm):
+        if _has_epilogue(maker):
             result[place] = replace(maker, output=node.output, table=node.op.table)
             makers[node.output] = place
             result[i] = None
