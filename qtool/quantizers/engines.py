@@ -85,9 +85,7 @@ def _short(step: Tensor) -> Tensor:
 
 def _sum_to(values: Tensor, step: Tensor) -> Tensor:
     if step.ndim == 0:
-        # In the order of memory: reductions of permuted tensors are many times slower.
-        dense = values.permute(sorted(range(values.ndim), key=values.stride, reverse=True))
-        return dense.reshape(-1).sum(dtype=torch.float64)
+        return values.sum(dtype=torch.float64)
     axes = [axis for axis, size in enumerate(step.shape) if size == 1]
     return values.sum(axes, keepdim=True, dtype=torch.float64)
 
