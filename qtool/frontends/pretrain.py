@@ -55,7 +55,9 @@ def build_prepared(run: Run, float_weights: bool = False) -> nn.Module:
     config = run.config
     spec = QuantSpec(
         config.activation_bits, config.weight_bits, config.first_last_bits, config.glue_bits,
-        asymmetric=config.asymmetric,
+        asymmetric=config.asymmetric, quantizer=config.quantizer,
+        weight_quantizer=config.weight_quantizer,
+        activation_quantizer=config.activation_quantizer,
     )  # fmt: skip
     model = load_float(run) if float_weights else build_float(run)
     return prepare(model, spec, run.input_shape)
