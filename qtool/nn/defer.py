@@ -12,7 +12,6 @@ from torch import fx, nn
 from qtool.nn.affine import QuantAffine
 from qtool.nn.fake_quant import FakeQuantizer
 from qtool.nn.graph_view import GraphView
-from qtool.nn.operators import Kind
 from qtool.nn.prologue import Deferred, Prologue
 from qtool.nn.quant_layer import QuantLayer
 from qtool.nn.shared_grid import SharedGrid
@@ -30,27 +29,31 @@ def _quantizer(view: GraphView, node: fx.Node) -> FakeQuantizer | None:
     """Return the quantizer that rounds what `node` reads, if it is its own."""
     module = view.module(node)
     quantizer = module.input_quant if isinstance(module, QuantLayer) else module
-    own = isinstance(quantizer, FakeQuantizer) and not isinstance(quantizer, SharedGrid)
-    return quantizer if own else None
+    if isinstance(quantizer, SharedGrid) or not isinstance(quantizer, FakeQuantizer):
+        return None
+    return quantizer
 
 
 def _give_prologue(view: GraphView, node: fx.Node, quantizer: FakeQuantizer) -> None:
-    source, relu = view.source(node), None
+    source, ceiling = view.source(node), None
     bounds = view.bounds(source)
     if bounds is not None and bounds[0] == 0 and _read_once(source):
-        relu, source = source, view.source(source)
-    owner = view.module(source)
-    normed = isinstance(owner, QuantLayer | QuantAffine) and _read_once(source)
-    if not normed or not isinstance(owner.norm, nn.BatchNorm2d):
-        owner = None
-    if owner is None and relu is None:
-        return
-    ceiling = bounds[1] if relu is not None and bounds is not None else 0.0
-    quantizer.defer(Prologue(owner, relu is not None, ceiling))
+        ceiling = bounds[1]
+        _defer_relu(view.gm, source, ceiling)
+        source = view.source(source)
+    owner = _deferrable(view, source)
     if owner is not None:
         owner.defers_norm = True
-    if relu is not None:
-        _defer_relu(view.gm, relu, ceiling)
+    if owner is not None or ceiling is not None:
+        quantizer.defer(Prologue(owner, ceiling))
+
+
+def _deferrable(view: GraphView, node: fx.Node) -> QuantLayer | QuantAffine | None:
+    """Return the module that `node` calls if it ends in a BatchNorm with one reader."""
+    owner = view.module(node)
+    if not isinstance(owner, QuantLayer | QuantAffine) or not _read_once(node):
+        return None
+    return owner if isinstance(owner.norm, nn.BatchNorm2d) else None
 
 
 def _read_once(node: fx.Node) -> bool:

@@ -1,8 +1,8 @@
 """A BatchNorm and a ReLU that leave their work to the quantizer behind them, in training.
 
-``norm -> relu -> quantizer``, each the only reader of the one before: in training the quantizer
-gets the norm's input and computes all of it in one pass (`qtool.nn.norm_quant`). In evaluation,
-where the device's arithmetic is computed, and while tracing, each does its own work.
+``norm -> relu -> quantizer``, each the only reader of the one before: in training the
+quantizer gets the norm's input and computes all of it in one pass (`qtool.nn.norm_quant`). In
+evaluation, where the device's arithmetic is computed, and in tracing, each does its own work.
 """
 
 import math
@@ -46,18 +46,16 @@ class Prologue:
 
     Args:
         owner: module whose ``norm`` comes first; None where none is deferred.
-        relu: whether values are clipped to [0, `ceiling`] then.
-        ceiling: see `relu`.
+        ceiling: upper bound of the ReLU that comes then; None where none is deferred.
     """
 
     owner: nn.Module | None
-    relu: bool
-    ceiling: float
+    ceiling: float | None
 
     def apply(self, x: Tensor) -> Tensor:
         """Return what the quantizer would read if nothing were deferred."""
         x = x if self.owner is None else self._norm()(x)
-        return rectify(x, self.ceiling) if self.relu else x
+        return x if self.ceiling is None else rectify(x, self.ceiling)
 
     def quantize(self, x: Tensor, arguments: UniformArgs) -> Tensor:
         """Return the quantized result of `apply`, without making that.
@@ -67,10 +65,12 @@ class Prologue:
             arguments: the quantizer's.
         """
         step, qn, qp, rule, factor, offset = arguments
+        relu = self.ceiling is not None
+        ceiling = math.inf if self.ceiling is None else self.ceiling
         if self.owner is None or not self._fits(x):
             x = x if self.owner is None else self._norm()(x)
-            return uniform(x, *arguments, relu=self.relu, ceiling=self.ceiling)
-        grid = Grid(qn, qp, self.relu, self.ceiling)
+            return uniform(x, *arguments, relu=relu, ceiling=ceiling)
+        grid = Grid(qn, qp, relu, ceiling)
         return norm_quantize(x, self._norm(), step, grid, rule, factor, offset)
 
     def _norm(self) -> nn.BatchNorm2d:
