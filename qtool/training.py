@@ -12,6 +12,7 @@ from qtool.data.images import Images, to_float
 from qtool.errors import UserError
 from qtool.progress import Progress
 from qtool.run import Checkpoint, Run
+from qtool.schedules import Schedule, constant
 
 Batch = tuple[Tensor, Tensor]
 
@@ -31,7 +32,7 @@ class Batches:
     images: Images
     size: int
     seed: int
-    flip: bool
+    augment: tuple[str, ...]
 
     def __len__(self) -> int:
         return max(1, len(self.images) // self.size)
@@ -44,7 +45,7 @@ class Batches:
             x, labels = to_batch(
                 self.images, order[start * self.size : (start + 1) * self.size]
             )
-            if self.flip:
+            if "flip" in self.augment:
                 mirrored = torch.rand(len(x), generator=generator) < 0.5
                 x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
             yield x, labels
@@ -80,13 +81,6 @@ def recalibrate_norms(model: nn.Module, batches: Batches, count: int) -> None:
         model(x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-
-
-def cosine(progress: float, warmup: float = 0.0) -> float:
-    """Learning-rate factor at `progress` in [0, 1): linear warm-up, then half a cosine."""
-    if progress < warmup:
-        return 0.05 + 0.95 * progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 @dataclass
@@ -128,7 +122,7 @@ class Phase:
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
     step: Callable[[Tensor, Tensor, Averages], str]
-    schedule: Callable[[float], float] = lambda _: 1.0
+    schedule: Schedule = constant
     extra: dict[str, Tensor] = field(default_factory=dict)
     tag: str = ""
 

@@ -31,12 +31,12 @@ from qtool.frontends.pretrain import (
     load_state,
     make_batches,
     plain_phase,
-    sgd,
     task_loss,
     train_float,
 )
 from qtool.models import model_entry
 from qtool.nn.control import bit_costs, calibrate, initialise_weight_steps, select
+from qtool.optimizers import make_optimizer
 from qtool.progress import Progress
 from qtool.qspec import (
     LayerBits,
@@ -44,11 +44,11 @@ from qtool.qspec import (
     layers_to_json,
 )
 from qtool.run import Run
+from qtool.schedules import cosine
 from qtool.training import (
     Averages,
     Phase,
     accuracy,
-    cosine,
     recalibrate_norms,
     run_phase,
     to_batch,
@@ -67,7 +67,8 @@ def check(config: Config, data: DataSet) -> None:
 def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
     """Float pre-training, then bit-meta: leaves float, meta and model weights in `run`."""
     if not (resume and run.has_weights("float")):
-        train_float(run, _config(run), data, progress, resume)
+        config = _config(run)
+        train_float(run, config, config.float_epochs, config.float_lr, data, progress, resume)
     if not (resume and run.has_weights("model")):
         _train_meta(run, data, progress, resume)
 
@@ -81,7 +82,7 @@ def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> No
     batches = make_batches(config, data)
     model = build_prepared(run, float_weights=True)
     calibrate(model, to_batch(batches.images, slice(0, CALIBRATION_IMAGES))[0])
-    optimizer = sgd(config, model, config.meta_lr)
+    optimizer = make_optimizer(config, model, config.meta_lr)
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
         bit_meta_step(config, model, optimizer, x, labels, averages)
@@ -156,7 +157,7 @@ def _search_bits(
 ) -> dict[str, Any]:
     """Alternate bit-meta and bit-search steps on each batch; write bits.json."""
     config, model = _config(run), bit_search.model
-    weights = sgd(config, model, config.meta_lr)
+    weights = make_optimizer(config, model, config.meta_lr)
     alphas = torch.optim.Adam(
         [bit_search.alpha], lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=1e-3
     )

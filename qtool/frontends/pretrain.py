@@ -6,27 +6,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qtool.config import Config, MetaMixConfig
+from qtool.config import Config, TrainConfig
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.models import model_factory
 from qtool.models.normalised import normalised
 from qtool.nn.control import select, selected_bits
 from qtool.nn.prepare import QuantSpec, prepare
+from qtool.optimizers import make_optimizer
 from qtool.progress import Progress
 from qtool.qspec import Selection, parse_uniform
 from qtool.run import CORRECTIONS, Run
+from qtool.schedules import schedule_of
 from qtool.training import (
     Averages,
     Batches,
     Phase,
     accuracy,
-    cosine,
     recalibrate_norms,
     run_phase,
 )
-
-WARMUP = 0.2
 
 
 def build_float(run: Run) -> nn.Module:
@@ -99,38 +98,36 @@ def load_state(model: nn.Module, run: Run, stage: str) -> None:
         ) from None
 
 
-def make_batches(config: MetaMixConfig, data: DataSet) -> Batches:
+def make_batches(config: TrainConfig, data: DataSet) -> Batches:
     """Return the recipe's training batches."""
     images = data.train.head(config.train_images or None)
-    return Batches(images, min(config.batch_size, len(images)), config.seed, config.flip)
+    return Batches(images, min(config.batch_size, len(images)), config.seed, config.augment)
 
 
-def task_loss(config: MetaMixConfig, logits: Tensor, labels: Tensor) -> Tensor:
+def task_loss(config: TrainConfig, logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy with the recipe's label smoothing."""
     return functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
 
 
-def sgd(config: MetaMixConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """SGD in three groups: weight tensors (decayed), BatchNorm and biases, quantizer steps."""
-    groups: dict[str, list[nn.Parameter]] = {"weight": [], "plain": [], "step": []}
-    for name, parameter in model.named_parameters():
-        is_step = name.endswith("step")
-        kind = "step" if is_step else "weight" if parameter.ndim > 1 else "plain"
-        groups[kind].append(parameter)
-    settings = [
-        {"params": groups["weight"], "weight_decay": config.weight_decay},
-        {"params": groups["plain"], "weight_decay": 0.0},
-        {"params": groups["step"], "weight_decay": 0.0, "lr": lr * config.step_lr_factor},
-    ]
-    used = [group for group in settings if group["params"]]
-    return torch.optim.SGD(used, lr=lr, momentum=config.momentum, nesterov=True)
-
-
 def plain_phase(
-    name: str, config: MetaMixConfig, model: nn.Module, epochs: int, lr: float, warmup: float
+    name: str,
+    config: TrainConfig,
+    model: nn.Module,
+    epochs: int,
+    lr: float,
+    warmup: float | None = None,
 ) -> Phase:
-    """Return the phase that minimises the task loss at whatever bits are selected."""
-    optimizer = sgd(config, model, lr)
+    """Return the phase that minimises the task loss at whatever bits are selected.
+
+    Args:
+        name: of the phase.
+        config: loss, optimizer, schedule.
+        model: what is trained.
+        epochs: passes over the training images.
+        lr: learning rate of the weights.
+        warmup: share of the phase; None: the recipe's.
+    """
+    optimizer = make_optimizer(config, model, lr)
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
         logits = model(x)
@@ -141,16 +138,22 @@ def plain_phase(
         averages.add(loss.detach(), logits, labels)
         return ""
 
-    return Phase(name, epochs, model, [optimizer], step, lambda done: cosine(done, warmup))
+    return Phase(name, epochs, model, [optimizer], step, schedule_of(config, warmup))
 
 
 def train_float(
-    run: Run, config: MetaMixConfig, data: DataSet, progress: Progress, resume: bool
+    run: Run,
+    config: TrainConfig,
+    epochs: int,
+    lr: float,
+    data: DataSet,
+    progress: Progress,
+    resume: bool,
 ) -> None:
-    """Train the float network; leaves ``float.safetensors``."""
+    """Train the float network for `epochs` at `lr`; leaves ``float.safetensors``."""
     batches = make_batches(config, data)
     model = build_float(run)
-    phase = plain_phase("float", config, model, config.float_epochs, config.float_lr, WARMUP)
+    phase = plain_phase("float", config, model, epochs, lr)
     run_phase(phase, run, batches, progress, resume)
     recalibrate_norms(model, batches, config.norm_batches)
     result = accuracy(model, data.test)
