@@ -58,7 +58,64 @@ class Config:
 
 
 @dataclass(frozen=True)
-class MetaMixConfig(Config):
+class TrainConfig(Config):
+    """What every frontend that trains has: data, loss, optimizer, schedule, machine.
+
+    Args:
+        augment: what is done to training images, as in `qtool.data.augment`.
+        workers: processes that decode images ahead, for data that is not in memory.
+        label_smoothing: of the cross-entropy.
+        optimizer: sgd (Nesterov momentum), adam or adamw.
+        momentum: of sgd.
+        weight_decay: of weight tensors; BatchNorm and biases have none.
+        alpha_weight_decay: of clipping levels ("alpha", PACT).
+        step_lr_factor: learning rate of quantizers' parameters, relative to the weights'.
+        clip_norm: largest norm of all gradients together; 0 for any.
+        accumulate: parts that a batch is computed in, one after the other.
+        ema: decay of the average of all weights that is evaluated and saved; 0 for none.
+        schedule: cosine or multistep, of the learning rate.
+        warmup: share of a phase in which the learning rate grows.
+        milestones: multistep: shares of a phase after which the rate is multiplied.
+        gamma: multistep: by what.
+        norm_batches: whose statistics replace BatchNorm's running averages after a phase.
+        teacher: float weights to distil from, a file or a run directory; empty for none.
+        teacher_model: the network of a teacher's weights file; empty: the same as `model`.
+        distill_weight: share of the loss that compares with the teacher.
+        temperature: at which it does.
+        device: cpu, cuda, or auto: cuda where there is one.
+        autocast: compute in bfloat16 what `torch.autocast` does.
+        checkpoint_minutes: a checkpoint is written that often inside an epoch; 0: at its end.
+        checkpoint_steps: and after so many batches; 0: at its end.
+    """
+
+    augment: tuple[str, ...] = ("flip",)
+    workers: int = 0
+    label_smoothing: float = 0.0
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    alpha_weight_decay: float = 5e-4
+    step_lr_factor: float = 0.1
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    ema: float = 0.0
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+    norm_batches: int = 40
+    teacher: str = ""
+    teacher_model: str = ""
+    distill_weight: float = 0.5
+    temperature: float = 4.0
+    device: str = "auto"
+    autocast: bool = False
+    checkpoint_minutes: float = 10.0
+    checkpoint_steps: int = 0
+
+
+@dataclass(frozen=True)
+class MetaMixConfig(TrainConfig):
     """MetaMix (arXiv 2311.06798): what its phases do, in order.
 
     Epochs: `float_epochs` of float pre-training, `meta_epochs` of bit-meta, `search_epochs` of
@@ -67,10 +124,9 @@ class MetaMixConfig(Config):
 
     frontend: str = "metamix"
     weight_bits: int = 4
-    flip: bool = True
     label_smoothing: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    # Of float pre-training; the other phases start from trained weights.
+    warmup: float = 0.2
     float_epochs: int = 8
     float_lr: float = 0.1
     meta_epochs: int = 1
@@ -82,10 +138,6 @@ class MetaMixConfig(Config):
     alpha_init: float = 1e-3
     finetune_epochs: int = 5
     finetune_lr: float = 0.04
-    # Learning rate of the quantizers' steps, relative to the weights'.
-    step_lr_factor: float = 0.1
-    # Batches whose statistics replace BatchNorm's running averages after each phase.
-    norm_batches: int = 40
 
 
 @dataclass(frozen=True)
@@ -201,7 +253,12 @@ _RANGES = (
     ("float_epochs", 0, _MANY), ("meta_epochs", 0, _MANY), ("search_epochs", 0, _MANY),
     ("finetune_epochs", 0, _MANY), ("calibration_images", 1, _MANY), ("percentile", 50, 100),
     ("correction_images", 1, _MANY), ("compare_images", 0, _MANY),
-    ("mean", -math.inf, math.inf), ("std", 1e-6, 1e6),
+    ("mean", -math.inf, math.inf), ("std", 1e-6, 1e6), ("workers", 0, 256),
+    ("label_smoothing", 0, 1), ("momentum", 0, 1), ("weight_decay", 0, _MANY),
+    ("alpha_weight_decay", 0, _MANY), ("step_lr_factor", 0, _MANY), ("clip_norm", 0, _MANY),
+    ("accumulate", 1, _MANY), ("ema", 0, 1), ("warmup", 0, 1), ("milestones", 0, 1),
+    ("gamma", 0, _MANY), ("distill_weight", 0, 1), ("temperature", 1e-3, _MANY),
+    ("checkpoint_minutes", 0, _MANY), ("checkpoint_steps", 0, _MANY),
 )  # fmt: skip
 _CHOICES: dict[str, Collection[str]] = {
     "quantizer": QUANTIZERS,
@@ -209,6 +266,9 @@ _CHOICES: dict[str, Collection[str]] = {
     "activation_quantizer": ("", *QUANTIZERS),
     "glue": ("mse", "minmax", "percentile"),
     "correction": ("affine", "bias", "none"),
+    "optimizer": ("sgd", "adam", "adamw"),
+    "schedule": ("cosine", "multistep"),
+    "device": ("auto", "cpu", "cuda"),
 }
 
 
@@ -229,6 +289,7 @@ def from_json(value: dict[str, Any], where: str) -> Config:
         raise UserError(f"{where}: unknown frontend {frontend!r}: made by a newer qtool?")
     kind = CONFIGS[frontend]
     known = {f.name for f in dataclasses.fields(kind)}
+    value = _renewed(value)
     if unknown := sorted(set(value) - known):
         raise UserError(
             f"{where}: unknown recipe settings {', '.join(unknown)}: made by a newer qtool?"
@@ -242,11 +303,19 @@ def from_json(value: dict[str, Any], where: str) -> Config:
         raise UserError(f"{where}: {error}") from None
 
 
+def _renewed(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of an earlier version in the settings of this one."""
+    if "flip" not in value:
+        return value
+    augment = ["flip"] if value["flip"] else []
+    return {key: v for key, v in value.items() if key != "flip"} | {"augment": augment}
+
+
 def config_as(config: Config, kind: type[ConfigT], what: str) -> ConfigT:
     """Return `config` if it is a `kind`; `what` needs one."""
     if not isinstance(config, kind):
         raise UserError(
             f"{what}: recipe {config.name} belongs to frontend {config.frontend}, not to "
-            f"{', '.join(name for name, known in CONFIGS.items() if known is kind)}"
+            f"{', '.join(name for name, known in CONFIGS.items() if issubclass(known, kind))}"
         )
     return config

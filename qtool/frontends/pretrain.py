@@ -1,32 +1,38 @@
 """What every frontend shares: the float network, its loss, optimizer and pre-training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from qtool.config import Config, MetaMixConfig
+from qtool.averages import Averages
+from qtool.config import Config, TrainConfig
+from qtool.data.batches import Batches
+from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet
 from qtool.errors import UserError
+from qtool.job import current
+from qtool.losses import Objective
 from qtool.models import model_factory
-from qtool.models.normalised import normalised
+from qtool.models.normalised import Normalised, normalised
+from qtool.models.weights import fit_state, load_weights
 from qtool.nn.control import select, selected_bits
 from qtool.nn.prepare import QuantSpec, prepare
 from qtool.progress import Progress
 from qtool.qspec import Selection, parse_uniform
 from qtool.run import CORRECTIONS, Run
+from qtool.schedules import schedule_of
 from qtool.training import (
-    Averages,
-    Batches,
     Phase,
     accuracy,
-    cosine,
     recalibrate_norms,
     run_phase,
 )
-
-WARMUP = 0.2
+from qtool.training_loop import training_device
+from qtool.update import Pass, Update
 
 
 def build_float(run: Run) -> nn.Module:
@@ -101,58 +107,112 @@ def load_state(model: nn.Module, run: Run, stage: str) -> None:
         ) from None
 
 
-def make_batches(config: MetaMixConfig, data: DataSet) -> Batches:
-    """Return the recipe's training batches."""
-    images = data.train.head(config.train_images or None)
-    return Batches(images, min(config.batch_size, len(images)), config.seed, config.flip)
+def make_batches(config: TrainConfig, data: DataSet) -> Batches:
+    """Return the recipe's training batches, this process's share of them.
+
+    Raises:
+        UserError: a batch cannot be shared equally.
+    """
+    images, job = data.train.head(config.train_images or None), current()
+    size = min(config.batch_size, len(images))
+    parts = job.size * config.accumulate
+    if size % parts:
+        raise UserError(
+            f"recipe setting batch_size: got {size}, expected a multiple of {parts}: "
+            f"{job.size} processes times accumulate={config.accumulate}"
+        )
+    return Batches(
+        images, size, config.seed, config.augment, config.workers, job.rank, job.size
+    )
 
 
-def task_loss(config: MetaMixConfig, logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the recipe's label smoothing."""
-    return functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+def make_objective(config: TrainConfig) -> Objective:
+    """Return the recipe's loss, with its teacher if it has one."""
+    if not config.teacher:
+        return Objective(config)
+    return Objective(config, partial(load_teacher, config))
 
 
-def sgd(config: MetaMixConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """SGD in three groups: weight tensors (decayed), BatchNorm and biases, quantizer steps."""
-    groups: dict[str, list[nn.Parameter]] = {"weight": [], "plain": [], "step": []}
-    for name, parameter in model.named_parameters():
-        is_step = name.endswith("step")
-        kind = "step" if is_step else "weight" if parameter.ndim > 1 else "plain"
-        groups[kind].append(parameter)
-    settings = [
-        {"params": groups["weight"], "weight_decay": config.weight_decay},
-        {"params": groups["plain"], "weight_decay": 0.0},
-        {"params": groups["step"], "weight_decay": 0.0, "lr": lr * config.step_lr_factor},
-    ]
-    used = [group for group in settings if group["params"]]
-    return torch.optim.SGD(used, lr=lr, momentum=config.momentum, nesterov=True)
+def load_teacher(config: TrainConfig, shape: Sequence[int], classes: int) -> nn.Module:
+    """Return the recipe's teacher, with its weights.
+
+    Args:
+        config: names it.
+        shape: (C, H, W) of an image.
+        classes: number of logits.
+
+    Raises:
+        UserError: no such file or run, damaged, of other images or of another network.
+    """
+    path = Path(config.teacher)
+    if path.is_dir():
+        run = Run.open(path)
+        if (run.input_shape, run.classes) != (tuple(shape), classes):
+            raise UserError(
+                f"teacher {path} was trained on {run.classes} classes of {run.input_shape}, "
+                f"the data set has {classes} of {tuple(shape)}"
+            )
+        return load_float(run)
+    named = replace(config, model=config.teacher_model or config.model)
+    model = build_network(named, shape, classes)
+    network = model.network if isinstance(model, Normalised) else model
+    fit_state(network, load_weights(path), f"teacher {path}")
+    return model
+
+
+def check_training(config: TrainConfig, data: DataSet) -> None:
+    """Refuse, before anything is written, what training would refuse."""
+    training_device(config)
+    make_batches(config, data)
+    if config.teacher:
+        load_teacher(config, data.shape, data.classes)
 
 
 def plain_phase(
-    name: str, config: MetaMixConfig, model: nn.Module, epochs: int, lr: float, warmup: float
+    name: str,
+    config: TrainConfig,
+    model: nn.Module,
+    epochs: int,
+    lr: float,
+    warmup: float | None = None,
 ) -> Phase:
-    """Return the phase that minimises the task loss at whatever bits are selected."""
-    optimizer = sgd(config, model, lr)
+    """Return the phase that minimises the task loss at whatever bits are selected.
+
+    Args:
+        name: of the phase.
+        config: loss, optimizer, schedule.
+        model: what is trained.
+        epochs: passes over the training images.
+        lr: learning rate of the weights.
+        warmup: share of the phase; None: the recipe's.
+    """
+    update, objective = Update(config, model, lr), make_objective(config)
+
+    def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
+        logits = clip_logits(model(x), len(labels))
+        yield objective.on(x, labels)(logits), logits
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
-        logits = model(x)
-        loss = task_loss(config, logits, labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        averages.add(loss.detach(), logits, labels)
+        update(losses, x, labels, averages)
         return ""
 
-    return Phase(name, epochs, model, [optimizer], step, lambda done: cosine(done, warmup))
+    schedule = schedule_of(config, warmup)
+    return Phase(name, epochs, model, [update.optimizer], step, schedule, ema=update.ema)
 
 
 def train_float(
-    run: Run, config: MetaMixConfig, data: DataSet, progress: Progress, resume: bool
+    run: Run,
+    config: TrainConfig,
+    epochs: int,
+    lr: float,
+    data: DataSet,
+    progress: Progress,
+    resume: bool,
 ) -> None:
-    """Train the float network; leaves ``float.safetensors``."""
+    """Train the float network for `epochs` at `lr`; leaves ``float.safetensors``."""
     batches = make_batches(config, data)
     model = build_float(run)
-    phase = plain_phase("float", config, model, config.float_epochs, config.float_lr, WARMUP)
+    phase = plain_phase("float", config, model, epochs, lr)
     run_phase(phase, run, batches, progress, resume)
     recalibrate_norms(model, batches, config.norm_batches)
     result = accuracy(model, data.test)

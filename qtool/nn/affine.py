@@ -34,6 +34,13 @@ class QuantAffine(nn.Module):
         # In training, the quantizer that reads this tensor computes the norm.
         self.defers_norm = False
 
+    def train(self, mode: bool = True) -> "QuantAffine":
+        """As in ``nn.Module``, but constants (momentum 0) stay what they are."""
+        super().train(mode)
+        if self.norm.momentum == 0.0:
+            self.norm.eval()
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         if self.defers_norm and self.training:
