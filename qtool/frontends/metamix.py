@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from qtool.config import Config, MetaMixConfig, config_as
-from qtool.cost import format_count, total_bops, total_macs
+from qtool.cost import format_count
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.frontends.bit_search import BitSearch
 from qtool.frontends.pretrain import (
+    bits_content,
     build_prepared,
     load_state,
     make_batches,
@@ -38,11 +39,7 @@ from qtool.models import model_entry
 from qtool.nn.control import bit_costs, calibrate, initialise_weight_steps, select
 from qtool.optimizers import make_optimizer
 from qtool.progress import Progress
-from qtool.qspec import (
-    LayerBits,
-    Selection,
-    layers_to_json,
-)
+from qtool.qspec import LayerBits, Selection
 from qtool.run import Run
 from qtool.schedules import cosine
 from qtool.training import (
@@ -197,10 +194,7 @@ def _bits_content(
     costs = bit_costs(bit_search.model, data.shape, Selection(chosen))
     return {
         "budget_bops": bit_search.budget,
-        "bops": total_bops(costs),
-        "macs": total_macs(costs),
-        "layers": layers_to_json((cost.name, cost.bits) for cost in costs),
-        "layer_macs": {cost.name: cost.macs for cost in costs},
+        **bits_content(costs),
         "repaired": repaired,
         "finetuned": False,
     }
