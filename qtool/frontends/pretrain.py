@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from qtool.config import Config, TrainConfig
 from qtool.cost import LayerCost, total_bops, total_macs
+from qtool.data.batches import Batches
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.models import model_factory
@@ -24,7 +25,6 @@ from qtool.run import CORRECTIONS, Run
 from qtool.schedules import schedule_of
 from qtool.training import (
     Averages,
-    Batches,
     Phase,
     accuracy,
     recalibrate_norms,
@@ -139,7 +139,8 @@ def load_state(model: nn.Module, run: Run, stage: str) -> None:
 def make_batches(config: TrainConfig, data: DataSet) -> Batches:
     """Return the recipe's training batches."""
     images = data.train.head(config.train_images or None)
-    return Batches(images, min(config.batch_size, len(images)), config.seed, config.augment)
+    size = min(config.batch_size, len(images))
+    return Batches(images, size, config.seed, config.augment, config.workers)
 
 
 def task_loss(config: TrainConfig, logits: Tensor, labels: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from qtool.config import Config, PtqConfig, config_as
+from qtool.data.batches import to_batch
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.frontends.calibration import (
@@ -39,7 +40,7 @@ from qtool.progress import Progress
 from qtool.qspec import Selection, parse_uniform
 from qtool.report.glue import glue_table
 from qtool.run import CORRECTIONS, Run
-from qtool.training import accuracy, to_batch
+from qtool.training import accuracy
 
 NEXT = "qtool export {run} --target onnx -o model.onnx"
 State = dict[str, Tensor]

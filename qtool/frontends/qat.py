@@ -16,6 +16,7 @@ from typing import Any
 
 from qtool.config import Config, QatConfig, config_as
 from qtool.cost import LayerCost
+from qtool.data.batches import to_batch
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.frontends.pretrain import (
@@ -34,7 +35,7 @@ from qtool.nn.prepare import prepare
 from qtool.progress import Progress
 from qtool.qspec import LayerBits, Selection, read_selection
 from qtool.run import Run
-from qtool.training import accuracy, recalibrate_norms, run_phase, to_batch
+from qtool.training import accuracy, recalibrate_norms, run_phase
 
 NEXT = "qtool export {run} --target onnx -o model.onnx"
 
@@ -116,7 +117,7 @@ def _train_quantized(
     if config.teacher == "float":
         config = replace(config, teacher=str(run.folder))
     batches, model = make_batches(config, data), build_prepared(run, float_weights=True)
-    calibrate(model, to_batch(batches.images, slice(0, config.calibration_images))[0])
+    calibrate(model, to_batch(batches.source, slice(0, config.calibration_images))[0])
     select(model, Selection())
     phase = plain_phase("qat", config, model, config.epochs, config.lr)
     run_phase(phase, run, batches, progress, resume)
