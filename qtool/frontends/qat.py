@@ -38,6 +38,8 @@ from qtool.run import Run
 from qtool.training import accuracy, recalibrate_norms, run_phase
 
 NEXT = "qtool export {run} --target onnx -o model.onnx"
+# The teacher that is the float network itself, which does not exist before it is trained.
+FLOAT = "float"
 
 
 def check(config: Config, data: DataSet) -> None:
@@ -107,15 +109,20 @@ def _make_float(
     if config.weights:
         save_float(run, network_with(config, config.weights, data), data, progress)
     else:
+        config = _with_teacher(config, "")
         train_float(run, config, config.float_epochs, config.float_lr, data, progress, resume)
+
+
+def _with_teacher(config: QatConfig, weights: str) -> QatConfig:
+    """Return `config` with `weights` as its teacher, where that is its own float network."""
+    return replace(config, teacher=weights) if config.teacher == FLOAT else config
 
 
 def _train_quantized(
     run: Run, config: QatConfig, data: DataSet, progress: Progress, resume: bool
 ) -> None:
     """Train weights and steps; leaves ``model.safetensors``."""
-    if config.teacher == "float":
-        config = replace(config, teacher=str(run.folder))
+    config = _with_teacher(config, str(run.folder))
     batches, model = make_batches(config, data), build_prepared(run, float_weights=True)
     calibrate(model, to_batch(batches.source, slice(0, config.calibration_images))[0])
     select(model, Selection())
