@@ -69,7 +69,7 @@ def build(net: str, variant: Variant) -> nn.Module:
 
 def qtool(model: nn.Module, net: str, variant: Variant) -> nn.Module:
     """Return `model` with qtool's quantizers on."""
-    spec = QuantSpec((BITS,), BITS, ENDS)
+    spec = QuantSpec((BITS,), BITS, ENDS, quantizer=variant.quantizer)
     shape = model_entry(net).input_shape
     prepared = prepare(model, spec, shape, integer_only=variant.integer_only)
     calibrate(prepared, torch.rand(8, *shape))

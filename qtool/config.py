@@ -7,12 +7,13 @@ and the check read is in their common base.
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from qtool.errors import UserError, unknown_name
-from qtool.qspec import ACTIVATION_BITS, WEIGHT_BITS, parse_uniform
+from qtool.qspec import ACTIVATION_BITS, FLOAT_WIDTHS, WEIGHT_BITS, parse_uniform
+from qtool.quantizers import QUANTIZERS
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class Config:
         frontend: who makes the run: a key of `CONFIGS`.
         activation_bits: candidates of every inner layer's input.
         weight_bits: bits, or candidates, of every inner layer's weight.
-        first_last_bits: weights and inputs of the first and the last layer.
+        first_last_bits: weights and inputs of the first and the last layer; 32: float.
         glue_bits: residual, pooling and output tensors.
         mean, std: per channel: the network sees (pixel / 255 - mean) / std; empty: as it is.
         asymmetric: signed activations have zero points that fit their range.
+        quantizer: of weights and layer inputs, as in `qtool.quantizers.QUANTIZERS`.
+        weight_quantizer, activation_quantizer: of one of them, if another; empty: `quantizer`.
         batch_size: images at a time.
         train_images: training images that are used, the first ones; 0 for all.
         seed: of everything that is drawn.
@@ -46,6 +49,9 @@ class Config:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     asymmetric: bool = False
+    quantizer: str = "lsq"
+    weight_quantizer: str = ""
+    activation_quantizer: str = ""
     batch_size: int = 128
     train_images: int = 0
     seed: int = 0
@@ -246,7 +252,8 @@ def _require_ranges(config: Config) -> None:
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for name, lowest, highest in _RANGES:
         for value in _items(values.get(name, ())):
-            if not lowest <= value <= highest:
+            floating = name == "first_last_bits" and value in FLOAT_WIDTHS
+            if not lowest <= value <= highest and not floating:
                 raise UserError(
                     f"recipe setting {name}: got {value}, expected {lowest:g} to {highest:g}"
                 )
@@ -285,7 +292,10 @@ _RANGES = (
     ("gamma", 0, _MANY), ("distill_weight", 0, 1), ("temperature", 1e-3, _MANY),
     ("checkpoint_minutes", 0, _MANY), ("checkpoint_steps", 0, _MANY),
 )  # fmt: skip
-_CHOICES = {
+_CHOICES: dict[str, Collection[str]] = {
+    "quantizer": QUANTIZERS,
+    "weight_quantizer": ("", *QUANTIZERS),
+    "activation_quantizer": ("", *QUANTIZERS),
     "glue": ("mse", "minmax", "percentile"),
     "correction": ("affine", "bias", "none"),
     "optimizer": ("sgd", "adam", "adamw"),

@@ -156,10 +156,11 @@ def spoilt(path: Path, target: Path, **layers: object) -> Path:
 @pytest.mark.parametrize(("settings", "message"), [
     (("bits=eight",), "setting bits: 'eight': neither a pattern like w4a4 nor an existing"),
     (("bits=w9a4",), "w9a4: weight bits 9 not supported, expected 1 to 8"),
-    (("bits=w32a32",), "layer network.0: weight bits 32 not supported, expected 1"),
+    (("bits=w8a8", "quantizer=dorefa"), "layer network.3: dorefa weights of 8 bits are odd i"),
+    (("quantizer=lsc",), "unknown recipe setting quantizer 'lsc': did you mean lsq"),
     (("bits={other}",), "other.json names 1 layers (network.conv9) not of model test_qat:net"),
     (("bits={fewer}",), "fewer.json does not name 1 layers (network.7) of model te"),
-    (("bits={float}",), "layer network.7: weight bits 32 not supported, expected "),
+    (("bits={wide}",), "layer network.7: weights of 4 bits with an input of 32: integer lay"),
     (("weights=nowhere.pt",), "weights nowhere.pt: no such file"),
     (("weights={w}",), "w.safetensors does not fit Sequential"),
     (("weights={source}",), "run recipe not found"),
@@ -170,11 +171,10 @@ def spoilt(path: Path, target: Path, **layers: object) -> Path:
 def test_refusals_write_nothing(
     source: Path, mixed_bits: Path, tmp_path: Path, settings: tuple[str, ...], message: str
 ) -> None:
-    last = {"network__7": [32, 32]}
     paths = {
         "other": spoilt(mixed_bits, tmp_path / "other.json", network__conv9=[4, 4]),
         "fewer": spoilt(mixed_bits, tmp_path / "fewer.json", network__7=None),
-        "float": spoilt(mixed_bits, tmp_path / "float.json", **last),
+        "wide": spoilt(mixed_bits, tmp_path / "wide.json", network__7=[4, 32]),
         "w": tmp_path / "w.safetensors", "source": source,
     }  # fmt: skip
     from safetensors.torch import save_file
@@ -199,3 +199,23 @@ def test_fashion_learns_at_four_bits(tmp_path: Path) -> None:
     run = Run.open(tmp_path / "run")
     results = [run.metrics(phase)[-1]["test_accuracy"] for phase in ("float", "qat")]
     assert min(results) > 60, results
+
+
+@pytest.mark.parametrize("quantizer", ["sat"])
+def test_other_quantizers_train_and_export_exactly(
+    source: Path, tmp_path: Path, quantizer: str
+) -> None:
+    done = train(source, tmp_path / "run", f"quantizer={quantizer}", "bits=w2a3")
+    assert done.code == 0, done.err
+    assert exact_layers(tmp_path / "run", source)["network.3"] == [2, 3]
+
+
+def test_a_layer_may_stay_float(mixed_bits: Path, source: Path, tmp_path: Path) -> None:
+    bits = spoilt(mixed_bits, tmp_path / "float.json", network__3=[32, 32])
+    done = train(source, tmp_path / "run", f"bits={bits}")
+    assert done.code == 0, done.err
+    path = tmp_path / "model.onnx"
+    export(tmp_path / "run", ExportOptions(allow_float=True), path, force=False)
+    (report,) = check([path], source, ["ort"], tmp_path / "run", Silent())
+    assert report["accuracy"]["ort"] == report["accuracy"]["fake_quant"]
+    assert [island["name"] for island in report["islands"]] == ["network.3"]

@@ -84,7 +84,9 @@ def quant_spec(config: Config, layers: Mapping[str, LayerBits] | None = None) ->
     """
     return QuantSpec(
         config.activation_bits, config.weight_bits, config.first_last_bits, config.glue_bits,
-        asymmetric=config.asymmetric, layers=layers or {},
+        asymmetric=config.asymmetric, layers=layers or {}, quantizer=config.quantizer,
+        weight_quantizer=config.weight_quantizer,
+        activation_quantizer=config.activation_quantizer,
     )  # fmt: skip
 
 

@@ -65,7 +65,9 @@ class QuantLayer(nn.Module):
     def _device_forward(self, x: Tensor, weight: Tensor) -> Tensor:
         factor, shift = self._affine()
         x_scale = self.input_quant.scale(cast(int, self.input_quant.selected))
-        w_scale = self.weight_quant.scale(cast(int, self.weight_quant.selected))
+        w_scale = self.weight_quant.scale(
+            cast(int, self.weight_quant.selected), self.layer.weight
+        )
         rounded = round_to_unit(shift, x_scale * w_scale * factor.abs())
         y = self._linear_map(x, weight, None)
         if isinstance(self.layer, nn.Linear):

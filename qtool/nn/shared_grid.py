@@ -13,6 +13,7 @@ from qtool.nn.fake_quant import FakeQuantizer
 
 _LEADERS = (
     "step", "zero_point", "zero_points", "default_zero_points", "asymmetric", "ceiling",
+    "rows", "kind", "grids",
 )  # fmt: skip
 
 
