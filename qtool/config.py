@@ -172,7 +172,39 @@ class PtqConfig(Config):
     compare_images: int = 1000
 
 
-CONFIGS: dict[str, type[Config]] = {"metamix": MetaMixConfig, "ptq": PtqConfig}
+@dataclass(frozen=True)
+class QatConfig(TrainConfig):
+    """Quantization-aware training at fixed bits; `activation_bits`, `weight_bits` stay empty.
+
+    Args:
+        bits: such as w4a4, with `first_last_bits` in the first and the last layer; or the path
+            of a bits.json, which names every layer.
+        weights: float weights to start from, a file or a run directory; empty for none.
+        float_epochs: of float training first, where there are no `weights`.
+        float_lr: learning rate then.
+        epochs: at the bits.
+        lr: learning rate then, of the weights.
+        teacher: also "float": the float network that training starts from.
+        calibration_images: training images, the first ones, that activation grids start from.
+    """
+
+    frontend: str = "qat"
+    activation_bits: tuple[int, ...] = ()
+    weight_bits: int | tuple[int, ...] = ()
+    bits: str = "w4a4"
+    weights: str = ""
+    float_epochs: int = 0
+    float_lr: float = 0.1
+    epochs: int = 10
+    lr: float = 0.01
+    calibration_images: int = 512
+
+
+CONFIGS: dict[str, type[Config]] = {
+    "metamix": MetaMixConfig,
+    "ptq": PtqConfig,
+    "qat": QatConfig,
+}
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -228,7 +260,7 @@ def _require_ranges(config: Config) -> None:
     for name, known in _CHOICES.items():
         if name in values and values[name] not in known:
             raise unknown_name(f"recipe setting {name}", values[name], known)
-    for name in ("bits", "presets"):
+    for name in ("bits", "presets") if isinstance(config, PtqConfig) else ():
         for value in _items(values.get(name, ())):
             if parse_uniform(value) is None:
                 raise UserError(f"recipe setting {name}: got {value!r}, expected such as w4a8")
@@ -251,8 +283,8 @@ _RANGES = (
     ("glue_bits", ACTIVATION_BITS.start, ACTIVATION_BITS.stop - 1),
     ("batch_size", 1, _MANY), ("train_images", 0, _MANY), ("norm_batches", 1, _MANY),
     ("float_epochs", 0, _MANY), ("meta_epochs", 0, _MANY), ("search_epochs", 0, _MANY),
-    ("finetune_epochs", 0, _MANY), ("calibration_images", 1, _MANY), ("percentile", 50, 100),
-    ("correction_images", 1, _MANY), ("compare_images", 0, _MANY),
+    ("finetune_epochs", 0, _MANY), ("epochs", 0, _MANY), ("calibration_images", 1, _MANY),
+    ("percentile", 50, 100), ("correction_images", 1, _MANY), ("compare_images", 0, _MANY),
     ("mean", -math.inf, math.inf), ("std", 1e-6, 1e6), ("workers", 0, 256),
     ("label_smoothing", 0, 1), ("momentum", 0, 1), ("weight_decay", 0, _MANY),
     ("alpha_weight_decay", 0, _MANY), ("step_lr_factor", 0, _MANY), ("clip_norm", 0, _MANY),
