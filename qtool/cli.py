@@ -386,5 +386,5 @@ def main() -> None:
 
 _EXTRA_OF = {
     "torch": "train", "onnxscript": "train", "safetensors": "train", "matplotlib": "report",
-    "tvm": "tvm", "openvino": "openvino",
+    "tvm": "tvm", "openvino": "openvino", "av": "video", "PIL": "video",
 }  # fmt: skip
