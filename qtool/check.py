@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qtool.data import load_dataset
-from qtool.data.images import DataSet, Images, to_float
+from qtool.data.images import DataSet, Source, to_float
 from qtool.data.random_inputs import RandomInputs, random_inputs
 from qtool.describe import describe, describe_module
 from qtool.dialect import Program
@@ -216,7 +216,7 @@ def _fed(model: Model, data: DataSet | RandomInputs, part: slice) -> Inputs:
     """Return inputs (N, C, H, W) as the model takes them; pixels themselves, or / 255."""
     if isinstance(data, RandomInputs):
         return data.values[part]
-    pixels = data.test.pixels[part]
+    pixels = data.test.load(part)
     return pixels if model.facts["input_kind"] == "uint8" else to_float(pixels)
 
 
@@ -233,7 +233,7 @@ def _run(
     return np.concatenate(parts)
 
 
-def _accuracy(outputs: Floats, images: Images) -> float:
+def _accuracy(outputs: Floats, images: Source) -> float:
     return float(100 * np.mean(outputs.argmax(1) == images.labels))
 
 

@@ -61,7 +61,9 @@ class MetaMixConfig(Config):
 
     frontend: str = "metamix"
     weight_bits: int = 4
-    flip: bool = True
+    # Of training images: `qtool.data.augment`; processes that decode and augment, 0: none.
+    augment: tuple[str, ...] = ("flip",)
+    workers: int = 0
     label_smoothing: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -194,7 +196,7 @@ _RANGES = (
     ("float_epochs", 0, _MANY), ("meta_epochs", 0, _MANY), ("search_epochs", 0, _MANY),
     ("finetune_epochs", 0, _MANY), ("calibration_images", 1, _MANY), ("percentile", 50, 100),
     ("correction_images", 1, _MANY), ("compare_images", 0, _MANY),
-    ("mean", -math.inf, math.inf), ("std", 1e-6, 1e6),
+    ("workers", 0, 256), ("mean", -math.inf, math.inf), ("std", 1e-6, 1e6),
 )  # fmt: skip
 _CHOICES = {
     "glue": ("mse", "minmax", "percentile"),

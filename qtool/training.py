@@ -1,64 +1,29 @@
-"""One training loop for every frontend: batches, schedule, evaluation, resumable phases."""
+"""One training loop for every frontend: schedule, evaluation, resumable phases."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qtool.data.images import Images, to_float
+from qtool.data.batches import Batches, to_batch
+from qtool.data.images import Source
 from qtool.errors import UserError
 from qtool.progress import Progress
 from qtool.run import Checkpoint, Run
 
-Batch = tuple[Tensor, Tensor]
-
-
-def to_batch(images: Images, rows: slice | Tensor) -> Batch:
-    """Return (x, labels) of `rows`: x (N, C, H, W) float32 in [0, 1], channels last."""
-    index = rows.numpy() if isinstance(rows, Tensor) else rows
-    x = torch.from_numpy(to_float(images.pixels[index]))
-    labels = torch.from_numpy(images.labels[index])
-    return x.contiguous(memory_format=torch.channels_last), labels
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Shuffled training batches; epoch `e` is the same whenever and wherever it is drawn."""
-
-    images: Images
-    size: int
-    seed: int
-    flip: bool
-
-    def __len__(self) -> int:
-        return max(1, len(self.images) // self.size)
-
-    def epoch(self, index: int) -> Iterator[Batch]:
-        """Yield the batches of epoch `index`; an incomplete last one is dropped."""
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + index)
-        order = torch.randperm(len(self.images), generator=generator)
-        for start in range(len(self)):
-            x, labels = to_batch(
-                self.images, order[start * self.size : (start + 1) * self.size]
-            )
-            if self.flip:
-                mirrored = torch.rand(len(x), generator=generator) < 0.5
-                x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-            yield x, labels
-
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Images, batch: int = 250) -> Tensor:
+def predict(model: nn.Module, images: Source, batch: int = 250) -> Tensor:
     """Return logits (N, classes) of `model` in evaluation mode."""
     model.eval()
     slices = (slice(start, start + batch) for start in range(0, len(images), batch))
     return torch.cat([model(to_batch(images, rows)[0]) for rows in slices])
 
 
-def accuracy(model: nn.Module, images: Images) -> float:
+def accuracy(model: nn.Module, images: Source) -> float:
     """Return top-1 accuracy in percent."""
     right = predict(model, images).argmax(1).numpy() == images.labels
     return float(100 * np.mean(right))

@@ -1,17 +1,65 @@
-"""An image classification data set in memory: uint8 pixels, and the floats a network sees."""
+"""Labelled uint8 images, in memory or decoded on demand, and the floats a network sees."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+Rows = NDArray[np.int64] | slice
+
+
+class Source(Protocol):
+    """Labelled images, or clips of several frames, of one size."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class of every item, (N,)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image."""
+
+    @property
+    def frames(self) -> int:
+        """Images an item: 1, more for clips."""
+
+    @property
+    def draws(self) -> int:
+        """How many random numbers an item `load` decodes with; 0: it always does the same."""
+
+    def __len__(self) -> int:
+        """Number of items."""
+
+    def head(self, count: int | None) -> "Source":
+        """Return the first `count` items (all for None)."""
+
+    def load(self, rows: Rows, draws: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+        """Return the pixels (n * frames, C, H, W) of `rows`, the frames of an item together.
+
+        Args:
+            rows: (n,) or a slice.
+            draws: (n, K) uniform in [0, 1), K at least `self.draws`, for training; None
+                decodes as for evaluation, always the same.
+
+        Raises:
+            UserError: a file is missing or damaged; names it.
+        """
+
 
 @dataclass(frozen=True)
 class Images:
-    """Pixels (N, C, H, W) uint8 and labels (N,) int64."""
+    """Pixels (N, C, H, W) uint8 and labels (N,) int64 in memory."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    frames: int = 1
+    draws: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image."""
+        return self.pixels.shape[1:]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -20,14 +68,18 @@ class Images:
         """Return the first `count` images (all for None)."""
         return Images(self.pixels[:count], self.labels[:count])
 
+    def load(self, rows: Rows, draws: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+        """Return the pixels of `rows`; nothing is drawn."""
+        return self.pixels[rows]
+
 
 @dataclass(frozen=True)
 class DataSet:
     """Training and test images, with the number of classes."""
 
     name: str
-    train: Images
-    test: Images
+    train: Source
+    test: Source
     classes: int
 
     def __len__(self) -> int:
@@ -37,7 +89,7 @@ class DataSet:
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image."""
-        return self.test.pixels.shape[1:]
+        return self.test.shape
 
 
 # Networks see pixel / 255, in [0, 1]: the first layer's 8-bit grid is then the pixel grid

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from qtool.config import Config, MetaMixConfig, config_as
 from qtool.cost import format_count, total_bops, total_macs
+from qtool.data.batches import to_batch
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.frontends.bit_search import BitSearch
@@ -51,7 +52,6 @@ from qtool.training import (
     cosine,
     recalibrate_norms,
     run_phase,
-    to_batch,
 )
 
 NEXT = "qtool search {run} --bops BUDGET"
@@ -80,7 +80,7 @@ def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> No
     config = _config(run)
     batches = make_batches(config, data)
     model = build_prepared(run, float_weights=True)
-    calibrate(model, to_batch(batches.images, slice(0, CALIBRATION_IMAGES))[0])
+    calibrate(model, to_batch(batches.source, slice(0, CALIBRATION_IMAGES))[0])
     optimizer = sgd(config, model, config.meta_lr)
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:

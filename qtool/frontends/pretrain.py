@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qtool.config import Config, MetaMixConfig
+from qtool.data.batches import Batches
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.models import model_factory
@@ -18,7 +19,6 @@ from qtool.qspec import Selection, parse_uniform
 from qtool.run import CORRECTIONS, Run
 from qtool.training import (
     Averages,
-    Batches,
     Phase,
     accuracy,
     cosine,
@@ -102,7 +102,8 @@ def load_state(model: nn.Module, run: Run, stage: str) -> None:
 def make_batches(config: MetaMixConfig, data: DataSet) -> Batches:
     """Return the recipe's training batches."""
     images = data.train.head(config.train_images or None)
-    return Batches(images, min(config.batch_size, len(images)), config.seed, config.flip)
+    size = min(config.batch_size, len(images))
+    return Batches(images, size, config.seed, config.augment, config.workers)
 
 
 def task_loss(config: MetaMixConfig, logits: Tensor, labels: Tensor) -> Tensor:

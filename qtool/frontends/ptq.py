@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from qtool.config import Config, PtqConfig, config_as
 from qtool.cost import total_bops, total_macs
+from qtool.data.batches import to_batch
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.frontends.calibration import (
@@ -43,7 +44,7 @@ from qtool.progress import Progress
 from qtool.qspec import Selection, layers_to_json, parse_uniform
 from qtool.report.glue import glue_table
 from qtool.run import CORRECTIONS, Run
-from qtool.training import accuracy, to_batch
+from qtool.training import accuracy
 
 NEXT = "qtool export {run} --target onnx -o model.onnx"
 State = dict[str, Tensor]
