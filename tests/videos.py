@@ -1,23 +1,29 @@
 """Tiny videos, encoded by the tests themselves, whose frames show their own number."""
 
+import os
 from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
 
+DEMO = Path(os.environ.get("QTOOL_DATA", "")) / "video-demo"
+needs_demo = pytest.mark.skipif(
+    "QTOOL_DATA" not in os.environ or not DEMO.is_dir(),
+    reason="QTOOL_DATA holds no video-demo folder",
+)
 BITS = 6
 STRIPE = 8
 WIDTH, HEIGHT = BITS * STRIPE, 32
 
 
-def picture(number: int, colour: int = 0) -> np.ndarray:
+def picture(number: int) -> np.ndarray:
     """Return a frame (H, W, 3): stripe k is white where bit k of `number` is set."""
     frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     for bit in range(BITS):
         if number >> bit & 1:
             frame[:, bit * STRIPE : (bit + 1) * STRIPE] = 255
-    frame[: HEIGHT // 4] = colour
     return frame
 
 
@@ -33,20 +39,20 @@ def write_video(
     count: int = 30,
     first: int = 0,
     b_frames: int = 0,
-    rate: int = 10,
+    step: int = 1,
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Write `count` numbered frames, a key frame every 12, time starting at frame `first`."""
+    """Write frames 0, `step`, ..., 10 a second; time starts `first` frames late."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream = container.add_stream(codec, rate=10, options=options or {})
         stream.width, stream.height = WIDTH, HEIGHT
         stream.pix_fmt = {"ffv1": "bgr0", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
         stream.codec_context.gop_size = 12
         stream.codec_context.max_b_frames = b_frames
         stream.codec_context.thread_count = 1
         for number in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(number), "rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(step * number), "rgb24")
             frame.pts = first + number
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

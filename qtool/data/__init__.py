@@ -23,13 +23,52 @@ DATASETS = {
         "load_cifar10",
         "CIFAR-10, published binary files in --data or $QTOOL_DATA: 50,000 + 10,000 images",
     ),
+    "kinetics": (
+        "qtool.data.kinetics",
+        "load_kinetics",
+        "Kinetics or Mini-Kinetics, published csv files and cut videos in --data",
+    ),
+    "activitynet": (
+        "qtool.data.activitynet",
+        "load_activitynet",
+        "ActivityNet, published json file and videos in --data",
+    ),
+    "video_frames": (
+        "qtool.data.video_lists",
+        "load_video_frames",
+        "videos as folders of frames, with train and val lists in --data",
+    ),
+    "video_files": (
+        "qtool.data.video_lists",
+        "load_video_files",
+        "video files, with train and val lists in --data",
+    ),
+}
+# Data sets of which these settings of a recipe decide the images.
+_CLIPS = ("image_size", "frames")
+_SHAPED = {
+    "kinetics": _CLIPS,
+    "activitynet": _CLIPS,
+    "video_frames": _CLIPS,
+    "video_files": _CLIPS,
 }
 
 
-def load_dataset(name: str, folder: Path | None = None) -> DataSet:
-    """Load data set `name`; `folder` overrides where its files are looked for."""
+def load_dataset(
+    name: str, folder: Path | None = None, image_size: int = 0, frames: int = 0
+) -> DataSet:
+    """Load data set `name`; `folder` overrides where its files are looked for.
+
+    Args:
+        name: key of `DATASETS`.
+        folder: value of ``--data``.
+        image_size: side of images that have no size of their own, in pixels; 0: the usual.
+        frames: images a clip of video; 0: the usual.
+    """
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
     module, function, _ = DATASETS[name]
-    loaded: DataSet = getattr(import_module(module), function)(folder)
+    options = {"image_size": image_size, "frames": frames}
+    options = {key: options[key] for key in _SHAPED.get(name, ())}
+    loaded: DataSet = getattr(import_module(module), function)(folder, **options)
     return loaded
