@@ -144,14 +144,15 @@ def test_files_that_are_no_whole_videos(
     assert "\n" not in str(caught.value)
 
 
-def test_noise_inside_never_gives_another_frame_silently(tmp_path: Path) -> None:
+def test_damage_inside_a_video_is_refused(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", "libx264", b_frames=2)
-    data = bytearray(path.read_bytes())
-    start = data.find(b"mdat") + 700
-    data[start : start + 40] = bytes(40)
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="damaged"):
-        read_video(path, np.arange)
+    whole = path.read_bytes()
+    for place in np.linspace(
+        whole.find(b"mdat") + 900, whole.find(b"moov") - 100, 12, dtype=int
+    ):
+        path.write_bytes(whole[:place] + bytes(30) + whole[place + 30 :])
+        with pytest.raises(UserError, match="is damaged"):
+            read_video(path, np.arange)
 
 
 @needs_demo
@@ -165,3 +166,14 @@ def test_sought_frames_of_real_videos_are_those_counted(name: str) -> None:
     numbers = np.linspace(0, len(counted) - 1, 9).astype(np.int64)
     sought = read_video(DEMO / name, lambda count: numbers[numbers < count])
     assert np.array_equal(sought, np.stack([counted[number] for number in numbers]))
+
+
+@needs_demo
+def test_a_flipped_bit_before_the_last_frame_wanted_is_refused(tmp_path: Path) -> None:
+    whole = (DEMO / "mmaction2_part_0.mp4").read_bytes()
+    for place in np.linspace(whole.find(b"mdat") + 2000, len(whole) - 20_000, 4, dtype=int):
+        flipped = whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :]
+        (tmp_path / "a.mp4").write_bytes(flipped)
+        # FFmpeg shows something, and says only in passing that it is incomplete.
+        with pytest.raises(UserError, match="is damaged: frame 31 is incomplete"):
+            read_video(tmp_path / "a.mp4", only(31))

@@ -70,6 +70,13 @@ def test_folders_of_frames(tmp_path: Path, train: str, val: str, base: str, name
     assert seen(data.test, 0) == ([9, 11, 13, 15] if late else [2, 6, 10, 14])
 
 
+def test_frames_may_be_numbered_from_0(tmp_path: Path) -> None:
+    write_frames(tmp_path / "a", 16, "{:04}.jpg", first=0)
+    assert (
+        seen(load("video_frames", write_lists(tmp_path, "a 16 0", "a 16 0")).test, 0)[0] == 2
+    )
+
+
 @pytest.mark.parametrize("base", ["", "videos", "videos_{}"])
 def test_video_files(tmp_path: Path, base: str) -> None:
     for split in ("train", "val"):

@@ -16,11 +16,15 @@ _NUMBERED = re.compile(r"(.*?)(\d+)(\.(?:jpe?g|png|webp|bmp))", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class FrameFolders:
-    """Reader of clips whose frames are `prefix`, number with `digits` digits, `suffix`."""
+    """Reader of clips whose frames are `prefix`, number with `digits` digits, `suffix`.
+
+    `first` is the number of a video's first frame, 0 or 1.
+    """
 
     prefix: str
     digits: int
     suffix: str
+    first: int
 
     def __call__(self, clip: Clip, choose: Choose) -> list[Frame]:
         """Return chosen frames of `clip`, (H, W, 3) uint8 RGB each.
@@ -56,7 +60,7 @@ def find_frame_names(folder: Path) -> FrameFolders:
         raise UserError(f"folder of video frames {folder} does not exist") from None
     for name in names:
         if match := _NUMBERED.fullmatch(name):
-            return FrameFolders(match[1], len(match[2]), match[3])
+            return FrameFolders(match[1], len(match[2]), match[3], min(int(match[2]), 1))
     raise UserError(
         f"folder of video frames {folder}: no numbered pictures such as img_00001.jpg in it"
     )

@@ -125,20 +125,19 @@ def _pixels(frame: av.VideoFrame) -> Frame:
 
 def _counted(path: Path, numbers: list[int]) -> dict[int, Frame]:
     """Decode from the beginning; a number behind the last frame gives the last one."""
-    found: dict[int, Frame] = {}
+    found: dict[int, av.VideoFrame] = {}
     with _opened(path) as (container, stream):
         last = None
         for number, last in enumerate(container.decode(stream)):
+            if last.is_corrupt:
+                raise UserError(f"video {path} is damaged: frame {number} is incomplete")
             if number in numbers:
-                found[number] = _pixels(last)
+                found[number] = last
             if number == numbers[-1]:
-                return found
+                break
         if last is None:
             raise UserError(f"video {path} is empty: none of its frames can be decoded")
-        return found | dict.fromkeys(
-            [number for number in numbers if number not in found],
-            _pixels(last),
-        )
+        return {number: _pixels(found.get(number, last)) for number in numbers}
 
 
 def _sought(
@@ -151,26 +150,37 @@ def _sought(
 ) -> dict[int, Frame]:
     """Decode frame `numbers`, those with the same last key frame together."""
     found: dict[int, Frame] = {}
-
-    def key_before(number: int) -> int:
-        return int(np.searchsorted(keys, timeline.times[number], "right")) - 1
-
-    for key, group in groupby(numbers, key_before):
+    behind = dict(
+        zip(numbers, np.searchsorted(keys, timeline.times[numbers], "right"), strict=True)
+    )
+    for key, group in groupby(numbers, behind.__getitem__):
         members = list(group)
         times = timeline.times[members].tolist()
-        frames = None
-        back = 1
-        while frames is None and key >= 0:
-            container.seek(int(keys[key]), stream=stream)
-            frames = _frames_at(container, stream, times, int(keys[key]))
-            key, back = key - back, 2 * back
+        frames = _from_keys(container, stream, times, keys[:key].tolist())
         if frames is None:
             with _opened(path) as (again, beginning):
                 frames = _frames_at(again, beginning, times, None)
         if frames is None:
-            raise UserError(f"video {path} is damaged: frame {members[0]} cannot be decoded")
+            raise UserError(f"video {path} is damaged: frame {members[0]} is incomplete")
         found |= zip(members, frames, strict=True)
     return found
+
+
+def _from_keys(
+    container: InputContainer, stream: VideoStream, times: list[int], keys: list[int]
+) -> list[Frame] | None:
+    """Decode from the last of `keys`, or, where that fails, ever farther back."""
+    place, back = len(keys) - 1, 1
+    while place >= 0:
+        try:
+            container.seek(keys[place], stream=stream)
+            frames = _frames_at(container, stream, times, keys[place])
+        except av.FFmpegError:
+            frames = None
+        if frames is not None:
+            return frames
+        place, back = place - back, 2 * back
+    return None
 
 
 def _frames_at(
@@ -178,26 +188,26 @@ def _frames_at(
 ) -> list[Frame] | None:
     """Decode on from here and return what is shown at each of `times`, increasing.
 
-    None if the first frame is not a key frame at `key` or before: then others are missing.
+    None if a frame on the way is incomplete, because later ones build on it, or if the first
+    is not a key frame at `key` or before.
     """
-    frames: list[Frame] = []
+    found: list[av.VideoFrame] = []
     shown = None
     for frame in container.decode(stream):
         if frame.pts is None:
             continue
-        if shown is None and key is not None and (not frame.key_frame or frame.pts > key):
+        astray = key is not None and (not frame.key_frame or frame.pts > key)
+        if frame.is_corrupt or (shown is None and astray):
             return None
-        while shown is not None and frame.pts > times[len(frames)]:
-            # No frame has exactly this time: the one before is still shown.
-            frames.append(_pixels(shown))
-            if len(frames) == len(times):
-                return frames
+        # Where no frame has exactly the time, the one before is still shown.
+        while shown and len(found) < len(times) and frame.pts > times[len(found)]:
+            found.append(shown)
         shown = frame
-        if frame.pts == times[len(frames)]:
-            frames.append(_pixels(frame))
-            if len(frames) == len(times):
-                return frames
+        if len(found) < len(times) and frame.pts == times[len(found)]:
+            found.append(frame)
+        if len(found) == len(times):
+            break
     if shown is None:
         return None
-    rest = _pixels(shown)
-    return frames + [rest] * (len(times) - len(frames))
+    found += [shown] * (len(times) - len(found))
+    return [_pixels(frame) for frame in found]

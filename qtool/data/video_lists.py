@@ -1,7 +1,7 @@
 """Annotation lists of videos: a clip a line, with the number of its class.
 
     folder first last class    frames of a video, as Video-Dataset-Loading-Pytorch lists them
-    folder count class         frames 1 to count, as mmaction2 lists them (rawframes)
+    folder count class         its first frames, as mmaction2 lists them (rawframes)
     file class                 a video file, as mmaction2 lists them (videos)
 
 Separated by spaces, ``;`` or ``,``; empty lines and those that start with # are skipped. A
@@ -109,11 +109,12 @@ def _source(
     shape: tuple[int, int],
 ) -> VideoSource:
     base = _base(root, split, kind, entries[0][1])
-    clips = [_clip(base, line, name, numbers[:-1]) for line, name, numbers in entries]
+    reader = find_frame_names(base / entries[0][1]) if kind == _FRAMES else None
+    first = reader.first if reader else 0
+    clips = [_clip(base, line, name, numbers, first) for line, name, numbers in entries]
     _require_files(listed, clips)
-    reader = find_frame_names(Path(clips[0].path)) if kind == _FRAMES else read_file
     labels = np.array([numbers[-1] for _, _, numbers in entries], np.int64)
-    return VideoSource(clips, labels, listed, reader, *shape)
+    return VideoSource(clips, labels, listed, reader or read_file, *shape)
 
 
 def _base(root: Path, split: str, kind: str, first: str) -> Path:
@@ -123,12 +124,12 @@ def _base(root: Path, split: str, kind: str, first: str) -> Path:
     return found[0] if found else root
 
 
-def _clip(base: Path, line: int, name: str, numbers: list[int]) -> Clip:
-    """Return the clip of a list's entry; `numbers` are those before the class."""
+def _clip(base: Path, line: int, name: str, numbers: list[int], start: int) -> Clip:
+    """Return the clip of a list's entry; `start` numbers the first frame of a whole video."""
     path = str(base / name)
-    if not numbers:
+    if len(numbers) == 1:
         return Clip(path, 0, math.inf, line)
-    first, last = (1, numbers[0]) if len(numbers) == 1 else numbers
+    first, last = (start, start + numbers[0] - 1) if len(numbers) == 2 else numbers[:2]
     return Clip(path, first, last, line)
 
 
