@@ -70,6 +70,14 @@ def test_folders_of_frames(tmp_path: Path, train: str, val: str, base: str, name
     assert seen(data.test, 0) == ([9, 11, 13, 15] if late else [2, 6, 10, 14])
 
 
+def test_a_list_in_the_folder_of_each_split(tmp_path: Path) -> None:
+    for split, count in (("train", 8), ("test", 16)):
+        write_frames(tmp_path / split / "run/0001", count)
+        (tmp_path / split / "annotations.txt").write_text(f"run/0001 1 {count} 0\n")
+    data = load("video_frames", tmp_path)
+    assert seen(data.train, 0) == [1, 3, 5, 7] and seen(data.test, 0) == [2, 6, 10, 14]
+
+
 def test_frames_may_be_numbered_from_0(tmp_path: Path) -> None:
     write_frames(tmp_path / "a", 16, "{:04}.jpg", first=0)
     assert (
@@ -117,9 +125,12 @@ def test_kinetics(tmp_path: Path) -> None:
 
 
 def test_mini_kinetics(tmp_path: Path) -> None:
-    write_kinetics(tmp_path)
-    (tmp_path / "train_ytid_list.txt").write_text("idB\n")
-    (tmp_path / "val_ytid_list.txt").write_text("idC\n")
+    root = write_kinetics(tmp_path / "kinetics")
+    (root / "train_ytid_list.txt").write_text("idB\n")
+    (root / "val_ytid_list.txt").write_text("idC\n")
+    (root / "annotations").mkdir()
+    for path in root.glob("*.csv"):
+        path.rename(root / "annotations" / path.name)
     data = load("kinetics", tmp_path)
     assert data.classes == 1 and len(data.train) == len(data.test) == 1
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qtool.data.annotations import find_annotations
-from qtool.data.folders import data_folder
+from qtool.data.folders import data_folder, nested_folder
 from qtool.data.images import DataSet
 from qtool.data.video import Clip
 from qtool.data.video_names import NamedClips, find_videos, named_data_set
@@ -32,7 +32,7 @@ def load_activitynet(folder: Path | None, image_size: int = 0, frames: int = 0) 
     Raises:
         UserError: annotations that are missing or of another shape; no videos.
     """
-    root = data_folder("activitynet", folder)
+    root = nested_folder(data_folder("activitynet", folder), "activitynet")
     path = find_annotations(root, "*.json", ("activity",))
     database = read_json(path, "annotations").get("database")
     if not isinstance(database, dict):

@@ -10,7 +10,8 @@ def find_annotations(root: Path, pattern: str, words: Sequence[str], kind: str =
     """Return the one file in `root` that fits `pattern` and has the first possible word.
 
     Args:
-        root: folder.
+        root: folder of the data set; they can also be in its folder ``annotations``, or, as
+            ``annotations.*``, in one of the name of the word.
         pattern: such as ``*.csv``.
         words: of which a name has one, in lower case; earlier ones are preferred.
         kind: what the name also has, where several are left without.
@@ -18,10 +19,12 @@ def find_annotations(root: Path, pattern: str, words: Sequence[str], kind: str =
     Raises:
         UserError: no such file, or several.
     """
-    files = [path for path in sorted(root.glob(pattern)) if "ytid" not in path.stem]
+    paths = sorted(root.glob(pattern)) or sorted((root / "annotations").glob(pattern))
+    files = [path for path in paths if "ytid" not in path.stem]
     for word in words:
         found = [path for path in files if word in path.stem.lower()]
         found = [path for path in found if kind in path.stem.lower()] or found
+        found = found or sorted((root / word).glob(f"annotations{pattern[1:]}"))
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise UserError(f"data folder {root}: several annotations {names}, expected one")

@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 
 from qtool.data.annotations import find_annotations, numbered_lines
-from qtool.data.folders import data_folder
+from qtool.data.folders import data_folder, nested_folder
 from qtool.data.images import DataSet
 from qtool.data.video import Clip
 from qtool.data.video_names import NamedClips, find_videos, named_data_set
@@ -35,18 +35,19 @@ def load_kinetics(folder: Path | None, image_size: int = 0, frames: int = 0) -> 
     Raises:
         UserError: annotations that are missing or of another shape; no videos.
     """
-    root = data_folder("kinetics", folder)
+    root = nested_folder(data_folder("kinetics", folder), "kinetics")
     train_csv = find_annotations(root, "*.csv", ("train",))
     test_csv = find_annotations(root, "*.csv", ("val", "test"))
     videos = find_videos(root)
-    train = _read_csv(train_csv, videos, _subset(root / "train_ytid_list.txt"))
-    test = _read_csv(test_csv, videos, _subset(root / "val_ytid_list.txt"))
+    train = _read_csv(train_csv, videos, _subset(root, "train"))
+    test = _read_csv(test_csv, videos, _subset(root, "val"))
     return named_data_set("kinetics", root, train, test, image_size, frames)
 
 
-def _subset(path: Path) -> set[str] | None:
-    """Return the YouTube ids in a list of Mini-Kinetics; None: there is none, all count."""
-    return {text for _, text in numbered_lines(path)} if path.exists() else None
+def _subset(root: Path, split: str) -> set[str] | None:
+    """Return the YouTube ids in the list of Mini-Kinetics; None: there is none, all count."""
+    lists = sorted(root.glob(f"*{split}_ytid_list.txt"))
+    return {text for _, text in numbered_lines(lists[0])} if lists else None
 
 
 def _read_csv(path: Path, videos: dict[str, str], subset: set[str] | None) -> NamedClips:

@@ -5,9 +5,10 @@
     file class                 a video file, as mmaction2 lists them (videos)
 
 Separated by spaces, ``;`` or ``,``; empty lines and those that start with # are skipped. A
-folder has two lists, ``*train*.txt`` and ``*val*.txt`` or ``*test*.txt``. What they name is
-in the folder itself or in one of its folders frames, videos, rawframes, train,
-rawframes_train, ... Classes are numbered from 0; the training list says how many there are.
+folder has two lists, ``*train*.txt`` and ``*val*.txt`` or ``*test*.txt``, or a list
+``annotations.txt`` in its folders train and val. What they name is in the folder itself or in
+one of its folders frames, videos, rawframes, train, rawframes_train, ... Classes are numbered
+from 0; the training list says how many there are.
 """
 
 import math
@@ -108,7 +109,7 @@ def _source(
     entries: list[_Entry],
     shape: tuple[int, int],
 ) -> VideoSource:
-    base = _base(root, split, kind, entries[0][1])
+    base = _base(root, (listed.parent.name, f"{kind}_{split}", split, kind), entries[0][1])
     reader = find_frame_names(base / entries[0][1]) if kind == _FRAMES else None
     first = reader.first if reader else 0
     clips = [_clip(base, line, name, numbers, first) for line, name, numbers in entries]
@@ -117,10 +118,9 @@ def _source(
     return VideoSource(clips, labels, listed, reader or read_file, *shape)
 
 
-def _base(root: Path, split: str, kind: str, first: str) -> Path:
-    """Return the folder that the first path of a list is relative to."""
-    names = (f"{kind}_{split}", split, kind, "frames" if kind == _FRAMES else "")
-    found = [root / name for name in names if (root / name / first).exists()]
+def _base(root: Path, names: Sequence[str], first: str) -> Path:
+    """Return the folder in `root` that the first path of a list is relative to."""
+    found = [root / name for name in (*names, "frames") if (root / name / first).exists()]
     return found[0] if found else root
 
 
