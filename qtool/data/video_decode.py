@@ -1,19 +1,13 @@
 """Frames of a video file, through PyAV (FFmpeg): frame k is always frame k.
 
-The packets are listed first, without decoding: their presentation times, sorted, number the
-frames, whatever order they are stored in and wherever time starts. A frame is then decoded
-from the last key frame before it. Where seeking really led is checked against that key
-frame's time, because with B-frames, and in containers without an index, it leads astray;
-then an earlier key frame is tried, in the end the beginning of the file.
-
-Containers that store no presentation times of their own (AVI, elementary streams) are decoded
-from the beginning, and their frames counted as they come out.
+A frame is decoded from the last key frame before it. Where seeking really led is checked
+against that key frame's time, because with B-frames, and in containers without an index, it
+leads astray; then an earlier key frame is tried, in the end the beginning of the file. Without
+presentation times, frames are decoded from the beginning and counted as they come out.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
@@ -23,36 +17,11 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from qtool.data.video_times import Timeline, list_packets, opened
 from qtool.errors import UserError
 
 Choose = Callable[[int], NDArray[np.int64]]
 Frame = NDArray[np.uint8]
-# FFmpeg's names of containers with the presentation time of every frame.
-_TIMED = {"mp4", "matroska", "mpegts", "flv"}
-_DEFAULT_RATE = 25
-
-
-@dataclass(frozen=True)
-class _Timeline:
-    """Presentation times of the frames, and of the key frames, in units of `unit` seconds.
-
-    `keys` is None where the times are only frame numbers and nothing can be sought.
-    """
-
-    times: NDArray[np.int64]
-    keys: NDArray[np.int64] | None
-    unit: float
-
-    def span(self, start: float, end: float) -> tuple[int, int]:
-        """Return the numbers of the first frame of `start` to `end` and of the one behind."""
-        ticks = self.times - self.times[0]
-        low, high = start / self.unit, end / self.unit
-        # A rounding error of the division is no tick.
-        first, behind = (int(n) for n in np.searchsorted(ticks, (low - 1e-6, high - 1e-6)))
-        if first >= behind:  # between two frames, or behind the last: what is shown then
-            first = max(int(np.searchsorted(ticks, low + 1e-6, "right")) - 1, 0)
-            behind = first + 1
-        return first, behind
 
 
 def read_video(
@@ -69,8 +38,8 @@ def read_video(
     Raises:
         UserError: the file is missing, damaged or holds no video.
     """
-    with _opened(path) as (container, stream):
-        timeline = _list_packets(path, container, stream)
+    with opened(path) as (container, stream):
+        timeline = list_packets(path, container, stream)
         first, behind = timeline.span(start, end)
         wanted = (first + choose(behind - first)).tolist()
         numbers = sorted(set(wanted))
@@ -81,43 +50,6 @@ def read_video(
     return [frames[number] for number in wanted]
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open `path`; whatever FFmpeg says inside the block becomes one line."""
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"video {path} holds no pictures: damaged, or sound only")
-            stream = container.streams.video[0]
-            # Data workers share the cores already.
-            stream.codec_context.thread_count = 1
-            yield container, stream
-    except FileNotFoundError:
-        raise UserError(f"video {path} does not exist") from None
-    except (av.FFmpegError, OSError) as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(f"video {path} is damaged or not a video: {reason}") from None
-
-
-def _list_packets(path: Path, container: InputContainer, stream: VideoStream) -> _Timeline:
-    packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-    if not packets:
-        raise UserError(f"video {path} is empty: it holds no frames")
-    if any(packet.is_corrupt for packet in packets):
-        raise UserError(f"video {path} is damaged: a frame of it is truncated")
-    times = {p.pts for p in packets}
-    timed = _TIMED & set(container.format.name.split(",")) and None not in times
-    if not timed or len(times) < len(packets) or stream.time_base is None:
-        rate = float(stream.average_rate or _DEFAULT_RATE)
-        return _Timeline(np.arange(len(packets)), None, 1 / rate)
-    keys = [p.pts for p in packets if p.is_keyframe]
-    return _Timeline(
-        np.sort(np.array([p.pts for p in packets], np.int64)),
-        np.sort(np.array(keys, np.int64)),
-        float(stream.time_base),
-    )
-
-
 def _pixels(frame: av.VideoFrame) -> Frame:
     pixels: Frame = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     return pixels
@@ -126,7 +58,7 @@ def _pixels(frame: av.VideoFrame) -> Frame:
 def _counted(path: Path, numbers: list[int]) -> dict[int, Frame]:
     """Decode from the beginning; a number behind the last frame gives the last one."""
     found: dict[int, av.VideoFrame] = {}
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         last = None
         for number, last in enumerate(container.decode(stream)):
             if last.is_corrupt:
@@ -144,7 +76,7 @@ def _sought(
     path: Path,
     container: InputContainer,
     stream: VideoStream,
-    timeline: _Timeline,
+    timeline: Timeline,
     keys: NDArray[np.int64],
     numbers: list[int],
 ) -> dict[int, Frame]:
@@ -158,7 +90,7 @@ def _sought(
         times = timeline.times[members].tolist()
         frames = _from_keys(container, stream, times, keys[:key].tolist())
         if frames is None:
-            with _opened(path) as (again, beginning):
+            with opened(path) as (again, beginning):
                 frames = _frames_at(again, beginning, times, None)
         if frames is None:
             raise UserError(f"video {path} is damaged: frame {members[0]} is incomplete")
