@@ -32,6 +32,8 @@ class Config:
         asymmetric: signed activations have zero points that fit their range.
         batch_size: images at a time.
         train_images: training images that are used, the first ones; 0 for all.
+        image_size: side of images that are files, in pixels; 0: usual of the data set.
+        frames: images a clip, of video; 0: 8.
         seed: of everything that is drawn.
     """
 
@@ -48,6 +50,8 @@ class Config:
     asymmetric: bool = False
     batch_size: int = 128
     train_images: int = 0
+    image_size: int = 0
+    frames: int = 0
     seed: int = 0
 
 
@@ -196,7 +200,9 @@ _RANGES = (
     ("float_epochs", 0, _MANY), ("meta_epochs", 0, _MANY), ("search_epochs", 0, _MANY),
     ("finetune_epochs", 0, _MANY), ("calibration_images", 1, _MANY), ("percentile", 50, 100),
     ("correction_images", 1, _MANY), ("compare_images", 0, _MANY),
-    ("workers", 0, 256), ("mean", -math.inf, math.inf), ("std", 1e-6, 1e6),
+    ("workers", 0, 256), ("image_size", 0, 4096), ("frames", 0, 256),
+    ("mean", -math.inf, math.inf),
+    ("std", 1e-6, 1e6),
 )  # fmt: skip
 _CHOICES = {
     "glue": ("mse", "minmax", "percentile"),

@@ -262,7 +262,10 @@ def damaged_frame(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "a/img_00002.jpg").unlink(), "img_00002.jpg does not exist"),
+        (
+            lambda folder: (folder / "a/img_00002.jpg").unlink(),
+            "img_00002.jpg is not readable: No such file",
+        ),
         (damaged_frame, "img_00003.jpg is damaged: .*[Tt]runcated"),
         (lambda folder: (folder / "a/img_00001.jpg").write_text("no"), "00001.jpg is damaged"),
     ],

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from qtool.data.decode import SUFFIXES, open_image
 from qtool.data.video import Clip
 from qtool.data.video_decode import Choose, Frame
 from qtool.errors import UserError
 
-_NUMBERED = re.compile(r"(.*?)(\d+)(\.(?:jpe?g|png|webp|bmp))", re.IGNORECASE)
+_NUMBERED = re.compile(r"(.*?)(\d+)(\.\w+)")
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,10 @@ class FrameFolders:
     def _read(self, folder: Path, number: int) -> Frame:
         path = folder / f"{self.prefix}{number:0{self.digits}d}{self.suffix}"
         try:
-            with Image.open(path) as picture:
-                return np.asarray(picture.convert("RGB"))
-        except FileNotFoundError:
-            raise UserError(f"video frame {path} does not exist") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"video frame {path} is damaged: {error}") from None
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"video frame {path} is not readable: {error.strerror}") from None
+        return np.asarray(open_image(data, str(path), "RGB"))
 
 
 def find_frame_names(folder: Path) -> FrameFolders:
@@ -59,7 +57,8 @@ def find_frame_names(folder: Path) -> FrameFolders:
     except OSError:
         raise UserError(f"folder of video frames {folder} does not exist") from None
     for name in names:
-        if match := _NUMBERED.fullmatch(name):
+        match = _NUMBERED.fullmatch(name)
+        if match and match[3].lower() in SUFFIXES:
             return FrameFolders(match[1], len(match[2]), match[3], min(int(match[2]), 1))
     raise UserError(
         f"folder of video frames {folder}: no numbered pictures such as img_00001.jpg in it"
