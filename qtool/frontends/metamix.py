@@ -43,6 +43,7 @@ from qtool.frontends.pretrain import (
 )
 from qtool.models import model_entry
 from qtool.nn.control import bit_costs, calibrate, initialise_weight_steps, select
+from qtool.nn.shared_prefix import SharedPrefix
 from qtool.progress import Progress
 from qtool.qspec import LayerBits, Selection
 from qtool.run import Run
@@ -99,15 +100,16 @@ def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> No
 
 def bit_meta(config: MetaMixConfig, model: nn.Module) -> tuple[Update, Losses]:
     """Return the step on the mean loss over the candidate bits (Eq. 1), and these losses."""
-    objective = make_objective(config)
+    objective, shared = make_objective(config), SharedPrefix(model)
 
     def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
         model.train()
         loss = objective.on(x, labels)
-        for bits in config.activation_bits:
-            select(model, Selection(default=LayerBits(32, bits)), weights=False)
-            logits = clip_logits(model(x), len(labels))
-            yield loss(logits), logits
+        with shared.passes(x) as run:
+            for bits in config.activation_bits:
+                select(model, Selection(default=LayerBits(32, bits)), weights=False)
+                logits = clip_logits(run(), len(labels))
+                yield loss(logits), logits
 
     return Update(config, model, config.meta_lr, len(config.activation_bits)), losses
 
