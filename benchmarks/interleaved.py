@@ -102,17 +102,25 @@ def _ask(name: str, engine: "subprocess.Popen[str]") -> tuple[float, float]:
     return wall, processor
 
 
-def serve(call: Callable[[], object]) -> None:
-    """For every line on standard input write the median milliseconds of `call`, twice."""
-    call()
+def serve(
+    call: Callable[[], object], least: int = 3, after: Callable[[], object] = bool
+) -> None:
+    """For every line on standard input write the median milliseconds of `call`, twice.
+
+    Args:
+        call: what is timed; first called at the first line, while the other models wait.
+        least: timed calls a line.
+        after: called at the end of each slice, untimed.
+    """
     for _ in sys.stdin:
         call()  # the other models had the caches
         wall: list[float] = []
         processor: list[float] = []
         end = time.perf_counter() + SLICE_S
-        while time.perf_counter() < end or len(wall) < 3:
+        while time.perf_counter() < end or len(wall) < least:
             began, worked = time.perf_counter(), time.process_time()
             call()
             processor.append(time.process_time() - worked)
             wall.append(time.perf_counter() - began)
+        after()
         print(json.dumps([1e3 * statistics.median(t) for t in (wall, processor)]), flush=True)

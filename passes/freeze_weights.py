@@ -65,7 +65,7 @@ class FreezeWeights(InPlacePass):
 
 def _leave_float(graph: ir.Graph, view: FakeQuant) -> None:
     """Let the layer read its float weight, and say whose it is."""
-    weight, bits = view.source, view.bits[0]
+    weight, bits = view.plain, view.bits[0]
     for reader in _readers(view.node.outputs[0]):
         props = reader.metadata_props
         props[LAYER_KEY], props[WEIGHT_BITS_KEY] = view.name, str(bits)
@@ -86,7 +86,7 @@ def _readers(weight: ir.Value) -> list[ir.Node]:
 
 
 def _half(graph: ir.Graph, view: FakeQuant) -> ir.Node:
-    weight = constant(view.source)
+    weight = constant(view.plain)
     if weight is None:
         raise UnsupportedError(f"layer {view.name}: weight is computed at run time")
     with np.errstate(over="ignore"):

@@ -40,6 +40,11 @@ class FakeQuant:
         return operand(self.node, 0)
 
     @property
+    def plain(self) -> ir.Value:
+        """The tensor as it is where it is not quantized."""
+        return operand(self.node, 2 if len(self.node.inputs) > 2 else 0)
+
+    @property
     def grid(self) -> Grid:
         """Grid of the first candidate; the same float32 |step| that training divided by."""
         step = np.float32(max(abs(float(self.steps[0, 0])), MIN_STEP))

@@ -18,7 +18,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from passes.graph import FakeQuant, add_constant, fake_quants
 from qtool.dialect import ACTIVATION_BITS_KEY
 from qtool.errors import UserError
-from qtool.qspec import FLOAT_WIDTHS, LayerBits, Selection
+from qtool.qspec import FLOAT_WIDTHS, Selection
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,15 @@ class ResolveBits(InPlacePass):
         chosen = {view.node: self._bits(view, view.name in ends) for view in views}
         modified = False
         for view in views:
-            if view.bits != (chosen[view.node],):
-                _keep(model.graph, view, chosen[view.node], self.selection.of(view.name))
+            bits = chosen[view.node]
+            if bits in FLOAT_WIDTHS and ACTIVATION_BITS_KEY not in view.node.metadata_props:
+                # What the input was asked for: its grid does not say.
+                asked = self.selection.of(view.name)
+                wanted = asked.activation if asked is not None and asked.is_float else bits
+                view.node.metadata_props[ACTIVATION_BITS_KEY] = str(wanted)
+                modified = True
+            if view.bits != (bits,):
+                _keep(model.graph, view, bits)
                 modified = True
         return PassResult(model, modified)
 
@@ -66,10 +73,7 @@ class ResolveBits(InPlacePass):
         )
 
 
-def _keep(graph: ir.Graph, view: FakeQuant, bits: int, asked: LayerBits | None) -> None:
-    if bits in FLOAT_WIDTHS and asked is not None:
-        # What the input was asked for: its grid does not say.
-        view.node.metadata_props[ACTIVATION_BITS_KEY] = str(asked.activation)
+def _keep(graph: ir.Graph, view: FakeQuant, bits: int) -> None:
     row = view.bits.index(bits) if bits in view.bits else 0
     steps = add_constant(graph, f"{view.name}.{view.role}.step", view.steps[row : row + 1])
     view.node.replace_input_with(1, steps)

@@ -7,12 +7,13 @@ and the check read is in their common base.
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from qtool.errors import UserError, unknown_name
-from qtool.qspec import ACTIVATION_BITS, WEIGHT_BITS, parse_uniform
+from qtool.qspec import ACTIVATION_BITS, FLOAT_WIDTHS, WEIGHT_BITS, parse_uniform
+from qtool.quantizers import QUANTIZERS
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class Config:
         frontend: who makes the run: a key of `CONFIGS`.
         activation_bits: candidates of every inner layer's input.
         weight_bits: bits, or candidates, of every inner layer's weight.
-        first_last_bits: weights and inputs of the first and the last layer.
+        first_last_bits: weights and inputs of the first and the last layer; 32: float.
         glue_bits: residual, pooling and output tensors.
         mean, std: per channel: the network sees (pixel / 255 - mean) / std; empty: as it is.
         asymmetric: signed activations have zero points that fit their range.
+        quantizer: of weights and layer inputs, as in `qtool.quantizers.QUANTIZERS`.
+        weight_quantizer, activation_quantizer: of one of them, if another; empty: `quantizer`.
         batch_size: images at a time.
         train_images: training images that are used, the first ones; 0 for all.
         seed: of everything that is drawn.
@@ -46,6 +49,9 @@ class Config:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     asymmetric: bool = False
+    quantizer: str = "lsq"
+    weight_quantizer: str = ""
+    activation_quantizer: str = ""
     batch_size: int = 128
     train_images: int = 0
     seed: int = 0
@@ -166,7 +172,39 @@ class PtqConfig(Config):
     compare_images: int = 1000
 
 
-CONFIGS: dict[str, type[Config]] = {"metamix": MetaMixConfig, "ptq": PtqConfig}
+@dataclass(frozen=True)
+class QatConfig(TrainConfig):
+    """Quantization-aware training at fixed bits; `activation_bits`, `weight_bits` stay empty.
+
+    Args:
+        bits: such as w4a4, with `first_last_bits` in the first and the last layer; or the path
+            of a bits.json, which names every layer.
+        weights: float weights to start from, a file or a run directory; empty for none.
+        float_epochs: of float training first, where there are no `weights`.
+        float_lr: learning rate then.
+        epochs: at the bits.
+        lr: learning rate then, of the weights.
+        teacher: also "float": the float network that training starts from.
+        calibration_images: training images, the first ones, that activation grids start from.
+    """
+
+    frontend: str = "qat"
+    activation_bits: tuple[int, ...] = ()
+    weight_bits: int | tuple[int, ...] = ()
+    bits: str = "w4a4"
+    weights: str = ""
+    float_epochs: int = 0
+    float_lr: float = 0.1
+    epochs: int = 10
+    lr: float = 0.01
+    calibration_images: int = 512
+
+
+CONFIGS: dict[str, type[Config]] = {
+    "metamix": MetaMixConfig,
+    "ptq": PtqConfig,
+    "qat": QatConfig,
+}
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -214,14 +252,15 @@ def _require_ranges(config: Config) -> None:
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for name, lowest, highest in _RANGES:
         for value in _items(values.get(name, ())):
-            if not lowest <= value <= highest:
+            floating = name == "first_last_bits" and value in FLOAT_WIDTHS
+            if not lowest <= value <= highest and not floating:
                 raise UserError(
                     f"recipe setting {name}: got {value}, expected {lowest:g} to {highest:g}"
                 )
     for name, known in _CHOICES.items():
         if name in values and values[name] not in known:
             raise unknown_name(f"recipe setting {name}", values[name], known)
-    for name in ("bits", "presets"):
+    for name in ("bits", "presets") if isinstance(config, PtqConfig) else ():
         for value in _items(values.get(name, ())):
             if parse_uniform(value) is None:
                 raise UserError(f"recipe setting {name}: got {value!r}, expected such as w4a8")
@@ -244,8 +283,8 @@ _RANGES = (
     ("glue_bits", ACTIVATION_BITS.start, ACTIVATION_BITS.stop - 1),
     ("batch_size", 1, _MANY), ("train_images", 0, _MANY), ("norm_batches", 1, _MANY),
     ("float_epochs", 0, _MANY), ("meta_epochs", 0, _MANY), ("search_epochs", 0, _MANY),
-    ("finetune_epochs", 0, _MANY), ("calibration_images", 1, _MANY), ("percentile", 50, 100),
-    ("correction_images", 1, _MANY), ("compare_images", 0, _MANY),
+    ("finetune_epochs", 0, _MANY), ("epochs", 0, _MANY), ("calibration_images", 1, _MANY),
+    ("percentile", 50, 100), ("correction_images", 1, _MANY), ("compare_images", 0, _MANY),
     ("mean", -math.inf, math.inf), ("std", 1e-6, 1e6), ("workers", 0, 256),
     ("label_smoothing", 0, 1), ("momentum", 0, 1), ("weight_decay", 0, _MANY),
     ("alpha_weight_decay", 0, _MANY), ("step_lr_factor", 0, _MANY), ("clip_norm", 0, _MANY),
@@ -253,7 +292,10 @@ _RANGES = (
     ("gamma", 0, _MANY), ("distill_weight", 0, 1), ("temperature", 1e-3, _MANY),
     ("checkpoint_minutes", 0, _MANY), ("checkpoint_steps", 0, _MANY),
 )  # fmt: skip
-_CHOICES = {
+_CHOICES: dict[str, Collection[str]] = {
+    "quantizer": QUANTIZERS,
+    "weight_quantizer": ("", *QUANTIZERS),
+    "activation_quantizer": ("", *QUANTIZERS),
     "glue": ("mse", "minmax", "percentile"),
     "correction": ("affine", "bias", "none"),
     "optimizer": ("sgd", "adam", "adamw"),

@@ -125,13 +125,18 @@ def _checked(bits: LayerBits, layer: str, where: str) -> LayerBits:
     return bits
 
 
-def read_selection(text: str) -> Selection:
-    """Return the selection that ``--bits`` names: ``w4a4`` or the path of a bits.json."""
+def read_selection(text: str, what: str = "--bits") -> Selection:
+    """Return the selection that `text` names: ``w4a4`` or the path of a bits.json.
+
+    Args:
+        text: what the user gave.
+        what: where, for the error.
+    """
     uniform = parse_uniform(text)
     if uniform is not None:
         return Selection(default=uniform)
     if not Path(text).exists():
-        raise UserError(f"--bits {text!r}: neither a pattern like w4a4 nor an existing file")
+        raise UserError(f"{what} {text!r}: neither a pattern like w4a4 nor an existing file")
     return selection_from_json(read_json(Path(text), "bits file"), text)
 
 

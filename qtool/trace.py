@@ -2,7 +2,10 @@
 
 A FakeQuant node has inputs (x, steps) and attributes ``name``, ``role``, ``bits`` (every
 candidate) and ``signed``; ``steps`` is (candidates, channels). Where zero points differ from
-`qspec.activation_window`, ``zero_points`` has one for each candidate. BatchNorm is not folded.
+`qspec.activation_window`, ``zero_points`` has one for each candidate. Where weights are not
+rounded as they are, ``scheme`` says how, x is what is rounded (normalised weights: torch
+computed it, so that no other tanh can differ), and a third input ``plain`` is the weight.
+BatchNorm is not folded.
 Which bits are used is decided later, by `passes.resolve_bits`.
 """
 
@@ -18,8 +21,9 @@ from onnx import defs
 from onnxscript import optimizer, values
 from torch import nn
 
-import qtool.nn.fake_quant  # noqa: F401  (registers torch.ops.qtool.fake_quant)
+import qtool.nn.fake_quant_op  # noqa: F401  (registers torch.ops.qtool.fake_quant)
 from qtool.errors import UnsupportedError
+from qtool.nn.control import baked
 from qtool.trace_shapes import simplify_shapes
 
 DOMAIN = "qtool"
@@ -31,13 +35,17 @@ def _schema() -> defs.OpSchema:
     kinds = defs.OpSchema.AttrType
     return defs.OpSchema(
         "FakeQuant", DOMAIN, 1,
-        inputs=[parameter("x", "T"), parameter("steps", "T")],
+        inputs=[
+            parameter("x", "T"), parameter("steps", "T"),
+            parameter("plain", "T", param_option=defs.OpSchema.FormalParameterOption.Optional),
+        ],
         outputs=[parameter("y", "T")],
         type_constraints=[("T", ["tensor(float)"], "")],
         attributes=[
             attribute("name", kinds.STRING, ""), attribute("role", kinds.STRING, ""),
             attribute("bits", kinds.INTS, ""), attribute("signed", kinds.INT, ""),
             attribute("zero_points", kinds.INTS, "", required=False),
+            attribute("scheme", kinds.STRING, "", required=False),
         ],
     )  # fmt: skip
 
@@ -53,10 +61,15 @@ def _translate(
     bits: Sequence[int],
     signed: bool,
     zero_points: Sequence[int],
+    scheme: str,
+    plain: Any = None,
 ) -> Any:
-    optional = {"zero_points": list(zero_points)} if zero_points else {}
+    optional: dict[str, Any] = {"zero_points": list(zero_points)} if zero_points else {}
+    if scheme != "symmetric":
+        optional["scheme"] = scheme
+    inputs = (x, steps) if plain is None else (x, steps, plain)
     return _FAKE_QUANT(
-        x, steps, name=name, role=role, bits=list(bits), signed=int(signed), **optional
+        *inputs, name=name, role=role, bits=list(bits), signed=int(signed), **optional
     )
 
 
@@ -101,7 +114,7 @@ def _export(model: nn.Module, input_shape: Sequence[int], optimize: bool) -> ir.
     # Channels-last weights would be traced as strided views.
     model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     try:
-        with _quiet():
+        with _quiet(), baked(model):
             program = torch.onnx.export(
                 model, (torch.zeros(2, *input_shape),), dynamo=True, opset_version=OPSET,
                 optimize=optimize, verbose=False,

@@ -296,6 +296,7 @@ def test_grids_of_a_network(network: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_networks_train_and_are_copied(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
     prepared = ready(network()).train()
     before = {name: p.detach().clone() for name, p in prepared.named_parameters()}
     optimizer = torch.optim.SGD(prepared.parameters(), 0.01)
@@ -480,7 +481,7 @@ class Twice(nn.Module):
          "layer op: AdaptiveAvgPool2d to 3: does not divide its 8x8 input"),
         (Twice(), QuantSpec(), None, UnsupportedError, "layer norm is called more than once"),
         (PreActivation(), QuantSpec(layers={"conv9": LayerBits(4, 4)}), None, UserError,
-         "QuantSpec.layers names conv9, which the model does not have (its layers: stem, co"),
+         "unknown layer or pattern in QuantSpec.layers 'conv9': did you mean conv2 or conv1?"),
         (PreActivation(), QuantSpec(weight_bits=9), None, UserError,
          "layer stem: weight bits 9 not supported, expected 1 to 8"),
         (PreActivation(), QuantSpec(activation_bits=()), None, UserError,

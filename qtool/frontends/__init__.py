@@ -15,7 +15,11 @@ from typing import Any
 
 from qtool.errors import unknown_name
 
-FRONTENDS = {"metamix": "qtool.frontends.metamix", "ptq": "qtool.frontends.ptq"}
+FRONTENDS = {
+    "metamix": "qtool.frontends.metamix",
+    "ptq": "qtool.frontends.ptq",
+    "qat": "qtool.frontends.qat",
+}
 
 
 def load_frontend(name: str) -> Any:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from qtool.averages import Averages
 from qtool.config import Config, MetaMixConfig, config_as
-from qtool.cost import format_count, total_bops, total_macs
+from qtool.cost import format_count
 from qtool.data.batches import to_batch
 from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet
@@ -32,6 +32,7 @@ from qtool.distributed import average_gradients
 from qtool.errors import UserError
 from qtool.frontends.bit_search import BitSearch
 from qtool.frontends.pretrain import (
+    bits_content,
     build_prepared,
     check_training,
     load_state,
@@ -43,11 +44,7 @@ from qtool.frontends.pretrain import (
 from qtool.models import model_entry
 from qtool.nn.control import bit_costs, calibrate, initialise_weight_steps, select
 from qtool.progress import Progress
-from qtool.qspec import (
-    LayerBits,
-    Selection,
-    layers_to_json,
-)
+from qtool.qspec import LayerBits, Selection
 from qtool.run import Run
 from qtool.schedules import cosine
 from qtool.training import Phase, accuracy, recalibrate_norms, run_phase
@@ -195,10 +192,7 @@ def _bits_content(
     costs = bit_costs(bit_search.model, data.shape, Selection(chosen))
     return {
         "budget_bops": bit_search.budget,
-        "bops": total_bops(costs),
-        "macs": total_macs(costs),
-        "layers": layers_to_json((cost.name, cost.bits) for cost in costs),
-        "layer_macs": {cost.name: cost.macs for cost in costs},
+        **bits_content(costs),
         "repaired": repaired,
         "finetuned": False,
     }

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qtool.averages import Averages
 from qtool.config import Config, TrainConfig
+from qtool.cost import LayerCost, total_bops, total_macs
 from qtool.data.batches import Batches
 from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet
@@ -22,7 +24,7 @@ from qtool.models.weights import fit_state, load_weights
 from qtool.nn.control import select, selected_bits
 from qtool.nn.prepare import QuantSpec, prepare
 from qtool.progress import Progress
-from qtool.qspec import Selection, parse_uniform
+from qtool.qspec import LayerBits, Selection, layers_to_json, parse_uniform
 from qtool.run import CORRECTIONS, Run
 from qtool.schedules import schedule_of
 from qtool.training import (
@@ -49,6 +51,21 @@ def build_network(config: Config, shape: Sequence[int], classes: int) -> nn.Modu
     return channels_last
 
 
+def network_with(config: Config, weights: str, data: DataSet) -> nn.Module:
+    """Return the recipe's float network with the weights in a file or a run directory.
+
+    Raises:
+        UserError: no such file or run, damaged, or of another network.
+    """
+    model, path = build_network(config, data.shape, data.classes), Path(weights)
+    if path.is_dir():
+        fit_state(model, Run.open(path).load_weights("float"), f"run {path}")
+    else:
+        network = model.network if isinstance(model, Normalised) else model
+        fit_state(network, load_weights(path), f"weights {path}")
+    return model
+
+
 def load_float(run: Run) -> nn.Module:
     """Return the trained float network."""
     model = build_float(run)
@@ -58,13 +75,34 @@ def load_float(run: Run) -> nn.Module:
 
 def build_prepared(run: Run, float_weights: bool = False) -> nn.Module:
     """Return the run's network with quantizers, from its initial or trained float weights."""
-    config = run.config
-    spec = QuantSpec(
-        config.activation_bits, config.weight_bits, config.first_last_bits, config.glue_bits,
-        asymmetric=config.asymmetric,
-    )  # fmt: skip
+    fixed = {} if run.config.activation_bits else run.selection().layers
     model = load_float(run) if float_weights else build_float(run)
-    return prepare(model, spec, run.input_shape)
+    return prepare(model, quant_spec(run.config, fixed), run.input_shape)
+
+
+def quant_spec(config: Config, layers: Mapping[str, LayerBits] | None = None) -> QuantSpec:
+    """Return what `prepare` puts into the recipe's network.
+
+    Args:
+        config: the recipe.
+        layers: bits of single layers, whatever the recipe says.
+    """
+    return QuantSpec(
+        config.activation_bits, config.weight_bits, config.first_last_bits, config.glue_bits,
+        asymmetric=config.asymmetric, layers=layers or {}, quantizer=config.quantizer,
+        weight_quantizer=config.weight_quantizer,
+        activation_quantizer=config.activation_quantizer,
+    )  # fmt: skip
+
+
+def bits_content(costs: Sequence[LayerCost]) -> dict[str, Any]:
+    """Return what every bits.json says of its layers."""
+    return {
+        "bops": total_bops(costs),
+        "macs": total_macs(costs),
+        "layers": layers_to_json((cost.name, cost.bits) for cost in costs),
+        "layer_macs": {cost.name: cost.macs for cost in costs},
+    }
 
 
 def load_deployed(run: Run, selection: Selection) -> nn.Module:
@@ -213,8 +251,13 @@ def train_float(
     phase = plain_phase("float", config, model, epochs, lr)
     run_phase(phase, run, batches, progress, resume)
     recalibrate_norms(model, batches, config.norm_batches)
+    save_float(run, model, data, progress)
+    run.drop_checkpoint()
+
+
+def save_float(run: Run, model: nn.Module, data: DataSet, progress: Progress) -> None:
+    """Measure the float network and save it as ``float.safetensors``."""
     result = accuracy(model, data.test)
     run.add_metrics(phase="float", test_accuracy=result)
     run.save_weights("float", model.state_dict())
-    run.drop_checkpoint()
     progress.note(f"float: test accuracy {result:.2f} %")

@@ -15,14 +15,12 @@ one: quantization-aware training can start from it.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from torch import Tensor, nn
 
 from qtool.config import Config, PtqConfig, config_as
-from qtool.cost import total_bops, total_macs
 from qtool.data.batches import to_batch
 from qtool.data.images import DataSet
 from qtool.errors import UserError
@@ -35,13 +33,11 @@ from qtool.frontends.calibration import (
     observe,
 )
 from qtool.frontends.correction import correct, float_outputs
-from qtool.frontends.pretrain import build_network, build_prepared
-from qtool.models.normalised import Normalised
-from qtool.models.weights import fit_state, load_weights
+from qtool.frontends.pretrain import bits_content, build_prepared, network_with, save_float
 from qtool.nn.control import bit_costs, select
 from qtool.nn.fake_quant import FakeQuantizer
 from qtool.progress import Progress
-from qtool.qspec import Selection, layers_to_json, parse_uniform
+from qtool.qspec import Selection, parse_uniform
 from qtool.report.glue import glue_table
 from qtool.run import CORRECTIONS, Run
 from qtool.training import accuracy
@@ -71,13 +67,7 @@ def _load_float(config: PtqConfig, data: DataSet) -> nn.Module:
             f"recipe {config.name} needs float weights: --set weights=FILE (.safetensors, "
             ".pt, .pth, .th) or the directory of a trained run"
         )
-    model, path = build_network(config, data.shape, data.classes), Path(config.weights)
-    if path.is_dir():
-        fit_state(model, Run.open(path).load_weights("float"), f"run {path}")
-    else:
-        network = model.network if isinstance(model, Normalised) else model
-        fit_state(network, load_weights(path), f"weights {path}")
-    return model
+    return network_with(config, config.weights, data)
 
 
 def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> Table | None:
@@ -89,7 +79,7 @@ def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> Table | 
     if resume and run.has_weights("model"):
         return None
     config = config_as(run.config, PtqConfig, f"run {run.folder}")
-    _measure_float(run, _load_float(config, data), data, progress)
+    save_float(run, _load_float(config, data), data, progress)
     progress.note("calibrating")
     start = _Calibrated.of(run, config, data)
     rows = _compare_glue(start, data, progress)
@@ -106,13 +96,6 @@ def search(run: Run, *_: Any) -> dict[str, Any]:
         f"run {run.folder} was made by frontend ptq, which searches no bits: choose them with "
         "qtool export --bits w4a4, or --bits FILE"
     )
-
-
-def _measure_float(run: Run, model: nn.Module, data: DataSet, progress: Progress) -> None:
-    result = accuracy(model, data.test)
-    run.add_metrics(phase="float", test_accuracy=result)
-    run.save_weights("float", model.state_dict())
-    progress.note(f"float: test accuracy {result:.2f} %")
 
 
 @dataclass
@@ -201,14 +184,7 @@ def _finish(
 ) -> None:
     """Save the model as it is, with its bits and its accuracy."""
     costs = bit_costs(model, data.shape, Selection(default=parse_uniform(config.bits)))
-    run.save_bits(
-        {
-            "bops": total_bops(costs),
-            "macs": total_macs(costs),
-            "layers": layers_to_json((cost.name, cost.bits) for cost in costs),
-            "layer_macs": {cost.name: cost.macs for cost in costs},
-        }
-    )
+    run.save_bits(bits_content(costs))
     result = accuracy(model, data.test)
     run.add_metrics(phase="ptq", bits=config.bits, test_accuracy=result)
     run.save_weights("model", model.state_dict())

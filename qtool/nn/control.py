@@ -1,6 +1,7 @@
 """What a frontend does to a prepared model as a whole: select bits, calibrate, count."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
     """
     for quantizer in quantizers(model):
         quantizer.mix = None
-        quantizer.selected = quantizer.bits[0]
+        quantizer.selected = quantizer.default
         chosen = selection.of(quantizer.name)
         if quantizer.role == "weight" and not weights:
             quantizer.selected = None
@@ -76,6 +77,21 @@ def initialise_weight_steps(model: nn.Module) -> None:
         layer.weight_quant.initialise(layer.layer.weight)
 
 
+@contextmanager
+def baked(model: nn.Module) -> Iterator[None]:
+    """Within this context, what a trace shall hold as constants is computed already."""
+    try:
+        for layer in quant_layers(model):
+            layer.weight_quant.bake(layer.layer.weight)
+        for quantizer in quantizers(model):
+            if quantizer.role != "weight":
+                quantizer.bake()
+        yield
+    finally:
+        for quantizer in quantizers(model):
+            quantizer.unbake()
+
+
 def layer_macs(model: nn.Module, shape: Sequence[int]) -> list[tuple[str, int]]:
     """Return (layer, MACs) of a prepared model, named as in the user's model."""
 
@@ -101,6 +117,8 @@ def _layer_bits(layer: QuantLayer, selection: Selection) -> LayerBits:
     asked = selection.of(layer.name)
     if asked is not None and asked.is_float:
         return asked
+    if layer.weight_quant.default is None:
+        return LayerBits(layer.weight_quant.bits[0], layer.weight_quant.bits[0])
     return LayerBits(_bits(layer.weight_quant), _bits(layer.input_quant))
 
 

@@ -27,15 +27,18 @@ from torch.fx.passes.shape_prop import ShapeProp
 from qtool.errors import UnsupportedError
 from qtool.nn.affine import QuantAffine
 from qtool.nn.capture import capture
+from qtool.nn.defer import defer
 from qtool.nn.fake_quant import FakeQuantizer, Role
 from qtool.nn.graph_view import GraphView
 from qtool.nn.normal_form import Sizes, normalise
 from qtool.nn.operators import Kind
 from qtool.nn.quant_layer import Layer, Norm, QuantLayer
 from qtool.nn.shared_grid import SharedGrid
-from qtool.nn.spec import QuantSpec
+from qtool.nn.spec import LayerSpec, QuantSpec
+from qtool.quantizers import weight_quantizer
+from qtool.quantizers.weight import WeightOptions
 
-__all__ = ["QuantSpec", "prepare"]
+__all__ = ["LayerSpec", "QuantSpec", "prepare"]
 
 
 def prepare(
@@ -117,13 +120,19 @@ class _Preparer:
         for node in self.view.nodes:
             if isinstance(self.view.module(node), nn.BatchNorm2d):
                 self._quantize_norm(node)
+        defer(self.view)
         self.gm.graph.lint()
         self.gm.recompile()
         self.gm.delete_all_unused_submodules()
         return self.gm
 
     def _quantizer(
-        self, name: str, role: Role, bits: tuple[int, ...], source: fx.Node
+        self,
+        name: str,
+        role: Role,
+        bits: tuple[int, ...],
+        source: fx.Node,
+        kind: str = "lsq",
     ) -> FakeQuantizer:
         """Return a quantizer of `source`'s values; the image's and gates' steps are fixed."""
         origin, step = self.view.origin(source), None
@@ -135,7 +144,7 @@ class _Preparer:
         ceiling = math.inf if bounds is None or bounds[1] <= 0 else bounds[1]
         return FakeQuantizer(
             name, role, bits, signed, step=step, asymmetric=self.spec.asymmetric,
-            ceiling=ceiling,
+            ceiling=ceiling, kind=kind if step is None else "lsq", shared=self.spec.shared,
         )  # fmt: skip
 
     def _quantize_layer(self, node: fx.Node, is_end: bool) -> None:
@@ -148,11 +157,18 @@ class _Preparer:
         if norm_node is not None:
             self._check_norm(norm_node)
         is_end = is_end or self.view.origin(source).op == "placeholder"
-        weight_bits, activation_bits = self.spec.of(name, is_end)
+        plan, spec = self.spec.of(name, is_end), self.spec
+        per_channel = spec.per_channel
+        if per_channel is None:
+            per_channel = weight_quantizer(plan.weight).per_channel
         weight_quant = FakeQuantizer(
-            name, "weight", weight_bits, signed=True, channels=layer.weight.shape[0]
+            name, "weight", plan.weight_bits, signed=True, channels=layer.weight.shape[0],
+            kind=plan.weight, shared=spec.shared,
+            options=WeightOptions(per_channel, rescale=norm is None),
+        )  # fmt: skip
+        input_quant = self._quantizer(
+            name, "activation", plan.activation_bits, source, plan.activation
         )
-        input_quant = self._quantizer(name, "activation", activation_bits, source)
         self.gm.set_submodule(name, QuantLayer(name, layer, norm, input_quant, weight_quant))
         if norm_node is not None:
             norm_node.replace_all_uses_with(node)
@@ -214,7 +230,8 @@ def _share(reader: nn.Module | None, grid: FakeQuantizer) -> None:
     """Let a layer that reads a tensor at the bits of its grid read it on that grid."""
     if isinstance(reader, QuantLayer):
         own = reader.input_quant
-        if (own.bits, own.signed, own.asymmetric) == (grid.bits, grid.signed, grid.asymmetric):
+        mine = (own.bits, own.signed, own.asymmetric, own.kind)
+        if mine == (grid.bits, grid.signed, grid.asymmetric, grid.kind):
             reader.input_quant = SharedGrid(reader.name, grid)
 
 

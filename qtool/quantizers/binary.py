@@ -27,7 +27,8 @@ class _Binary(torch.autograd.Function):
         grad_step = None
         if ctx.needs_input_grad[1]:
             signed = torch.where(w >= 0, grad, -grad)
-            grad_step = signed.sum_to_size(step.shape) / math.sqrt(w.numel() / step.numel())
+            total = signed.double().sum_to_size(step.shape)
+            grad_step = (total / math.sqrt(w.numel() / step.numel())).to(step.dtype)
         return grad, grad_step
 
 

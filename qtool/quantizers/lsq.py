@@ -7,36 +7,49 @@ dx_hat/dx = 1 inside, 0 outside  (Eq. 5)
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from qtool.qspec import MIN_STEP, weight_limit
+from qtool.quantizers.activation import ActivationQuantizer
+from qtool.quantizers.binary import binary
+from qtool.quantizers.uniform import uniform
+from qtool.quantizers.weight import WeightOptions, per_row
 
-class _LSQ(torch.autograd.Function):
-    """x (any shape), step (scalar, or shaped to broadcast over x) -> x_hat, like x."""
+ACTIVATION = ActivationQuantizer("step", "lsq", scaled=True)
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
-        v = x / step
-        ctx.save_for_backward(v, step)
-        ctx.limits = (qn, qp)
-        return v.clamp(-qn, qp).round_().mul_(step)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad,) = grads
-        v, step = ctx.saved_tensors
-        qn, qp = ctx.limits
-        clipped = v.clamp(-qn, qp)
-        inside = v == clipped
-        grad_step = None
-        if ctx.needs_input_grad[1]:
-            slope = clipped.round_().sub_(v * inside)
-            count = v.numel() / step.numel()
-            scaled = slope.mul_(grad).mul_(1 / math.sqrt(count * max(qp, 1)))
-            grad_step = scaled.sum_to_size(step.shape) if step.ndim else scaled.sum()
-        return grad * inside, grad_step, None, None
+class LsqWeight:
+    """Symmetric, narrow weights; see `qtool.quantizers.weight.WeightQuantizer`.
+
+    One bit is `qtool.quantizers.binary`.
+    """
+
+    scheme, learned, widest, per_channel = "symmetric", True, 8, True
+
+    def __init__(self, options: WeightOptions) -> None:
+        self.options = options
+
+    def source(self, w: Tensor) -> Tensor:
+        """Return `w` itself."""
+        return w
+
+    def scale(self, w: Tensor, bits: int, step: Tensor | None) -> Tensor:
+        """Return the positive step, (C,) or (1,)."""
+        if step is None:
+            raise ValueError("LSQ weights have a step")
+        return step.abs().clamp_min(MIN_STEP)
+
+    def quantize(self, w: Tensor, bits: int, step: Tensor | None) -> Tensor:
+        """Return w_hat, like `w`."""
+        scale = per_row(self.scale(w, bits, step), w)
+        if bits == 1:
+            return binary(w, scale)
+        return lsq(w, scale, weight_limit(bits), weight_limit(bits))
+
+
+WEIGHT = LsqWeight
 
 
 def lsq(x: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
@@ -48,8 +61,8 @@ def lsq(x: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
         qn: number of negative codes.
         qp: number of positive codes.
     """
-    out: Tensor = _LSQ.apply(x, step, qn, qp)  # type: ignore[no-untyped-call]
-    return out
+    factor = 1 / math.sqrt(x.numel() / step.numel() * max(qp, 1))
+    return uniform(x, step, qn, qp, "lsq", factor)
 
 
 def mse_step(x: Tensor, qn: int, qp: int, candidates: int = 64) -> Tensor:

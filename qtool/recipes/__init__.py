@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from qtool.config import Config, MetaMixConfig, PtqConfig
+from qtool.config import Config, MetaMixConfig, PtqConfig, QatConfig
 from qtool.errors import unknown_name
 
 
@@ -36,10 +36,82 @@ def ptq_resnet56_cifar() -> PtqConfig:
     return replace(ptq_resnet20_cifar(), name="ptq_resnet56_cifar", model="resnet56")
 
 
+def qat_resnet20_cifar() -> QatConfig:
+    """CIFAR-10 ResNet-20 at W4A4, 8-bit ends: --set weights=FILE of float weights."""
+    images = ptq_resnet20_cifar()
+    return QatConfig(
+        name="qat_resnet20_cifar",
+        model=images.model,
+        dataset=images.dataset,
+        mean=images.mean,
+        std=images.std,
+        asymmetric=True,
+        augment=("crop4", "flip"),
+        weight_decay=1e-4,
+        float_epochs=160,
+        epochs=8,
+        teacher="float",
+        distill_weight=0.9,
+    )
+
+
+def qat_mobilenet_v2_cifar() -> QatConfig:
+    """CIFAR-10 MobileNet-v2 at W4A4, 8-bit ends: float training first, or weights=FILE."""
+    return replace(
+        qat_resnet20_cifar(),
+        name="qat_mobilenet_v2_cifar",
+        model="mobilenet_v2_cifar",
+        mean=(),
+        std=(),
+        calibration_images=128,
+    )
+
+
+def qat_mobilenet_v2() -> QatConfig:
+    """ImageNet MobileNet-v2 at W4A4, 8-bit ends: --set weights=FILE, such as torchvision's."""
+    return replace(
+        qat_mobilenet_v2_cifar(),
+        name="qat_mobilenet_v2",
+        model="mobilenet_v2",
+        dataset="imagenet",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        augment=("resized_crop", "flip"),
+        workers=8,
+        batch_size=256,
+        weight_decay=4e-5,
+        epochs=90,
+        lr=0.04,
+        warmup=0.05,
+        teacher="",
+        calibration_images=64,
+        norm_batches=200,
+    )
+
+
+def qat_fashion() -> QatConfig:
+    """Float training, then W4A4, on the embedded Fashion-MNIST subset: minutes."""
+    return QatConfig(
+        name="qat_fashion",
+        model="mobilenet_v2_small",
+        dataset="fashion_mnist_12k",
+        label_smoothing=0.1,
+        warmup=0.1,
+        float_epochs=8,
+        epochs=5,
+        lr=0.04,
+        teacher="float",
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     "metamix_fashion": metamix_fashion,
     "ptq_resnet20_cifar": ptq_resnet20_cifar,
     "ptq_resnet56_cifar": ptq_resnet56_cifar,
+    "qat_fashion": qat_fashion,
+    "qat_mobilenet_v2": qat_mobilenet_v2,
+    "qat_mobilenet_v2_cifar": qat_mobilenet_v2_cifar,
+    "qat_resnet20_cifar": qat_resnet20_cifar,
 }
 
 

@@ -1,0 +1,144 @@
+"""Quantization-aware training at fixed bits, from scratch or from float weights.
+
+1. The float network: `weights`, or `float_epochs` of training, or as the seed initialised it.
+2. Quantizers at exactly the bits of the recipe, uniform or those of a bits.json; steps start
+   where the squared error on training images is least.
+3. Weights and steps are trained together with the quantizer's published gradients
+   (`qtool.quantizers`), also towards a teacher's logits.
+4. BatchNorm statistics are averaged anew at the final weights.
+
+This is what a network reaches that is trained for just these bits: the "dedicated" row that
+adaptive methods are compared with.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from qtool.config import Config, QatConfig, config_as
+from qtool.cost import LayerCost
+from qtool.data.batches import to_batch
+from qtool.data.images import DataSet
+from qtool.errors import UserError
+from qtool.frontends.pretrain import (
+    bits_content,
+    build_network,
+    build_prepared,
+    make_batches,
+    network_with,
+    plain_phase,
+    quant_spec,
+    save_float,
+    train_float,
+)
+from qtool.nn.control import bit_costs, calibrate, select
+from qtool.nn.prepare import prepare
+from qtool.progress import Progress
+from qtool.qspec import LayerBits, Selection, read_selection
+from qtool.run import Run
+from qtool.training import accuracy, recalibrate_norms, run_phase
+
+NEXT = "qtool export {run} --target onnx -o model.onnx"
+# The teacher that is the float network itself, which does not exist before it is trained.
+FLOAT = "float"
+
+
+def check(config: Config, data: DataSet) -> None:
+    """Refuse, before anything is written, what `train` would refuse."""
+    config = config_as(config, QatConfig, "qtool train")
+    if config.activation_bits or config.weight_bits:
+        raise UserError(
+            "recipe settings activation_bits and weight_bits: frontend qat has one width a "
+            "layer: --set bits=w4a4, or bits=FILE"
+        )
+    _costs(config, data)
+    if config.weights:
+        network_with(config, config.weights, data)
+
+
+def _costs(config: QatConfig, data: DataSet) -> list[LayerCost]:
+    """Return every layer's MACs and the bits that the recipe asks for.
+
+    Raises:
+        UserError: no such file, bits that are not supported, other layers than the network's.
+    """
+    asked = read_selection(config.bits, "recipe setting bits:")
+    uniform = asked.default or LayerBits(8, 8)  # a file has bits of its own for every layer
+    spec = replace(
+        quant_spec(config),
+        activation_bits=(uniform.activation,),
+        weight_bits=uniform.weight,
+    )
+    model = prepare(build_network(config, data.shape, data.classes), spec, data.shape)
+    costs = bit_costs(model, data.shape, asked)
+    if asked.default is None:
+        _require_layers(config, asked, {cost.name for cost in costs})
+        costs = [replace(cost, bits=asked.layers[cost.name]) for cost in costs]
+    quant_spec(config, {cost.name: cost.bits for cost in costs}).check(c.name for c in costs)
+    return costs
+
+
+def _require_layers(config: QatConfig, asked: Selection, known: set[str]) -> None:
+    """Refuse a bits file that is not about these layers."""
+    for what, names in (
+        ("names", sorted(set(asked.layers) - known)),
+        ("does not name", sorted(known - set(asked.layers))),
+    ):
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            whose = "not of" if what == "names" else "of"
+            raise UserError(
+                f"bits file {config.bits} {what} {len(names)} layers ({shown}) {whose} model "
+                f"{config.model}: take one of the same model, or bits=w4a4"
+            )
+
+
+def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
+    """Train at the recipe's bits; leaves bits.json, float and model weights in `run`."""
+    config = config_as(run.config, QatConfig, f"run {run.folder}")
+    if not (resume and run.load_bits()):
+        run.save_bits(bits_content(_costs(config, data)))
+    if not (resume and run.has_weights("float")):
+        _make_float(run, config, data, progress, resume)
+    if not (resume and run.has_weights("model")):
+        _train_quantized(run, config, data, progress, resume)
+
+
+def _make_float(
+    run: Run, config: QatConfig, data: DataSet, progress: Progress, resume: bool
+) -> None:
+    if config.weights:
+        save_float(run, network_with(config, config.weights, data), data, progress)
+    else:
+        config = _with_teacher(config, "")
+        train_float(run, config, config.float_epochs, config.float_lr, data, progress, resume)
+
+
+def _with_teacher(config: QatConfig, weights: str) -> QatConfig:
+    """Return `config` with `weights` as its teacher, where that is its own float network."""
+    return replace(config, teacher=weights) if config.teacher == FLOAT else config
+
+
+def _train_quantized(
+    run: Run, config: QatConfig, data: DataSet, progress: Progress, resume: bool
+) -> None:
+    """Train weights and steps; leaves ``model.safetensors``."""
+    config = _with_teacher(config, str(run.folder))
+    batches, model = make_batches(config, data), build_prepared(run, float_weights=True)
+    calibrate(model, to_batch(batches.source, slice(0, config.calibration_images))[0])
+    select(model, Selection())
+    phase = plain_phase("qat", config, model, config.epochs, config.lr)
+    run_phase(phase, run, batches, progress, resume)
+    recalibrate_norms(model, batches, config.norm_batches)
+    result = accuracy(model, data.test)
+    run.add_metrics(phase="qat", bits=config.bits, test_accuracy=result)
+    run.save_weights("model", model.state_dict())
+    run.drop_checkpoint()
+    progress.note(f"fake-quantized: test accuracy {result:.2f} %")
+
+
+def search(run: Run, *_: Any) -> dict[str, Any]:
+    """Refuse: no bits are searched here."""
+    raise UserError(
+        f"run {run.folder} was made by frontend qat, whose bits are fixed: train another one "
+        "with --set bits=FILE, or search with frontend metamix"
+    )
