@@ -86,6 +86,17 @@ def test_checkpoints_inside_epochs_do_not_change_the_result(tmp_path: Path) -> N
     assert often == timed == seldom
 
 
+def test_what_does_not_change_results_may_change_on_the_way(tmp_path: Path) -> None:
+    expected, folder = whole(tmp_path / "whole"), tmp_path / "run"
+    with pytest.raises(Killed):
+        train_tiny(tiny_run(folder, "device=cpu"), Assassin(STEPS + 1))
+    settings = ("workers=0", "checkpoint_steps=2")
+    train_tiny(tiny_run(folder, *settings, resume=True), resume=True)
+    assert outcome(folder) == expected
+    with pytest.raises(UserError, match="holds other settings than this command"):
+        tiny_run(folder, "momentum=0.8", resume=True)
+
+
 @pytest.mark.parametrize("at", ["metrics", "checkpoint"])
 def test_no_epoch_is_lost_or_doubled_by_a_kill_between_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
