@@ -12,6 +12,7 @@ import torch
 from tiny_training import STEPS, tiny_run, train_tiny
 
 from qtool.errors import UserError
+from qtool.models.weights import load_weights
 from qtool.progress import Silent
 from qtool.tensor_file import load_tensors, save_tensors
 
@@ -189,6 +190,16 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(bad)
         with pytest.raises(UserError, match=r"damaged|was not written by qtool"):
             load_tensors(path)
+
+
+def test_a_run_s_weights_are_checked_where_they_start_another(tmp_path: Path) -> None:
+    path = tmp_path / "float.safetensors"
+    save_tensors(path, {"weight": torch.ones(4)}, {"format": 2, "stage": "float"})
+    assert torch.equal(load_weights(path)["weight"], torch.ones(4))
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 4]))
+    with pytest.raises(UserError, match="its checksum does not fit its content"):
+        load_weights(path)
 
 
 def test_files_from_before_checksums_are_read(tmp_path: Path) -> None:
