@@ -77,7 +77,7 @@ def main() -> None:
     settings = [*SMALL, "float_epochs=3", "meta_epochs=2", *options.settings]
     whole = options.out / "whole"
     start, total = run_whole(command(options.recipe, settings, whole), whole / "recipe.json")
-    print(f"uninterrupted: {total:.1f} s, of which {start:.1f} s until it trains")
+    print(f"uninterrupted: {total:.1f} s, of which {start:.1f} s until it trains", flush=True)
     rows = []
     for index in range(options.kills):
         folder = options.out / f"killed{index}"

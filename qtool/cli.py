@@ -78,9 +78,9 @@ def train(
         run = Run.create(out, config, loaded, resume, force)
         with _progress() as progress:
             table = frontend.train(run, loaded, progress, resume)
-    if table is not None:
-        _print(table)
     if job.is_main:
+        if table is not None:
+            _print(table)
         click.echo(f"trained {config.name} -> {out}; next: {frontend.NEXT.format(run=out)}")
 
 

@@ -91,6 +91,10 @@ def joined() -> Iterator[Job]:
     try:
         yield job
         distributed.stop()
+    except BaseException:
+        # This process ends by its own error, not by torchrun's signal on the way out.
+        before = signal.SIG_IGN
+        raise
     finally:
         _joined.pop()
         signal.signal(signal.SIGTERM, before)

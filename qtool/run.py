@@ -19,7 +19,7 @@ the first one writes.
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +82,12 @@ class Run:
     def create(
         cls, folder: Path, config: Config, data: DataSet, resume: bool, force: bool
     ) -> "Run":
-        """Start a run in `folder`, or return the one there if `resume`."""
+        """Start a run in `folder`, or return the one there if `resume`.
+
+        What does not change results (`_MACHINE`) may then be set otherwise than at the start.
+        """
         on_main(lambda: cls._start(folder, config, data, resume, force))
-        return cls.open(folder)
+        return replace(cls.open(folder), config=config)
 
     @classmethod
     def _start(
@@ -94,7 +97,7 @@ class Run:
         if resume and recipe.exists():
             run = cls.open(folder)
             run.require_shape(data)
-            if run.config != config:
+            if _results(run.config) != _results(config):
                 raise UserError(
                     f"{recipe} holds other settings than this command: repeat the first "
                     "command's recipe and --set, or choose another --out"
@@ -271,6 +274,13 @@ _OWN_FILES = (
     "corrections.safetensors", "checkpoint.safetensors", "bits.json", "metrics.jsonl",
     "adaptive.onnx",
 )  # fmt: skip
+
+_MACHINE = ("workers", "device", "checkpoint_minutes", "checkpoint_steps")
+
+
+def _results(config: Config) -> dict[str, Any]:
+    """Return the settings that results depend on."""
+    return {key: value for key, value in to_json(config).items() if key not in _MACHINE}
 
 
 def _clear(folder: Path) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # exporting a run again needs no torch
     from torch import Tensor
 
 # safetensors writes its metadata in random order: one entry keeps files reproducible.
-_MARK = "qtool"
+MARK = "qtool"
 _DIGEST = "digest"
 _BEFORE_DIGESTS = {"format", "stage", "phase", "epochs_done"}
 
@@ -38,7 +38,7 @@ def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], mark: Mapping[str,
     content = json.dumps({**mark, _DIGEST: _digest(plain, mark)})
     with atomic_path(path) as temporary:
         try:
-            save_file(plain, temporary, {_MARK: content})
+            save_file(plain, temporary, {MARK: content})
             _settle(temporary)
         except SafetensorError as error:
             raise no_room(path, _reason(error)) from None
@@ -62,12 +62,12 @@ def load_tensors(path: Path, advice: str = "") -> tuple[dict[str, "Tensor"], dic
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         reason = f"truncated or damaged: {_reason(error)}"
         raise UserError(f"checkpoint {path} is {reason}{advice}") from None
-    if set(metadata) != {_MARK}:
+    if set(metadata) != {MARK}:
         raise UserError(
             f"checkpoint {path} was not written by qtool; nothing was loaded{advice}"
         )
     try:
-        mark = dict(json.loads(metadata[_MARK]))
+        mark = dict(json.loads(metadata[MARK]))
     except (ValueError, TypeError):
         mark = {"": "no JSON object"}
     digest = mark.pop(_DIGEST, None)

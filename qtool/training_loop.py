@@ -105,6 +105,7 @@ class Loop:
         if saved is None or saved.phase != self.phase.key:
             self._save(0, 0, averages)
             return 0, 0
+        self._seed(saved.epochs_done)  # where the checkpoint knows nothing of this process
         unpack(self.phase, saved, averages)
         self.run.rewind(saved)
         return saved.epochs_done, saved.batches_done

@@ -12,6 +12,7 @@ import torch
 from tiny_training import STEPS, tiny_run, train_tiny
 
 from qtool.errors import UserError
+from qtool.models.weights import load_weights
 from qtool.progress import Silent
 from qtool.tensor_file import load_tensors, save_tensors
 
@@ -84,6 +85,17 @@ def test_checkpoints_inside_epochs_do_not_change_the_result(tmp_path: Path) -> N
     timed = whole(tmp_path / "timed", "checkpoint_minutes=1e-9")
     seldom = whole(tmp_path / "seldom")
     assert often == timed == seldom
+
+
+def test_what_does_not_change_results_may_change_on_the_way(tmp_path: Path) -> None:
+    expected, folder = whole(tmp_path / "whole"), tmp_path / "run"
+    with pytest.raises(Killed):
+        train_tiny(tiny_run(folder, "device=cpu"), Assassin(STEPS + 1))
+    settings = ("workers=0", "checkpoint_steps=2")
+    train_tiny(tiny_run(folder, *settings, resume=True), resume=True)
+    assert outcome(folder) == expected
+    with pytest.raises(UserError, match="holds other settings than this command"):
+        tiny_run(folder, "momentum=0.8", resume=True)
 
 
 @pytest.mark.parametrize("at", ["metrics", "checkpoint"])
@@ -178,6 +190,16 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(bad)
         with pytest.raises(UserError, match=r"damaged|was not written by qtool"):
             load_tensors(path)
+
+
+def test_a_run_s_weights_are_checked_where_they_start_another(tmp_path: Path) -> None:
+    path = tmp_path / "float.safetensors"
+    save_tensors(path, {"weight": torch.ones(4)}, {"format": 2, "stage": "float"})
+    assert torch.equal(load_weights(path)["weight"], torch.ones(4))
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 4]))
+    with pytest.raises(UserError, match="its checksum does not fit its content"):
+        load_weights(path)
 
 
 def test_files_from_before_checksums_are_read(tmp_path: Path) -> None:

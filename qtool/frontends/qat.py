@@ -23,6 +23,7 @@ from qtool.frontends.pretrain import (
     bits_content,
     build_network,
     build_prepared,
+    check_training,
     make_batches,
     network_with,
     plain_phase,
@@ -50,6 +51,7 @@ def check(config: Config, data: DataSet) -> None:
             "recipe settings activation_bits and weight_bits: frontend qat has one width a "
             "layer: --set bits=w4a4, or bits=FILE"
         )
+    check_training(_with_teacher(config, ""), data)
     _costs(config, data)
     if config.weights:
         network_with(config, config.weights, data)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qtool.errors import UserError
+from qtool.tensor_file import MARK, load_tensors
 
 _PICKLES = (".pt", ".pth", ".th")
 _WRAPPERS = ("state_dict", "model")
@@ -46,7 +47,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            is_own = MARK in (file.metadata() or {})
+        return load_tensors(path)[0] if is_own else load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"weights {path} is truncated or damaged: {error}") from None
 
