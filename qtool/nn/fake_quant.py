@@ -183,11 +183,15 @@ class FakeQuantizer(nn.Module):
 
     def _value(self, bits: int) -> Tensor:
         """Return the parameter of an activation's step, a scalar."""
-        row, alpha = self._row(bits), self._parameters.get("alpha")
-        return self.step[row, 0] if alpha is None else alpha[row]
+        alpha = self._parameters.get("alpha")
+        values = self.step if alpha is None else alpha
+        # A view is cheaper than a row where there is only one.
+        return values.reshape(()) if self.rows == 1 else values.reshape(-1)[self._row(bits)]
 
     def _weight_step(self, bits: int) -> Tensor | None:
-        return self.step[self._row(bits)] if self.learned else None
+        if not self.learned:
+            return None
+        return self.step.squeeze(0) if self.rows == 1 else self.step[self._row(bits)]
 
     def uniform_args(self, bits: int, count: int) -> UniformArgs:
         """Return how `uniform` quantizes an activation of `count` elements at `bits`."""
