@@ -1,9 +1,9 @@
 """``FakeQuant(const W, steps)`` -> ``DequantizeLinear(codes, scale, 0, axis=0)``.
 
 The codes are what training saw; no pass recomputes them. By the node's attribute ``scheme``:
-"symmetric" (the default), ``clip(rint(W / s), -Q, Q)``, at one bit +-1; "dorefa" and
-"modified", see `qtool.numerics`, of weights that are normalised to [-1, 1] already. The node
-carries the layer's name and bits as metadata.
+"symmetric" (the default), ``clip(rint(W / s), -Q, Q)``, at one bit +-1; "dorefa", "modified"
+and "centered", see `qtool.numerics`, of weights that are normalised to [-1, 1] already. The
+node carries the layer's name and bits as metadata.
 Weights of 32 bits stay as they are, those of 16 become ``Cast(float16 W)``; the layer that
 reads them carries name and bits, and becomes a float island.
 Refuses when the weight is not constant, more than one bit-width is left, or weights
@@ -29,11 +29,15 @@ from qtool.dialect import ACTIVATION_BITS_KEY, WEIGHT_BITS_KEY, constant
 from qtool.errors import UnsupportedError
 from qtool.numerics import (
     binary_weight,
+    centered_weight,
     dorefa_weight,
     modified_weight,
     quantize_weight,
 )
 from qtool.qspec import FLOAT_WIDTHS, MIN_STEP, weight_limit
+
+# Schemes whose codes are odd integers of b + 1 bits: their name, and the codes.
+_ODD = {"dorefa": ("DoReFa", dorefa_weight), "centered": ("centered", centered_weight)}
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,13 @@ def _frozen(graph: ir.Graph, view: FakeQuant) -> ir.Node:
 def _codes(weight: NDArray[np.float32], scale: NDArray[np.float32], view: FakeQuant) -> Any:
     """Return the int8 codes that the quantizer's scheme gives `weight`."""
     bits = view.bits[0]
-    if view.scheme == "dorefa":
+    if view.scheme in _ODD:
         if bits == 8:
             raise UnsupportedError(
-                f"layer {view.name}: 8-bit DoReFa weights are odd integers up to 255, which "
-                "int8 does not hold; use 7 bits, or the modified scheme"
+                f"layer {view.name}: 8-bit {_ODD[view.scheme][0]} weights are odd integers up "
+                "to 255, which int8 does not hold; use 7 bits, or the modified scheme"
             )
-        return dorefa_weight(weight, bits).astype(np.int8)
+        return _ODD[view.scheme][1](weight, bits).astype(np.int8)
     if view.scheme == "modified":
         return modified_weight(weight, bits).astype(np.int8)
     if view.scheme != "symmetric":

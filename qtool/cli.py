@@ -304,8 +304,11 @@ def demo(out: Path, force: bool) -> None:
     click.echo(f"everything is in {out}")
 
 
+LISTS = ("recipes", "models", "datasets", "quantizers", "runtimes")
+
+
 @cli.command(name="list")
-@click.argument("what", type=click.Choice(["recipes", "models", "datasets", "runtimes"]))
+@click.argument("what", type=click.Choice(LISTS))
 def list_(what: str) -> None:
     """List what a name can be."""
     for name, summary in _listing(what):
@@ -323,6 +326,10 @@ def _listing(what: str) -> list[tuple[str, str]]:
         from qtool.data import DATASETS
 
         return [(name, entry[2]) for name, entry in DATASETS.items()]
+    if what == "quantizers":
+        from qtool.quantizers import QUANTIZERS
+
+        return [(name, entry.summary) for name, entry in QUANTIZERS.items()]
     if what == "runtimes":
         from runtimes import RUNTIMES
 

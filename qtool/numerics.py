@@ -99,6 +99,18 @@ def modified_weight(w: Floats, bits: int) -> NDArray[np.int16]:
     return codes
 
 
+def centered_weight(w: Floats, bits: int) -> NDArray[np.int16]:
+    """Codes of "centered" DoReFa, ``2 modified_weight(w, b) + 1``: odd integers.
+
+    Args:
+        w: ``tanh(w) / max |tanh(w)|`` of the float weights, in [-1, 1].
+        bits: b; the weight's value is ``code * 2^-b``.
+
+    Source: the code of AdaBits (arXiv 1912.09666).
+    """
+    return 2 * modified_weight(w, bits) + np.int16(1)
+
+
 def multiplier(x_scale: np.float32, w_scale: Floats, y_scale: np.float32) -> Floats:
     """QLinearConv, QLinearMatMul, QGemm: ``(xs * ws) / ys``, in this order, per channel.
 

@@ -108,7 +108,7 @@ def test_library_runs_without_its_onnx_twin(exported: Path) -> None:
 def test_lists() -> None:
     for what, name in (
         ("recipes", "metamix_fashion"), ("models", "resnet18"), ("runtimes", "tvm"),
-        ("datasets", "fashion_mnist_12k"),
+        ("datasets", "fashion_mnist_12k"), ("quantizers", "any_precision"),
     ):  # fmt: skip
         assert name in run_qtool("list", what).out
 

@@ -282,6 +282,7 @@ def test_weights_from_a_run(ptq_run: Path, source: Path, tmp_path: Path) -> None
         (("weights={w}", "percentile=0.999"), "percentile: got 0.999, expected 50 to 100"),
         (("weights={w}", "mean=0.1,x"), "--set mean=0.1,x: expected comma-separated floats"),
         (("weights={w}", "mean=0.1"), "mean and std: got 1 and 3 values"),
+        (("weights={w}", "quantizer=sat"), "sat weights have another size than the float"),
     ],
 )
 def test_refusals_write_nothing(

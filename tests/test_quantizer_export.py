@@ -29,6 +29,7 @@ SPECS = {
     ),
     "dorefa": QuantSpec((8, 4, 2, 1), (7, 4, 2, 1), quantizer="dorefa"),
     "sat": QuantSpec((8, 4, 2, 1), (8, 4, 2, 1), quantizer="sat"),
+    "sat_centered": QuantSpec((8, 4, 2, 1), (7, 4, 2, 1), weight_quantizer="sat_centered"),
     "any_precision": QuantSpec(
         (8, 4, 2, 1), (7, 4, 2, 1), quantizer="any_precision", per_channel=True
     ),

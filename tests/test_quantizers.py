@@ -182,9 +182,16 @@ def sat_weight(w: Tensor, bits: int, axes: tuple[int, ...], step: Tensor) -> Ten
     return values / (math.sqrt(w.shape[0] * area) * values.detach().std())
 
 
+def sat_centered_weight(w: Tensor, bits: int, axes: tuple[int, ...], step: Tensor) -> Tensor:
+    levels, half = 1 << bits, (normal(w, axes) + 1) / 2
+    cell = through(levels * half, (levels * half).floor().clamp(0, levels - 1))
+    values = (2 * cell + 1) / levels - 1
+    return values / (math.sqrt(w.shape[0] * math.prod(w.shape[2:])) * values.detach().std())
+
+
 WEIGHTS: dict[str, Reference] = {
     "lsq": lsq_weight, "dorefa": dorefa_weight, "any_precision": any_precision_weight,
-    "sat": sat_weight,
+    "sat": sat_weight, "sat_centered": sat_centered_weight,
 }  # fmt: skip
 
 

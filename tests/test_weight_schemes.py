@@ -56,6 +56,14 @@ def test_modified_codes_are_signed_integers_of_their_width(bits: int) -> None:
     assert codes.min() == -(1 << (bits - 1)) and codes.max() == (1 << (bits - 1)) - 1
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 7])
+def test_centered_codes_lie_in_the_middle_of_the_modified_cells(bits: int) -> None:
+    modified, _ = frozen("modified", bits, 2.0 ** (1 - bits))
+    centered, scale = frozen("centered", bits, 2.0**-bits)
+    assert np.array_equal(centered * float(scale[0]), (modified + 0.5) * 2.0 ** (1 - bits))
+    assert centered.min() == -centered.max() == 1 - (1 << bits)
+
+
 def test_8_bit_dorefa_is_refused() -> None:
     with pytest.raises((UnsupportedError, PassError)) as error:
         frozen("dorefa", 8, 1 / 255)

@@ -8,7 +8,7 @@ from qtool.budget import Choice, check_reachable, fit
 from qtool.config import MetaMixConfig
 from qtool.data.clips import clip_logits
 from qtool.losses import task_loss
-from qtool.nn.control import layer_macs, quant_layers, select
+from qtool.nn.control import layer_bits, layer_macs, quant_layers, select
 from qtool.qspec import LayerBits, Selection
 
 GIGA = 1e9
@@ -38,7 +38,7 @@ class BitSearch:
         slope = {layer.name: macs[layer.name] * layer.weight_quant.bits[0] for layer in layers}
         self.slopes = [slope[layer.name] for layer in self.open]
         self.fixed = sum(
-            slope[layer.name] * layer.input_quant.bits[0]
+            slope[layer.name] * layer_bits(layer).activation
             for layer in layers
             if len(layer.input_quant.bits) == 1
         )

@@ -38,6 +38,7 @@ from qtool.nn.control import bit_costs, select
 from qtool.nn.fake_quant import FakeQuantizer
 from qtool.progress import Progress
 from qtool.qspec import Selection, parse_uniform
+from qtool.quantizers import weight_quantizer
 from qtool.report.glue import glue_table
 from qtool.run import CORRECTIONS, Run
 from qtool.training import accuracy
@@ -49,6 +50,12 @@ State = dict[str, Tensor]
 def check(config: Config, data: DataSet) -> None:
     """Refuse, before anything is written, what `train` would refuse."""
     config = config_as(config, PtqConfig, "qtool train")
+    weights = config.weight_quantizer or config.quantizer
+    if not weight_quantizer(weights).learned:
+        raise UserError(
+            f"recipe {config.name}: {weights} weights have another size than the float "
+            "network's, which only training makes up for; use --set weight_quantizer=lsq"
+        )
     for bits in (config.bits, *config.presets):
         wanted = parse_uniform(bits)
         known = wanted is not None and wanted.weight in config.weight_bits

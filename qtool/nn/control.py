@@ -144,9 +144,14 @@ def bit_costs(model: nn.Module, shape: Sequence[int], selection: Selection) -> l
 
 def _layer_bits(layer: QuantLayer, selection: Selection) -> LayerBits:
     asked = selection.of(layer.name)
-    if asked is not None and asked.is_float:
+    if asked is not None and asked.is_float and layer.weight_quant.default is not None:
         return asked
-    if layer.weight_quant.default is None:
+    return layer_bits(layer)
+
+
+def layer_bits(layer: QuantLayer) -> LayerBits:
+    """Return the selected bits of `layer`, its first candidates where none are."""
+    if layer.weight_quant.default is None:  # float weights, so the products are too
         return LayerBits(layer.weight_quant.bits[0], layer.weight_quant.bits[0])
     return LayerBits(_bits(layer.weight_quant), _bits(layer.input_quant))
 

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from qtool.nn.fake_quant_op import fake_quant_op
+from qtool.nn.fit_steps import covering, least_squares
 from qtool.nn.prologue import Prologue
 from qtool.qspec import FLOAT_WIDTHS, MIN_STEP, activation_window, weight_limit
 from qtool.quantizers import activation_quantizer, weight_quantizer
 from qtool.quantizers.activation import UniformArgs
-from qtool.quantizers.binary import binary_step
-from qtool.quantizers.lsq import mse_grid, mse_step
 from qtool.quantizers.lsq_plus import zero_points
 from qtool.quantizers.uniform import uniform
 from qtool.quantizers.weight import WeightOptions
@@ -115,6 +114,9 @@ class FakeQuantizer(nn.Module):
             self.register_parameter("offset", nn.Parameter(torch.zeros(self.rows)))
             self._follow_offset()
 
+    def _get(self, name: str) -> nn.Parameter | None:
+        return self._parameters.get(name)
+
     @property
     def default(self) -> int | None:
         """The first candidate; None where that is floating point."""
@@ -143,7 +145,7 @@ class FakeQuantizer(nn.Module):
     @torch.no_grad()
     def _follow_offset(self) -> None:
         """Round learned offsets to integer zero points; no other place waits for a GPU."""
-        offset = self._parameters.get("offset")
+        offset = self._get("offset")
         if offset is None:
             return
         highest = offset.new_tensor([(1 << bits) - 1 for bits in self.bits])
@@ -186,15 +188,19 @@ class FakeQuantizer(nn.Module):
 
     def _value(self, bits: int) -> Tensor:
         """Return the parameter of an activation's step, a scalar."""
-        row, alpha = self._row(bits), self._parameters.get("alpha")
-        return self.step[row, 0] if alpha is None else alpha[row]
+        alpha = self._get("alpha")
+        values = self.step if alpha is None else alpha
+        # A view is cheaper than a row where there is only one.
+        return values.reshape(()) if self.rows == 1 else values.reshape(-1)[self._row(bits)]
 
     def _weight_step(self, bits: int) -> Tensor | None:
-        return self.step[self._row(bits)] if self.learned else None
+        if not self.learned:
+            return None
+        return self.step.squeeze(0) if self.rows == 1 else self.step[self._row(bits)]
 
     def uniform_args(self, bits: int, count: int) -> UniformArgs:
         """Return how `uniform` quantizes an activation of `count` elements at `bits`."""
-        offset = self._parameters.get("offset")
+        offset = self._get("offset")
         return self.grids.arguments(
             self._value(bits), None if offset is None else offset[self._row(bits)],
             *self.limits(bits), count,
@@ -281,23 +287,18 @@ class FakeQuantizer(nn.Module):
             return
         channels = self.step.shape[1] if self.learned == "step" else 1
         rows = values.detach().reshape(channels, -1)
-        steps, zeros = [], list(self.zero_points)
-        for index, bits in enumerate(self.bits):
-            if self.asymmetric:
-                step, zeros[index] = mse_grid(rows, bits)
-                steps.append(step.reshape(1))
-            elif self.role == "weight" and bits == 1:
-                steps.append(binary_step(rows)[:, 0])
-            else:
-                steps.append(mse_step(rows, *self.limits(bits))[:, 0])
-        self._set_steps(torch.stack(steps), zeros)
+        limits = [self.limits(bits) for bits in self.bits]
+        if self.role == "weight":
+            limits = [
+                (0, 0) if b == 1 else at for b, at in zip(self.bits, limits, strict=True)
+            ]
+        fit = least_squares(rows, self.bits, limits, self.zero_points, self.asymmetric)
+        self._set_steps(*fit)
 
     def _set_steps(self, steps: Tensor, zeros: list[int]) -> None:
         """Take over steps (candidates, channels) and, where asymmetric, zero points."""
-        parameter = self._parameters[self.learned or ""]
-        offset = self._parameters.get("offset")
-        if parameter is None:
-            return
+        parameter, offset = self.get_parameter(str(self.learned)), self._get("offset")
+        steps = steps.to(parameter.device)
         if self.asymmetric:
             self._set_zero_points(zeros)
         if offset is not None:
@@ -336,14 +337,6 @@ class FakeQuantizer(nn.Module):
         """
         if self.learned is None:
             return
-        low, high, zeros = min(low, 0.0), max(high, 0.0), list(self.zero_points)
-        steps = []
-        for index, bits in enumerate(self.bits):
-            if self.asymmetric:
-                codes = (1 << bits) - 1
-                zeros[index] = round(codes * -low / max(high - low, MIN_STEP))
-                below, above = zeros[index], codes - zeros[index]
-            else:
-                below, above = self.limits(bits)
-            steps.append(max(-low / max(below, 1), high / max(above, 1), MIN_STEP))
-        self._set_steps(self.zero_point.new_tensor(steps, dtype=torch.float32)[:, None], zeros)
+        limits = [self.limits(bits) for bits in self.bits]
+        fit = covering(low, high, self.bits, limits, self.zero_points, self.asymmetric)
+        self._set_steps(*fit)

@@ -35,6 +35,9 @@ QUANTIZERS = {
     "pact": Entry("lsq", "pact", "learned clipping of inputs; weights as lsq"),
     "dorefa": Entry("dorefa", "dorefa", "tanh-normalised weights, inputs clipped at 1"),
     "sat": Entry("sat", "sat", "modified dorefa weights, pact inputs, scale-adjusted"),
+    "sat_centered": Entry(
+        "sat_centered", "sat", "sat, every weight in the middle of its cell"
+    ),
     "any_precision": Entry("any_precision", "dorefa", "dorefa weights times mean |w|"),
 }
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from qtool.qspec import MIN_STEP
 from qtool.quantizers.activation import ActivationQuantizer
 from qtool.quantizers.normalised import normalised, pass_through
-from qtool.quantizers.weight import WeightOptions, per_row, rows
+from qtool.quantizers.weight import WeightOptions, per_row
 
 ACTIVATION = ActivationQuantizer("alpha", "lsq")
 _LOWEST = -1 + 2.0**-7
@@ -41,24 +41,14 @@ class SatWeight:
 
     def scale(self, w: Tensor, bits: int, step: Tensor | None) -> Tensor:
         """Return 2^(1-b) r, (C,) or (1,)."""
-        return self._scale(w, codes_of(self.source(w.detach()), bits), bits)
-
-    def _scale(self, w: Tensor, codes: Tensor, bits: int) -> Tensor:
-        by_row = rows(codes, self.options.per_channel)
-        unit = 2.0 ** (1 - bits)
-        if not self.options.rescale:
-            return by_row.new_full((len(by_row),), unit)
-        fan_out = w.shape[0] * math.prod(w.shape[2:])
-        deviation = codes.double().std().nan_to_num(0.0)  # of one weight: none
-        ratio = 1 / (math.sqrt(fan_out) * deviation)
-        scale = torch.where(deviation > 0, ratio, unit).to(w.dtype)
-        return scale.clamp_min(MIN_STEP).expand(len(by_row))
+        codes = codes_of(self.source(w.detach()), bits)
+        return rescaled(w, codes, 2.0 ** (1 - bits), self.options)
 
     def quantize(self, w: Tensor, bits: int, step: Tensor | None) -> Tensor:
         """Return w_hat, like `w`."""
         t = normalised(w, self.options.per_channel)
         codes = codes_of(t.detach().clamp_min(_LOWEST), bits)
-        scale = per_row(self._scale(w, codes, bits), w)
+        scale = per_row(rescaled(w, codes, 2.0 ** (1 - bits), self.options), w)
         return pass_through(t, codes * scale, scale * 2.0 ** (bits - 1))
 
 
@@ -70,3 +60,15 @@ def codes_of(t: Tensor, bits: int) -> Tensor:
     count = 1 << bits
     cells = torch.floor_((t + 1) / 2 * count).clamp_(0, count - 1)
     return cells.sub_(count // 2)
+
+
+def rescaled(w: Tensor, codes: Tensor, unit: float, options: WeightOptions) -> Tensor:
+    """Return the scale of `codes`, (C,) or (1,): `unit`, times r if `options` ask for it."""
+    channels = len(codes) if options.per_channel else 1
+    if not options.rescale:
+        return codes.new_full((channels,), unit)
+    fan_out = w.shape[0] * math.prod(w.shape[2:])
+    deviation = codes.double().std().nan_to_num(0.0)  # of one weight: none
+    ratio = 1 / (math.sqrt(fan_out) * deviation)
+    scale = torch.where(deviation > 0, ratio, unit).to(w.dtype)
+    return scale.clamp_min(MIN_STEP).expand(channels)
