@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from qtool.data.augment import parse_augment
 from qtool.errors import UserError, unknown_name
 from qtool.qspec import ACTIVATION_BITS, WEIGHT_BITS, parse_uniform
 
@@ -173,6 +174,7 @@ def _require_ranges(config: Config) -> None:
     for name, known in _CHOICES.items():
         if name in values and values[name] not in known:
             raise unknown_name(f"recipe setting {name}", values[name], known)
+    parse_augment(values.get("augment", ()))
     for name in ("bits", "presets"):
         for value in _items(values.get(name, ())):
             if parse_uniform(value) is None:
