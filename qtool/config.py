@@ -174,7 +174,6 @@ def _require_ranges(config: Config) -> None:
     for name, known in _CHOICES.items():
         if name in values and values[name] not in known:
             raise unknown_name(f"recipe setting {name}", values[name], known)
-    parse_augment(values.get("augment", ()))
     for name in ("bits", "presets"):
         for value in _items(values.get(name, ())):
             if parse_uniform(value) is None:
@@ -184,6 +183,7 @@ def _require_ranges(config: Config) -> None:
             f"recipe settings mean and std: got {len(config.mean)} and {len(config.std)} "
             "values, expected one each per channel"
         )
+    parse_augment(values.get("augment", ()))
 
 
 def _items(value: Any) -> tuple[Any, ...]:
@@ -192,6 +192,7 @@ def _items(value: Any) -> tuple[Any, ...]:
 
 _MANY = 10**9
 _RANGES = (
+    ("workers", 0, 256), ("image_size", 0, 4096),
     ("activation_bits", ACTIVATION_BITS.start, ACTIVATION_BITS.stop - 1),
     ("weight_bits", WEIGHT_BITS.start, WEIGHT_BITS.stop - 1),
     ("first_last_bits", WEIGHT_BITS.start, WEIGHT_BITS.stop - 1),
@@ -200,8 +201,7 @@ _RANGES = (
     ("float_epochs", 0, _MANY), ("meta_epochs", 0, _MANY), ("search_epochs", 0, _MANY),
     ("finetune_epochs", 0, _MANY), ("calibration_images", 1, _MANY), ("percentile", 50, 100),
     ("correction_images", 1, _MANY), ("compare_images", 0, _MANY),
-    ("workers", 0, 256), ("image_size", 0, 4096), ("mean", -math.inf, math.inf),
-    ("std", 1e-6, 1e6),
+    ("mean", -math.inf, math.inf), ("std", 1e-6, 1e6),
 )  # fmt: skip
 _CHOICES = {
     "glue": ("mse", "minmax", "percentile"),

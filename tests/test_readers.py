@@ -307,6 +307,26 @@ def test_damaged_and_missing_files_are_one_line(tmp_path: Path, case: str) -> No
     one_line(name, tmp_path, message)
 
 
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.nightly)])
+def test_flipped_and_missing_bytes_are_one_line_or_harmless(
+    tmp_path: Path, name: str, seed: int
+) -> None:
+    path, rng = WRITERS[name](tmp_path), np.random.default_rng(seed)
+    good, refused = path.read_bytes(), 0
+    for round_ in range(600 if seed else 8):
+        bad = bytearray(good[: rng.integers(1, len(good))] if round_ % 2 else good)
+        for place in rng.integers(0, min(len(bad), (300, len(bad))[round_ % 3 > 0]), 9):
+            bad[place] = rng.integers(256)
+        path.write_bytes(bad)
+        try:
+            everything(load_dataset(name, tmp_path))
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused
+
+
 @pytest.mark.parametrize("name", [*WRITERS, "fashion_mnist"])
 def test_an_empty_folder_is_one_line(tmp_path: Path, name: str) -> None:
     one_line(name, tmp_path, "data file|data folder|data set")
