@@ -17,7 +17,10 @@ from qtool.data.images import DataSet, Images
 from qtool.errors import UserError
 
 CLASSES = 10
-_BROKEN = (OSError, ValueError, TypeError, NotImplementedError, zlib.error)
+_BROKEN = (
+    OSError, ValueError, TypeError, IndexError, OverflowError, MemoryError,
+    NotImplementedError, zlib.error,
+)  # fmt: skip
 _SOURCE = "format 2 from http://ufldl.stanford.edu/housenumbers"
 
 
