@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from qtool.data.augment import parse_augment
 from qtool.errors import UserError, unknown_name
 from qtool.qspec import ACTIVATION_BITS, FLOAT_WIDTHS, WEIGHT_BITS, parse_uniform
 from qtool.quantizers import QUANTIZERS
@@ -273,6 +274,7 @@ def _require_ranges(config: Config) -> None:
             f"recipe settings mean and std: got {len(config.mean)} and {len(config.std)} "
             "values, expected one each per channel"
         )
+    parse_augment(values.get("augment", ()))
 
 
 def _items(value: Any) -> tuple[Any, ...]:
@@ -281,6 +283,7 @@ def _items(value: Any) -> tuple[Any, ...]:
 
 _MANY = 10**9
 _RANGES = (
+    ("workers", 0, 256), ("image_size", 0, 4096),
     ("activation_bits", ACTIVATION_BITS.start, ACTIVATION_BITS.stop - 1),
     ("weight_bits", WEIGHT_BITS.start, WEIGHT_BITS.stop - 1),
     ("first_last_bits", WEIGHT_BITS.start, WEIGHT_BITS.stop - 1),

@@ -118,7 +118,7 @@ def test_folders_are_cut_in_the_middle_and_boxed_in_training(tmp_path: Path) -> 
     write_folders(tmp_path)
     (tmp_path / "train" / "n01" / "notes.txt").write_text("no image")
     data = load_dataset("imagefolder", tmp_path, 14)
-    assert data.train.labels.tolist() == [0] * 4 + [1] * 4 and data.classes == 2
+    assert data.train.labels.tolist() == [0, 1] * 4 and data.classes == 2
     assert data.shape == (3, 14, 14)
     # Image 0 is PNG, 24 x 20: the middle 17.5 x 17.5 become 14 x 14.
     with Image.open(tmp_path / "train/n01/0.PNG") as image:
@@ -140,9 +140,8 @@ def test_a_recipe_without_resized_crop_decodes_as_for_evaluation(tmp_path: Path)
     train = load_dataset("imagefolder", tmp_path, 14).train
     plain = Batches(train, 8, 0)
     x, labels = next(plain.epoch(0))
-    rows = np.concatenate([np.flatnonzero(train.labels == label) for label in (0, 1)])
-    assert sorted(labels.tolist()) == train.labels.tolist()
-    same = {image.numpy().tobytes() for image in to_batch(train, rows)[0]}
+    assert sorted(labels.tolist()) == [0] * 4 + [1] * 4
+    same = {image.numpy().tobytes() for image in to_batch(train, slice(None))[0]}
     assert {image.numpy().tobytes() for image in x} == same
     boxed = next(Batches(train, 8, 0, ("resized_crop",)).epoch(0))[0]
     assert not {image.numpy().tobytes() for image in boxed} & same
@@ -167,7 +166,7 @@ def test_omniglot_is_small_and_white_on_black(tmp_path: Path) -> None:
     image = data.train.load(np.array([0]))[0, 0]
     assert image[1:4, 14].min() > 250 and image[10:].max() < 5
     evaluation = omniglot_split(tmp_path, "evaluation")
-    assert evaluation.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert evaluation.labels.tolist() == [0, 1, 2] * 4
     with pytest.raises(UserError, match="unknown split of omniglot 'test'"):
         omniglot_split(tmp_path, "test")
 
@@ -175,10 +174,9 @@ def test_omniglot_is_small_and_white_on_black(tmp_path: Path) -> None:
 def test_miniimagenet_splits_classes_and_images(tmp_path: Path) -> None:
     write_miniimagenet(tmp_path / "miniimagenet")
     data = load_dataset("miniimagenet", tmp_path)
-    # Listed by turns: c a c a ...; a is class 0.
-    assert data.train.labels.tolist() == [1, 0] * 5 and data.test.labels.tolist() == [1, 0]
+    assert data.train.labels.tolist() == [0, 1] * 5 and data.test.labels.tolist() == [0, 1]
     assert data.classes == 2 and data.shape == (3, 84, 84)
-    with Image.open(tmp_path / "miniimagenet/images/nc5.jpg") as image:
+    with Image.open(tmp_path / "miniimagenet/images/na5.jpg") as image:
         assert np.array_equal(
             data.test.load(slice(1))[0].transpose(1, 2, 0), np.asarray(image)
         )
@@ -309,6 +307,26 @@ def test_damaged_and_missing_files_are_one_line(tmp_path: Path, case: str) -> No
     one_line(name, tmp_path, message)
 
 
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.nightly)])
+def test_flipped_and_missing_bytes_are_one_line_or_harmless(
+    tmp_path: Path, name: str, seed: int
+) -> None:
+    path, rng = WRITERS[name](tmp_path), np.random.default_rng(seed)
+    good, refused = path.read_bytes(), 0
+    for round_ in range(200 if seed else 8):
+        bad = bytearray(good[: rng.integers(1, len(good))] if round_ % 2 else good)
+        for place in rng.integers(0, min(len(bad), (300, len(bad))[round_ % 3 > 0]), 9):
+            bad[place] = rng.integers(256)
+        path.write_bytes(bad)
+        try:
+            everything(load_dataset(name, tmp_path))
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused
+
+
 @pytest.mark.parametrize("name", [*WRITERS, "fashion_mnist"])
 def test_an_empty_folder_is_one_line(tmp_path: Path, name: str) -> None:
     one_line(name, tmp_path, "data file|data folder|data set")
@@ -335,7 +353,7 @@ def test_a_file_of_the_published_size_has_the_published_sum(tmp_path: Path, name
 def test_names_are_packed() -> None:
     names = pack([[b"a", b"bcd"], [], [b"", "ä".encode()]])
     assert [names[i] for i in range(len(names))] == [b"a", b"bcd", b"", "ä".encode()]
-    assert len(names.head(2)) == 2 and names.head(2)[1] == b"bcd" and len(pack([])) == 0
+    assert len(pack([])) == 0
 
 
 QTOOL_DATA = Path(os.environ.get("QTOOL_DATA", ""))
@@ -391,7 +409,7 @@ def test_real_drawings(tmp_path: Path) -> None:
         out = io.BytesIO()
         Image.fromarray(~image).save(out, "PNG")
         (folder / f"{row:02}.png").write_bytes(out.getvalue())
-    images = omniglot_split(tmp_path, "background").load(slice(None))
-    share = ink.mean((1, 2))
+    source = omniglot_split(tmp_path, "background")
+    images, share = source.load(slice(None)), ink.mean((1, 2))[source.places]
     assert np.corrcoef(images.mean((1, 2, 3)), share)[0, 1] > 0.99
     assert abs(images.mean() / 255 - share.mean()) < 0.01

@@ -59,10 +59,12 @@ def _resized_crop(pixels: Pixels, draws: Draws, _: int) -> Pixels:
     # Two index arrays around a slice: their axes come first, (n, H, C, W).
     rows = pixels[index, :, low].astype(np.float32)
     rows += (pixels[index, :, high] - rows) * share[:, :, None, None]
+    # Columns first too, (n, W, H, C): whole ones are copied then, not single pixels.
+    rows = np.ascontiguousarray(rows.transpose(0, 3, 1, 2))
     low, high, share = _between(left, wide, width)
-    mixed = np.take_along_axis(rows, low[:, None, None], 3)
-    mixed += (np.take_along_axis(rows, high[:, None, None], 3) - mixed) * share[:, None, None]
-    return np.rint(mixed).astype(np.uint8).transpose(0, 2, 1, 3)
+    mixed = rows[index, low]
+    mixed += (rows[index, high] - mixed) * share[:, :, None, None]
+    return np.rint(mixed).astype(np.uint8).transpose(0, 3, 2, 1)
 
 
 def crop_boxes(

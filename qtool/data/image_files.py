@@ -21,13 +21,15 @@ class FileImages:
 
     Args:
         root: folder.
-        names: paths in it.
+        names: paths in it, of these images and maybe others.
+        places: (N,) number of every image's name.
         labels: (N,) int64.
         decode: makes pixels of a file's content.
     """
 
     root: str
     names: Names
+    places: NDArray[np.int64]
     labels: NDArray[np.int64]
     decode: Decoder
     frames: int = 1
@@ -47,7 +49,11 @@ class FileImages:
 
     def head(self, count: int | None) -> "FileImages":
         """Return the first `count` images (all for None)."""
-        return replace(self, names=self.names.head(count), labels=self.labels[:count])
+        return self.select(slice(count))
+
+    def select(self, rows: Rows) -> "FileImages":
+        """Return the images `rows`."""
+        return replace(self, places=self.places[rows], labels=self.labels[rows])
 
     def load(self, rows: Rows, draws: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
         """Return the pixels (n, C, H, W) of `rows`, decoded.
@@ -55,12 +61,12 @@ class FileImages:
         Raises:
             UserError: a file is gone or damaged; names it.
         """
-        wanted = np.arange(len(self))[rows]
+        wanted = self.places[rows]
         pixels = np.empty((len(wanted), *self.shape), np.uint8)
-        for place, row in enumerate(wanted.tolist()):
-            path = os.path.join(self.root, os.fsdecode(self.names[row]))
-            own = None if draws is None else draws[place]
-            pixels[place] = self.decode(_read(path), path, own)
+        for row, place in enumerate(wanted.tolist()):
+            path = os.path.join(self.root, os.fsdecode(self.names[place]))
+            own = None if draws is None else draws[row]
+            pixels[row] = self.decode(_read(path), path, own)
         return pixels
 
 
@@ -89,7 +95,7 @@ def subfolders(root: str) -> list[str]:
 
 
 def list_classes(root: str, classes: Mapping[str, int], decode: Decoder) -> FileImages:
-    """Return the images in the folders `classes` of `root`, in this order, each sorted.
+    """Return the images in the folders `classes` of `root`, taking turns, each sorted.
 
     Args:
         root: folder.
@@ -108,7 +114,22 @@ def list_classes(root: str, classes: Mapping[str, int], decode: Decoder) -> File
 
     names = pack(listed())
     labels = np.repeat(np.array(list(classes.values()), np.int64), counts)
-    return FileImages(root, names, labels, decode)
+    return take_turns(root, names, labels, decode)
+
+
+def take_turns(
+    root: str, names: Names, labels: NDArray[np.int64], decode: Decoder
+) -> FileImages:
+    """Return the images with the first of every class first, then the second, and so on.
+
+    Files are listed class by class, but the first thousand images, which calibration and
+    `train_images` take, must not be one class.
+    """
+    by_class = np.argsort(labels, kind="stable")
+    sizes = np.unique(labels, return_counts=True)[1]
+    turns = np.concatenate([np.arange(size) for size in sizes])
+    places = by_class[np.argsort(turns, kind="stable")]
+    return FileImages(root, names, places, labels[places], decode)
 
 
 def image_names(root: str, folder: str) -> list[bytes]:
@@ -129,12 +150,6 @@ def image_names(root: str, folder: str) -> list[bytes]:
             f"data folder {place} holds no images (looked for {', '.join(SUFFIXES)})"
         )
     return names
-
-
-def select(images: FileImages, rows: NDArray[np.int64]) -> FileImages:
-    """Return the images `rows` of `images`."""
-    names = pack([[images.names[row] for row in rows.tolist()]])
-    return replace(images, names=names, labels=images.labels[rows])
 
 
 def held_out(labels: NDArray[np.int64], parts: int) -> NDArray[np.bool_]:

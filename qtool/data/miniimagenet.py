@@ -17,7 +17,7 @@ import numpy as np
 
 from qtool.data.decode import Photograph
 from qtool.data.folders import data_folder, nested_folder
-from qtool.data.image_files import FileImages, held_out, select
+from qtool.data.image_files import FileImages, held_out, take_turns
 from qtool.data.images import DataSet
 from qtool.data.names import pack
 from qtool.errors import UserError, unknown_name
@@ -39,12 +39,13 @@ def load_miniimagenet(folder: Path | None, image_size: int = 0) -> DataSet:
     """
     images = miniimagenet_split(data_folder("miniimagenet", folder), "train", image_size)
     test = held_out(images.labels, _TEST_SHARE)
-    train, held = select(images, np.flatnonzero(~test)), select(images, np.flatnonzero(test))
+    train = images.select(np.flatnonzero(~test))
+    held = images.select(np.flatnonzero(test))
     return DataSet("miniimagenet", train, held, int(images.labels.max()) + 1)
 
 
 def miniimagenet_split(root: Path, split: str, image_size: int = 0) -> FileImages:
-    """Return the images that a csv file lists, in its order; classes numbered by sorted name.
+    """Return the images that a csv file lists, taking turns; classes by sorted name.
 
     Raises:
         UserError: unknown `split`, or a file that is missing or not in the published format.
@@ -61,7 +62,7 @@ def miniimagenet_split(root: Path, split: str, image_size: int = 0) -> FileImage
     _, numbers = np.unique(np.array(labels), return_inverse=True)
     packed = pack([[name.encode() for name in names]])
     decode = Photograph(image_size or 84, whole=True)
-    return FileImages(str(place / "images"), packed, numbers.astype(np.int64), decode)
+    return take_turns(str(place / "images"), packed, numbers.astype(np.int64), decode)
 
 
 def _read(path: Path) -> tuple[list[str], list[str]]:

@@ -24,10 +24,6 @@ class Names:
     def __getitem__(self, index: int) -> bytes:
         return self.text[self.starts[index] : self.starts[index + 1]].tobytes()
 
-    def head(self, count: int | None) -> "Names":
-        """Return the first `count` names."""
-        return self if count is None else Names(self.text, self.starts[: count + 1])
-
 
 def pack(groups: Iterable[Sequence[bytes]]) -> Names:
     """Return the names of all `groups`, which need not exist at the same time."""

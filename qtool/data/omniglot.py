@@ -16,7 +16,7 @@ import numpy as np
 
 from qtool.data.decode import Drawing
 from qtool.data.folders import data_folder, nested_folder
-from qtool.data.image_files import FileImages, held_out, list_classes, select, subfolders
+from qtool.data.image_files import FileImages, held_out, list_classes, subfolders
 from qtool.data.images import DataSet
 from qtool.errors import unknown_name
 
@@ -36,8 +36,9 @@ def load_omniglot(folder: Path | None, image_size: int = 0) -> DataSet:
     """
     images = omniglot_split(data_folder("omniglot", folder), "background", image_size)
     test = held_out(images.labels, _TEST_SHARE)
-    classes = int(images.labels[-1]) + 1
-    train, held = select(images, np.flatnonzero(~test)), select(images, np.flatnonzero(test))
+    classes = int(images.labels.max()) + 1
+    train = images.select(np.flatnonzero(~test))
+    held = images.select(np.flatnonzero(test))
     return DataSet("omniglot", train, held, classes)
 
 

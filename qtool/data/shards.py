@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from qtool.data.decode import SUFFIXES
 from qtool.errors import UserError
 
-_BLOCK = 512
+_BLOCK, _LARGE = 512, 1 << 15
 _IMAGES = {suffix[1:].encode() for suffix in SUFFIXES}
 _CLASS = (b"cls", b"json")
 _REGULAR = (0x30, 0x00)  # "0", and its older spelling
@@ -48,6 +48,9 @@ def index_shard(path: Path) -> ShardIndex:
             if os.fstat(file.fileno()).st_size < 2 * _BLOCK:
                 raise UserError(f"shard {path} is truncated or no tar file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
+                if tar[0] and _size(path, 0, tar[:_BLOCK]) > _LARGE:
+                    # Or the kernel would read all that is between the headers.
+                    tar.madvise(mmap.MADV_RANDOM)
                 found = _scan(path, tar)
     except OSError as error:
         raise UserError(f"shard {path} is not readable: {error.strerror}") from None

@@ -6,6 +6,7 @@ easier ones) is appended to the training images by the data set svhn_extra. Sour
 http://ufldl.stanford.edu/housenumbers.
 """
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ from qtool.data.images import DataSet, Images
 from qtool.errors import UserError
 
 CLASSES = 10
+_BROKEN = (
+    OSError, ValueError, TypeError, IndexError, OverflowError, MemoryError,
+    NotImplementedError, zlib.error,
+)  # fmt: skip
 _SOURCE = "format 2 from http://ufldl.stanford.edu/housenumbers"
 
 
@@ -51,7 +56,7 @@ def _read(root: Path, split: str) -> Images:
         images, labels = content["X"], content["y"].reshape(-1)
     except KeyError as error:
         raise UserError(f"data file {path}: no variable {error}; expected {_SOURCE}") from None
-    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
+    except (*_BROKEN, MatReadError) as error:
         reason = " ".join(str(error).split())[:80]
         raise UserError(
             f"data file {path} is truncated or no MATLAB 5 file: {reason}"
