@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -26,9 +26,10 @@ def cli() -> None:
 
 @contextmanager
 def _progress() -> Iterator["Progress"]:
-    from qtool.progress import open_progress
+    from qtool.job import current
+    from qtool.progress import Silent, open_progress
 
-    progress = open_progress()
+    progress = open_progress() if current().is_main else Silent()
     try:
         yield progress
     finally:
@@ -68,16 +69,19 @@ def train(
     config = override(load_recipe(recipe), settings)
     loaded = load_dataset(config.dataset, data)
     from qtool.frontends import load_frontend
+    from qtool.job import joined
     from qtool.run import Run
 
     frontend = load_frontend(config.frontend)
-    frontend.check(config, loaded)
-    run = Run.create(out, config, loaded, resume, force)
-    with _progress() as progress:
-        table = frontend.train(run, loaded, progress, resume)
+    with joined() as job:
+        frontend.check(config, loaded)
+        run = Run.create(out, config, loaded, resume, force)
+        with _progress() as progress:
+            table = frontend.train(run, loaded, progress, resume)
     if table is not None:
         _print(table)
-    click.echo(f"trained {config.name} -> {out}; next: {frontend.NEXT.format(run=out)}")
+    if job.is_main:
+        click.echo(f"trained {config.name} -> {out}; next: {frontend.NEXT.format(run=out)}")
 
 
 @cli.command()
@@ -99,6 +103,7 @@ def search(
     from qtool.data import load_dataset
     from qtool.files import refuse_existing
     from qtool.frontends import load_frontend
+    from qtool.job import joined
     from qtool.report.bits import bits_table
     from qtool.run import Run
 
@@ -107,9 +112,10 @@ def search(
     if not resume:
         refuse_existing(opened.path("bits.json"), force)
     loaded = load_dataset(opened.config.dataset, data)
-    with _progress() as progress:
+    with joined() as job, _progress() as progress:
         content = frontend.search(opened, loaded, bops, not no_finetune, progress, resume)
-    _print(bits_table(content))
+    if job.is_main:
+        _print(bits_table(content))
 
 
 _TVM_OPTIONS = (
@@ -357,31 +363,34 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("qtool: interrupted; training commands continue with --resume", err=True)
-        sys.exit(130)
+        _fail(130, "interrupted; training commands continue with --resume")
     except click.ClickException as error:
-        click.echo(f"qtool: error: {error.format_message()}", err=True)
-        sys.exit(2)
+        _fail(2, f"error: {error.format_message()}")
     except MissedBar as error:
-        click.echo(f"qtool: missed: {error}", err=True)
-        sys.exit(1)
+        _fail(1, f"missed: {error}")
     except UserError as error:
-        click.echo(f"qtool: error: {error}", err=True)
-        sys.exit(2)
+        _fail(2, f"error: {error}", error)
     except OSError as error:
-        click.echo(f"qtool: error: {error.filename}: {error.strerror}", err=True)
-        sys.exit(2)
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(2, f"error: {where}{error.strerror}")
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _EXTRA_OF:
-            raise
         package = str(error.name).split(".")[0]
-        extra = _EXTRA_OF[package]
-        click.echo(
-            f"qtool: error: this command needs {package}, not installed: "
-            f"pip install 'qtool[{extra}]'",
-            err=True,
+        if package not in _EXTRA_OF:
+            raise
+        _fail(
+            2,
+            f"error: this command needs {package}, not installed: "
+            f"pip install 'qtool[{_EXTRA_OF[package]}]'",
         )
-        sys.exit(2)
+
+
+def _fail(code: int, text: str, error: Exception | None = None) -> NoReturn:
+    """Exit with `code`; of the processes of a job, one says why."""
+    from qtool.job import speaks
+
+    if speaks(error):
+        click.echo(f"qtool: {text}", err=True)
+    sys.exit(code)
 
 
 _EXTRA_OF = {

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written under a temporary name, then renamed."""
 
+import errno
 import json
 import os
 import tempfile
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qtool.errors import UserError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def refuse_existing(path: Path, force: bool) -> None:
@@ -36,7 +39,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with room_for(path):
+            yield temporary
         # mkstemp makes files private; give the result the permissions of a plain open().
         mask = os.umask(0)
         os.umask(mask)
@@ -44,6 +48,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Turn what a full disk raises into a `UserError` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise no_room(path, str(error.strerror)) from None
+
+
+def no_room(path: Path, reason: str) -> UserError:
+    """Return the error of a `path` that could not be written for `reason`."""
+    return UserError(
+        f"{path} could not be written ({reason}); what was there is kept: make room, then "
+        "repeat the command, training with --resume"
+    )
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Return the temporary files that killed writers of `path` left beside it."""
+    found = path.parent.glob(f".{path.stem}-????????{path.suffix}")
+    return [file for file in found if file.is_file()]
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -9,24 +9,28 @@
     adaptive.onnx          traced graph of all bits (`qtool.adaptive`), since the first export
     bits.json              chosen bits (after `qtool search`)
     metrics.jsonl          one JSON object per epoch and result
-    checkpoint.safetensors unfinished training
+    checkpoint.safetensors unfinished training: weights, optimizers, random numbers, position
 
-Every file is written whole, under a temporary name, and renamed. Nothing is ever unpickled.
+Every file is written whole, under a temporary name, and renamed; metrics.jsonl is appended to,
+and cut back to what the checkpoint knows when training continues. Tensors carry a checksum
+(`qtool.tensor_file`). Nothing is ever unpickled. In a job of several processes (`qtool.job`)
+the first one writes.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError, safe_open
 
 import qtool
 from qtool.config import Config, from_json, to_json
 from qtool.data.images import DataSet
 from qtool.errors import UserError
-from qtool.files import atomic_path, read_json, refuse_existing, write_json
+from qtool.files import leftovers, read_json, refuse_existing, room_for, write_json
+from qtool.job import on_main
 from qtool.qspec import BITS_FORMAT, Selection, check_format, selection_from_json
+from qtool.tensor_file import load_tensors, save_tensors
 
 if TYPE_CHECKING:  # exporting a run again needs no torch
     from torch import Tensor
@@ -34,17 +38,28 @@ if TYPE_CHECKING:  # exporting a run again needs no torch
 # 2: layers share the grid of an 8-bit tensor that they read at 8 bits.
 RUN_FORMAT = 2
 CORRECTIONS = "corrections"
-# safetensors writes its metadata in random order: one entry keeps files reproducible.
-_MARK = "qtool"
+_CHECKPOINT = "checkpoint.safetensors"
+_METRICS = "metrics.jsonl"
+_ANEW = "; delete it to start this phase anew"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Unfinished training: `epochs_done` epochs of `phase`."""
+    """Unfinished training.
+
+    Args:
+        phase: which.
+        epochs_done: whole epochs of it.
+        batches_done: batches of the epoch after these.
+        tensors: everything that changes while training.
+        metrics_bytes: size of metrics.jsonl at this point; None: not known.
+    """
 
     phase: str
     epochs_done: int
+    batches_done: int
     tensors: dict[str, "Tensor"]
+    metrics_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,13 @@ class Run:
         cls, folder: Path, config: Config, data: DataSet, resume: bool, force: bool
     ) -> "Run":
         """Start a run in `folder`, or return the one there if `resume`."""
+        on_main(lambda: cls._start(folder, config, data, resume, force))
+        return cls.open(folder)
+
+    @classmethod
+    def _start(
+        cls, folder: Path, config: Config, data: DataSet, resume: bool, force: bool
+    ) -> None:
         recipe = folder / "recipe.json"
         if resume and recipe.exists():
             run = cls.open(folder)
@@ -77,7 +99,7 @@ class Run:
                     f"{recipe} holds other settings than this command: repeat the first "
                     "command's recipe and --set, or choose another --out"
                 )
-            return run
+            return
         if not resume:
             refuse_existing(recipe, force)
         if force:
@@ -87,7 +109,6 @@ class Run:
             "input_shape": list(data.shape), "classes": data.classes,
         }  # fmt: skip
         write_json(recipe, header)
-        return cls.open(folder)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -133,7 +154,8 @@ class Run:
 
     def save_weights(self, stage: str, state: dict[str, "Tensor"]) -> None:
         """Write a state dict."""
-        _save_tensors(self.path(f"{stage}.safetensors"), state, {"stage": stage})
+        path, mark = self.path(f"{stage}.safetensors"), {"format": RUN_FORMAT, "stage": stage}
+        on_main(lambda: save_tensors(path, state, mark))
 
     def load_weights(self, stage: str) -> dict[str, "Tensor"]:
         """Read a state dict.
@@ -147,33 +169,80 @@ class Run:
                 f"run {self.folder}: no {path.name}; training has not finished "
                 "(qtool train ... --resume continues it)"
             )
-        return _load_tensors(path)[0]
+        return _load(path)[0]
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write unfinished training."""
-        extra = {"phase": checkpoint.phase, "epochs_done": str(checkpoint.epochs_done)}
-        _save_tensors(self.path("checkpoint.safetensors"), checkpoint.tensors, extra)
+
+        def save() -> None:
+            metrics = self.path(_METRICS)
+            mark = {
+                "format": RUN_FORMAT,
+                "phase": checkpoint.phase,
+                "epochs_done": checkpoint.epochs_done,
+                "batches_done": checkpoint.batches_done,
+                "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+            }
+            save_tensors(self.path(_CHECKPOINT), checkpoint.tensors, mark)
+
+        on_main(save)
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """Return unfinished training, None where there is none."""
-        path = self.path("checkpoint.safetensors")
+        """Return unfinished training, None where there is none.
+
+        Raises:
+            UserError: truncated, altered, or not written by qtool.
+        """
+        path = self.path(_CHECKPOINT)
         if not path.exists():
             return None
-        tensors, extra = _load_tensors(path)
-        return Checkpoint(extra["phase"], int(extra["epochs_done"]), tensors)
+        tensors, mark = _load(path, _ANEW)
+        try:
+            return Checkpoint(
+                str(mark["phase"]), int(mark["epochs_done"]), int(mark.get("batches_done", 0)),
+                tensors, mark.get("metrics_bytes"),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"checkpoint {path} holds no unfinished training{_ANEW}") from None
 
     def drop_checkpoint(self) -> None:
         """Forget unfinished training: a stage was completed."""
-        self.path("checkpoint.safetensors").unlink(missing_ok=True)
+        on_main(lambda: self.path(_CHECKPOINT).unlink(missing_ok=True))
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of writers that were killed."""
+
+        def remove() -> None:
+            for leftover in (
+                file for name in _OWN_FILES for file in leftovers(self.path(name))
+            ):
+                leftover.unlink(missing_ok=True)
+
+        on_main(remove)
+
+    def rewind(self, checkpoint: Checkpoint) -> None:
+        """Forget the metrics that were added after `checkpoint` was written."""
+
+        def cut() -> None:
+            path, size = self.path(_METRICS), checkpoint.metrics_bytes
+            if size is not None and path.exists() and path.stat().st_size > size:
+                os.truncate(path, size)
+
+        on_main(cut)
 
     def add_metrics(self, **values: Any) -> None:
         """Append a line to metrics.jsonl."""
-        with self.path("metrics.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
+
+        def append() -> None:
+            path = self.path(_METRICS)
+            with room_for(path), path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+        on_main(append)
 
     def metrics(self, phase: str) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl that `phase` wrote, oldest first."""
-        path = self.path("metrics.jsonl")
+        path = self.path(_METRICS)
         lines = path.read_text().splitlines() if path.exists() else []
         try:
             values = [json.loads(line) for line in lines]
@@ -183,7 +252,8 @@ class Run:
 
     def save_bits(self, content: dict[str, Any]) -> None:
         """Write bits.json."""
-        write_json(self.path("bits.json"), {"format": BITS_FORMAT, **content})
+        path = self.path("bits.json")
+        on_main(lambda: write_json(path, {"format": BITS_FORMAT, **content}))
 
     def load_bits(self) -> dict[str, Any] | None:
         """Return the content of bits.json, None before the first search."""
@@ -209,23 +279,7 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _save_tensors(path: Path, tensors: dict[str, "Tensor"], extra: dict[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    mark = json.dumps({"format": RUN_FORMAT, **extra})
-    with atomic_path(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {_MARK: mark})
-
-
-def _load_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"checkpoint {path} is truncated or damaged: {error}") from None
-    if _MARK not in metadata:
-        raise UserError(f"checkpoint {path} was not written by qtool; nothing was loaded")
-    mark: dict[str, Any] = json.loads(metadata[_MARK])
+def _load(path: Path, advice: str = "") -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    tensors, mark = load_tensors(path, advice)
     check_format(mark, RUN_FORMAT, f"checkpoint {path}")
     return tensors, mark

@@ -112,6 +112,18 @@ def test_bits_of_a_file_and_weights_of_a_run(
     assert exact_layers(tmp_path / "run", source) == asked
 
 
+def test_the_float_network_may_be_the_teacher(
+    qat_run: Path, source: Path, tmp_path: Path
+) -> None:
+    models = []
+    for index, teacher in enumerate(("float", str(qat_run), "")):
+        out = tmp_path / str(index)
+        done = train(source, out, f"weights={qat_run}", f"teacher={teacher}", "epochs=1")
+        assert done.code == 0, done.err
+        models.append((out / "model.safetensors").read_bytes())
+    assert models[0] == models[1] != models[2]
+
+
 @pytest.mark.parametrize(("method", "call"), [
     ("save_bits", 0), ("save_checkpoint", 0), ("drop_checkpoint", 0), ("save_checkpoint", 1),
     ("save_weights", 1),
@@ -165,6 +177,7 @@ def spoilt(path: Path, target: Path, **layers: object) -> Path:
     (("weights={w}",), "w.safetensors does not fit Sequential"),
     (("weights={source}",), "run recipe not found"),
     (("weight_bits=4",), "activation_bits and weight_bits: frontend qat has one width"),
+    (("teacher=nowhere.pt",), "weights nowhere.pt: no such file"),
     (("epochs=-1",), "recipe setting epochs: got -1, expected 0 to"),
     (("lr=fast",), "--set lr=fast: expected float, such as 0.01"),
 ])  # fmt: skip

@@ -6,7 +6,8 @@ from torch.nn import functional
 
 from qtool.budget import Choice, check_reachable, fit
 from qtool.config import MetaMixConfig
-from qtool.frontends.pretrain import task_loss
+from qtool.data.clips import clip_logits
+from qtool.losses import task_loss
 from qtool.nn.control import layer_macs, quant_layers, select
 from qtool.qspec import LayerBits, Selection
 
@@ -58,9 +59,9 @@ class BitSearch:
         select(self.model, Selection(), weights=False)
         for row, layer in enumerate(self.open):
             layer.input_quant.mix = mix[row]
-        logits = self.model(x)
-        bits = mix @ torch.tensor(self.config.activation_bits, dtype=soft.dtype)
-        gbops = (torch.tensor(self.slopes) / GIGA * bits).sum() + self.fixed / GIGA
+        logits = clip_logits(self.model(x), len(labels))
+        bits = mix @ soft.new_tensor(self.config.activation_bits)
+        gbops = (soft.new_tensor(self.slopes) / GIGA * bits).sum() + self.fixed / GIGA
         penalty = self.config.search_lambda * (gbops - self.budget / GIGA).abs()
         return task_loss(self.config, logits, labels) + penalty, logits, gbops.item() * GIGA
 

@@ -16,40 +16,40 @@ repaired when it misses the budget (`qtool.budget`). The released code backpropa
 last branch's loss in bit-meta; this follows the paper's mean.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qtool.averages import Averages
 from qtool.config import Config, MetaMixConfig, config_as
 from qtool.cost import format_count
 from qtool.data.batches import to_batch
+from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet
+from qtool.distributed import average_gradients
 from qtool.errors import UserError
 from qtool.frontends.bit_search import BitSearch
 from qtool.frontends.pretrain import (
     bits_content,
     build_prepared,
+    check_training,
     load_state,
     make_batches,
+    make_objective,
     plain_phase,
-    task_loss,
+    save_quantized,
     train_float,
 )
 from qtool.models import model_entry
 from qtool.nn.control import bit_costs, calibrate, initialise_weight_steps, select
-from qtool.optimizers import make_optimizer
 from qtool.progress import Progress
 from qtool.qspec import LayerBits, Selection
 from qtool.run import Run
 from qtool.schedules import cosine
-from qtool.training import (
-    Averages,
-    Phase,
-    accuracy,
-    recalibrate_norms,
-    run_phase,
-)
+from qtool.training import Phase, recalibrate_norms, run_phase
+from qtool.update import Losses, Pass, Update
 
 NEXT = "qtool search {run} --bops BUDGET"
 CALIBRATION_IMAGES = 512
@@ -57,8 +57,9 @@ CALIBRATION_IMAGES = 512
 
 def check(config: Config, data: DataSet) -> None:
     """Refuse, before anything is written, what `train` would refuse."""
-    config_as(config, MetaMixConfig, "qtool train")
+    config = config_as(config, MetaMixConfig, "qtool train")
     model_entry(config.model)
+    check_training(config, data)
 
 
 def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
@@ -79,13 +80,15 @@ def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> No
     batches = make_batches(config, data)
     model = build_prepared(run, float_weights=True)
     calibrate(model, to_batch(batches.source, slice(0, CALIBRATION_IMAGES))[0])
-    optimizer = make_optimizer(config, model, config.meta_lr)
+    update, losses = bit_meta(config, model)
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
-        bit_meta_step(config, model, optimizer, x, labels, averages)
+        update(losses, x, labels, averages)
         return ""
 
-    phase = Phase("bit-meta", config.meta_epochs, model, [optimizer], step)
+    phase = Phase(
+        "bit-meta", config.meta_epochs, model, [update.optimizer], step, ema=update.ema
+    )
     run_phase(phase, run, batches, progress, resume)
     initialise_weight_steps(model)
     select(model, Selection(), weights=False)
@@ -95,24 +98,19 @@ def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> No
     run.drop_checkpoint()
 
 
-def bit_meta_step(
-    config: MetaMixConfig,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    labels: Tensor,
-    averages: Averages,
-) -> None:
-    """One optimizer step on the mean loss over the candidate bits (Eq. 1)."""
-    model.train()
-    optimizer.zero_grad()
-    for bits in config.activation_bits:
-        select(model, Selection(default=LayerBits(32, bits)), weights=False)
-        logits = model(x)
-        loss = task_loss(config, logits, labels)
-        (loss / len(config.activation_bits)).backward()  # type: ignore[no-untyped-call]
-        averages.add(loss.detach(), logits, labels)
-    optimizer.step()
+def bit_meta(config: MetaMixConfig, model: nn.Module) -> tuple[Update, Losses]:
+    """Return the step on the mean loss over the candidate bits (Eq. 1), and these losses."""
+    objective = make_objective(config)
+
+    def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
+        model.train()
+        loss = objective.on(x, labels)
+        for bits in config.activation_bits:
+            select(model, Selection(default=LayerBits(32, bits)), weights=False)
+            logits = clip_logits(model(x), len(labels))
+            yield loss(logits), logits
+
+    return Update(config, model, config.meta_lr, len(config.activation_bits)), losses
 
 
 def search(
@@ -154,23 +152,24 @@ def _search_bits(
 ) -> dict[str, Any]:
     """Alternate bit-meta and bit-search steps on each batch; write bits.json."""
     config, model = _config(run), bit_search.model
-    weights = make_optimizer(config, model, config.meta_lr)
+    update, losses = bit_meta(config, model)
     alphas = torch.optim.Adam(
         [bit_search.alpha], lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=1e-3
     )
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
-        bit_meta_step(config, model, weights, x, labels, Averages())
+        update(losses, x, labels, Averages())
         model.eval()
         loss, logits, bops = bit_search.loss(x, labels)
         (bit_search.alpha.grad,) = torch.autograd.grad(loss, [bit_search.alpha])
+        average_gradients([bit_search.alpha])
         alphas.step()
         averages.add(loss.detach(), logits, labels)
         return f"{format_count(bops)}BOPs of {format_count(bit_search.budget)}"
 
     phase = Phase(
-        "bit-search", config.search_epochs, model, [weights, alphas], step, cosine,
-        extra={"alpha": bit_search.alpha}, tag=f"{bit_search.budget:.0f}",
+        "bit-search", config.search_epochs, model, [update.optimizer, alphas], step, cosine,
+        extra={"alpha": bit_search.alpha}, tag=f"{bit_search.budget:.0f}", ema=update.ema,
     )  # fmt: skip
     batches = make_batches(config, data)
     run_phase(phase, run, batches, progress, resume)
@@ -220,8 +219,4 @@ def _finetune(
         "fine-tune", config, model, config.finetune_epochs, config.finetune_lr, 0.0
     )
     run_phase(phase, run, batches, progress, resume)
-    recalibrate_norms(model, batches, config.norm_batches)
-    result = accuracy(model, data.test)
-    run.add_metrics(phase="fine-tune", test_accuracy=result)
-    run.save_weights("model", model.state_dict())
-    progress.note(f"fake-quantized: test accuracy {result:.2f} %")
+    save_quantized(run, "fine-tune", model, batches, data, progress)

@@ -1,35 +1,40 @@
 """What every frontend shares: the float network, its loss, optimizer and pre-training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from qtool.config import Config, TrainConfig
+from qtool.averages import Averages
+from qtool.config import Config, TrainConfig, config_as
 from qtool.cost import LayerCost, total_bops, total_macs
 from qtool.data.batches import Batches
+from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet
 from qtool.errors import UserError
+from qtool.job import current
+from qtool.losses import Objective
 from qtool.models import model_factory
 from qtool.models.normalised import Normalised, normalised
 from qtool.models.weights import fit_state, load_weights
 from qtool.nn.control import select, selected_bits
 from qtool.nn.prepare import QuantSpec, prepare
-from qtool.optimizers import make_optimizer
 from qtool.progress import Progress
 from qtool.qspec import LayerBits, Selection, layers_to_json, parse_uniform
 from qtool.run import CORRECTIONS, Run
 from qtool.schedules import schedule_of
 from qtool.training import (
-    Averages,
     Phase,
     accuracy,
     recalibrate_norms,
     run_phase,
 )
+from qtool.training_loop import training_device
+from qtool.update import Pass, Update
 
 
 def build_float(run: Run) -> nn.Module:
@@ -46,18 +51,27 @@ def build_network(config: Config, shape: Sequence[int], classes: int) -> nn.Modu
     return channels_last
 
 
-def network_with(config: Config, weights: str, data: DataSet) -> nn.Module:
+def network_with(
+    config: Config, weights: str, shape: Sequence[int], classes: int, what: str = "weights"
+) -> nn.Module:
     """Return the recipe's float network with the weights in a file or a run directory.
+
+    Args:
+        config: the recipe.
+        weights: path of the file or the directory.
+        shape: (C, H, W) of an image.
+        classes: number of logits.
+        what: the setting, for the error.
 
     Raises:
         UserError: no such file or run, damaged, or of another network.
     """
-    model, path = build_network(config, data.shape, data.classes), Path(weights)
+    model, path = build_network(config, shape, classes), Path(weights)
     if path.is_dir():
         fit_state(model, Run.open(path).load_weights("float"), f"run {path}")
     else:
         network = model.network if isinstance(model, Normalised) else model
-        fit_state(network, load_weights(path), f"weights {path}")
+        fit_state(network, load_weights(path), f"{what} {path}")
     return model
 
 
@@ -139,15 +153,61 @@ def load_state(model: nn.Module, run: Run, stage: str) -> None:
 
 
 def make_batches(config: TrainConfig, data: DataSet) -> Batches:
-    """Return the recipe's training batches."""
-    images = data.train.head(config.train_images or None)
+    """Return the recipe's training batches, this process's share of them.
+
+    Raises:
+        UserError: a batch cannot be shared equally.
+    """
+    images, job = data.train.head(config.train_images or None), current()
     size = min(config.batch_size, len(images))
-    return Batches(images, size, config.seed, config.augment, config.workers)
+    parts = job.size * config.accumulate
+    if size % parts:
+        raise UserError(
+            f"recipe setting batch_size: got {size}, expected a multiple of {parts}: "
+            f"{job.size} processes times accumulate={config.accumulate}"
+        )
+    return Batches(
+        images, size, config.seed, config.augment, config.workers, job.rank, job.size
+    )
 
 
-def task_loss(config: TrainConfig, logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the recipe's label smoothing."""
-    return functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+def make_objective(config: TrainConfig) -> Objective:
+    """Return the recipe's loss, with its teacher if it has one."""
+    if not config.teacher:
+        return Objective(config)
+    return Objective(config, partial(load_teacher, config))
+
+
+def load_teacher(config: TrainConfig, shape: Sequence[int], classes: int) -> nn.Module:
+    """Return the recipe's teacher, with its weights.
+
+    Args:
+        config: names it.
+        shape: (C, H, W) of an image.
+        classes: number of logits.
+
+    Raises:
+        UserError: no such file or run, damaged, of other images or of another network.
+    """
+    path = Path(config.teacher)
+    if path.is_dir():
+        run = Run.open(path)
+        if (run.input_shape, run.classes) != (tuple(shape), classes):
+            raise UserError(
+                f"teacher {path} was trained on {run.classes} classes of {run.input_shape}, "
+                f"the data set has {classes} of {tuple(shape)}"
+            )
+        return load_float(run)
+    named = replace(config, model=config.teacher_model or config.model)
+    return network_with(named, config.teacher, shape, classes, "teacher")
+
+
+def check_training(config: TrainConfig, data: DataSet) -> None:
+    """Refuse, before anything is written, what training would refuse."""
+    training_device(config)
+    make_batches(config, data)
+    if config.teacher:
+        load_teacher(config, data.shape, data.classes)
 
 
 def plain_phase(
@@ -168,18 +228,18 @@ def plain_phase(
         lr: learning rate of the weights.
         warmup: share of the phase; None: the recipe's.
     """
-    optimizer = make_optimizer(config, model, lr)
+    update, objective = Update(config, model, lr), make_objective(config)
+
+    def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
+        logits = clip_logits(model(x), len(labels))
+        yield objective.on(x, labels)(logits), logits
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
-        logits = model(x)
-        loss = task_loss(config, logits, labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        averages.add(loss.detach(), logits, labels)
+        update(losses, x, labels, averages)
         return ""
 
-    return Phase(name, epochs, model, [optimizer], step, schedule_of(config, warmup))
+    schedule = schedule_of(config, warmup)
+    return Phase(name, epochs, model, [update.optimizer], step, schedule, ema=update.ema)
 
 
 def train_float(
@@ -199,6 +259,18 @@ def train_float(
     recalibrate_norms(model, batches, config.norm_batches)
     save_float(run, model, data, progress)
     run.drop_checkpoint()
+
+
+def save_quantized(
+    run: Run, name: str, model: nn.Module, batches: Batches, data: DataSet, progress: Progress
+) -> None:
+    """Finish phase `name` at the bits that are selected; leaves ``model.safetensors``."""
+    config = config_as(run.config, TrainConfig, f"run {run.folder}")
+    recalibrate_norms(model, batches, config.norm_batches)
+    result = accuracy(model, data.test)
+    run.add_metrics(phase=name, test_accuracy=result)
+    run.save_weights("model", model.state_dict())
+    progress.note(f"fake-quantized: test accuracy {result:.2f} %")
 
 
 def save_float(run: Run, model: nn.Module, data: DataSet, progress: Progress) -> None:

@@ -32,6 +32,13 @@ class QuantAffine(nn.Module):
         self.name, self.norm = name, norm
         self._grid = (grid,)
 
+    def train(self, mode: bool = True) -> "QuantAffine":
+        """As in ``nn.Module``, but constants (momentum 0) stay what they are."""
+        super().train(mode)
+        if self.norm.momentum == 0.0:
+            self.norm.eval()
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         (grid,) = self._grid
