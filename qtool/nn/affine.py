@@ -31,6 +31,8 @@ class QuantAffine(nn.Module):
         super().__init__()
         self.name, self.norm = name, norm
         self._grid = (grid,)
+        # In training, the quantizer that reads this tensor computes the norm.
+        self.defers_norm = False
 
     def train(self, mode: bool = True) -> "QuantAffine":
         """As in ``nn.Module``, but constants (momentum 0) stay what they are."""
@@ -41,6 +43,8 @@ class QuantAffine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
+        if self.defers_norm and self.training:
+            return x
         (grid,) = self._grid
         as_on_device = (
             grid is not None

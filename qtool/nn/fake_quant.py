@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qtool.nn.fake_quant_op import fake_quant_op
+from qtool.nn.prologue import Prologue
 from qtool.qspec import FLOAT_WIDTHS, MIN_STEP, activation_window, weight_limit
 from qtool.quantizers import activation_quantizer, weight_quantizer
 from qtool.quantizers.activation import UniformArgs
@@ -88,6 +89,8 @@ class FakeQuantizer(nn.Module):
         self.mix: Tensor | None = None
         self.observed: Tensor | None = None
         self.observing = False
+        # In a tuple, because its modules belong to the network; at most one.
+        self._prologue: tuple[Prologue, ...] = ()
 
     def _add_weight_step(self, channels: int, options: WeightOptions | None) -> None:
         make = weight_quantizer(self.kind)
@@ -209,6 +212,11 @@ class FakeQuantizer(nn.Module):
             return self._traced(x)
         if self.training:
             self.limit()
+            for prologue in self._prologue:
+                plain = self.mix is None and not self.observing
+                if self.selected is not None and plain:
+                    return prologue.quantize(x, self.uniform_args(self.selected, x.numel()))
+                x = prologue.apply(x)
         if self.observing:
             self._observe(x)
         if self.mix is not None:
@@ -217,6 +225,10 @@ class FakeQuantizer(nn.Module):
             )
             return torch.stack(tuple(parts)).sum(0)
         return x if self.selected is None else self.quantize_at(x, self.selected)
+
+    def defer(self, prologue: Prologue) -> None:
+        """Compute `prologue` too, in training: its parts leave their work to this."""
+        self._prologue = (prologue,)
 
     def _traced(self, x: Tensor) -> Tensor:
         baked = dict(self.named_buffers(recurse=False))

@@ -27,6 +27,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from qtool.errors import UnsupportedError
 from qtool.nn.affine import QuantAffine
 from qtool.nn.capture import capture
+from qtool.nn.defer import defer
 from qtool.nn.fake_quant import FakeQuantizer, Role
 from qtool.nn.graph_view import GraphView
 from qtool.nn.normal_form import Sizes, normalise
@@ -119,6 +120,7 @@ class _Preparer:
         for node in self.view.nodes:
             if isinstance(self.view.module(node), nn.BatchNorm2d):
                 self._quantize_norm(node)
+        defer(self.view)
         self.gm.graph.lint()
         self.gm.recompile()
         self.gm.delete_all_unused_submodules()

@@ -46,6 +46,8 @@ class QuantLayer(nn.Module):
         self.name = name
         self.layer, self.norm = layer, norm
         self.input_quant, self.weight_quant = input_quant, weight_quant
+        # In training, the quantizer that reads this layer computes the norm.
+        self.defers_norm = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, H', W'), or (N, C_in) -> (N, C)."""
@@ -54,7 +56,9 @@ class QuantLayer(nn.Module):
         if self._as_on_device():
             return self._device_forward(x, weight)
         y = self._linear_map(x, weight, self.layer.bias)
-        return y if self.norm is None else cast(Tensor, self.norm(y))
+        if self.norm is None or (self.defers_norm and self.training):
+            return y
+        return cast(Tensor, self.norm(y))
 
     def _as_on_device(self) -> bool:
         quantized = (

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from qtool.qspec import MIN_STEP
-from qtool.quantizers.uniform import Rule
+from qtool.quantizers.grid import Rule
 
 
 class UniformArgs(NamedTuple):

@@ -2,23 +2,30 @@
 
 v = x / s,  x_hat = clip(round(v), -Qn, Qp) * s  (half to even, as the device rounds)
 dL/dx = g where -Qn <= v <= Qp, else 0
-dL/ds, by rule, of the sums I = sum g * (round(v) - v) inside, B = sum g below, A = sum g above:
-    "lsq":   I - Qn * B + Qp * A   (LSQ, arXiv 1902.08153, Eq. 3)
-    "clip":    - Qn * B + Qp * A   (PACT, arXiv 1805.06085, Eq. 3, with s = alpha / Qp)
-    "none":  0
-dL/do = B + A, of a learnable offset o (LSQ+, arXiv 2004.09576, Eq. 6)
+dL/ds, by rule: sum of g * (-Qn where v is below, Qp where it is above, and inside
+    "lsq":   round(v) - v)  (LSQ, arXiv 1902.08153, Eq. 3)
+    "clip":  0)             (PACT, arXiv 1805.06085, Eq. 3, with s = alpha / Qp)
+    "none":  no gradient
+    "offset": as "lsq", and dL/do = sum of g below and above, of a learnable offset o (LSQ+,
+              arXiv 2004.09576, Eq. 6)
+
+How it is computed: `qtool.quantizers.engines`.
 """
 
-from typing import Any, Literal
+import math
+from typing import Any
 
-import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
-Rule = Literal["lsq", "clip", "none"]
+from qtool.quantizers import engines
+from qtool.quantizers.engines import Gradients
+from qtool.quantizers.grid import Grid, Rule
 
 
-class _Uniform(torch.autograd.Function):
-    """x (any shape), step (scalar, or of x's rank and broadcast over it) -> x_hat, like x."""
+class _Function(Function):
+    """x, step, offset -> x_hat, like x."""
 
     @staticmethod
     def forward(
@@ -26,29 +33,21 @@ class _Uniform(torch.autograd.Function):
         x: Tensor,
         step: Tensor,
         offset: Tensor | None,
-        limits: tuple[int, int],
+        grid: Grid,
         rule: Rule,
         factor: float,
     ) -> Tensor:
         ctx.save_for_backward(x, step)
-        ctx.limits, ctx.rule, ctx.factor = limits, rule, factor
-        return forward_eager(x, step, *limits)
+        ctx.grid, ctx.rule, ctx.factor = grid, rule, factor
+        return engines.forward(x, step, grid)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad,) = grads
         x, step = ctx.saved_tensors
-        qn, qp = ctx.limits
-        grad_x, inner, below, above = backward_eager(grad, x, step, qn, qp)
-        grad_step = grad_offset = None
-        if ctx.needs_input_grad[1]:
-            total = qp * above - qn * below
-            if ctx.rule == "lsq":
-                total = total + inner
-            grad_step = (total * (ctx.factor if ctx.rule != "none" else 0)).to(step.dtype)
-        if ctx.needs_input_grad[2]:
-            grad_offset = ((below + above) * ctx.factor).sum().to(step.dtype)
-        return grad_x, grad_step, grad_offset, None, None, None
+        rule: Rule = ctx.rule if any(ctx.needs_input_grad[1:3]) else "none"
+        found = engines.backward(grads[0], x, step, ctx.grid, rule)
+        return found.x, *parameter_gradients(ctx, found, step), None, None, None
 
 
 def uniform(
@@ -59,6 +58,8 @@ def uniform(
     rule: Rule = "lsq",
     factor: float = 1.0,
     offset: Tensor | None = None,
+    relu: bool = False,
+    ceiling: float = math.inf,
 ) -> Tensor:
     """Fake-quantize `x` on the grid ``step * {-qn, ..., qp}``.
 
@@ -71,35 +72,21 @@ def uniform(
         factor: multiplies the gradients of step and offset (LSQ's g).
         offset: scalar that only takes part in the gradient (LSQ+; the forward knows it as
             zero point, which is in `qn` and `qp`).
+        relu: quantize ``clamp(x, 0, ceiling)`` instead of `x`.
+        ceiling: see `relu`.
     """
-    out: Tensor = _Uniform.apply(x, step, offset, (qn, qp), rule, factor)  # type: ignore[no-untyped-call]
+    grid = Grid(qn, qp, relu, ceiling)
+    rule = "offset" if offset is not None and rule == "lsq" else rule
+    out: Tensor = _Function.apply(x, step, offset, grid, rule, factor)  # type: ignore[no-untyped-call]
     return out
 
 
-def forward_eager(x: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
-    """Return x_hat, like `x`."""
-    return (x / step).clamp_(-qn, qp).round_().mul_(step)
-
-
-def backward_eager(
-    grad: Tensor, x: Tensor, step: Tensor, qn: int, qp: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dL/dx, like `x`, and the sums I, B and A, float64 and of `step`'s shape."""
-    v = x / step
-    clipped = v.clamp(-qn, qp)
-    inside = v == clipped
-    grad_x = grad * inside
-    # round(v) - v loses all its digits in float32 where v is large; (round(v) * s - x) / s
-    # in float64 does not.
-    rest = clipped.round_().double().mul_(step).sub_(x).div_(step).mul_(grad_x)
-    outside = (grad - grad_x).double()
-    return (
-        grad_x,
-        _sum_to(rest, step),
-        _sum_to(outside * (v < 0), step),
-        _sum_to(outside * (v > 0), step),
-    )
-
-
-def _sum_to(values: Tensor, step: Tensor) -> Tensor:
-    return values.sum_to_size(step.shape) if step.ndim else values.sum()
+def parameter_gradients(
+    ctx: Any, found: Gradients, step: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return dL/dstep and dL/doffset, the second and third input, where they are asked for."""
+    _, needs_step, needs_offset = ctx.needs_input_grad[:3]
+    grad_step = (found.step * ctx.factor).to(step.dtype) if needs_step else None
+    if not needs_offset:
+        return grad_step, None
+    return grad_step, (found.outside.sum() * ctx.factor).to(step.dtype)

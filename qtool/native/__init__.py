@@ -1,0 +1,1 @@
+"""Training kernels in C++, compiled for this machine when they are first needed."""

@@ -1,0 +1,195 @@
+"""How uniform quantization is computed: three engines, the same numbers.
+
+eager: torch operators, anywhere.
+native: C++ compiled for this CPU (`qtool.native`): one pass over memory, sums included.
+compiled: the eager functions through ``torch.compile``; for GPUs.
+
+Forward results and the gradient of x are bit-identical; gradients of steps are sums, in
+another order.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qtool.errors import UserError, unknown_name
+from qtool.native.library import availability, call, scratch
+from qtool.quantizers.grid import RULES, Grid, Rule
+
+# Sums that the native kernels return for each step.
+SUMS = 3
+
+
+class Gradients(NamedTuple):
+    """dL/dx, like x, and two sums in float64, each of the step's shape.
+
+    Args:
+        x: gradient of the input.
+        step: gradient of the step.
+        outside: sum of g over clipped values; only rule "offset" needs it.
+    """
+
+    x: Tensor
+    step: Tensor
+    outside: Tensor
+
+
+def forward_eager(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
+    """Return x_hat, like `x`."""
+    return (_rectified(x, grid) / step).clamp(-grid.below, grid.above).round() * step
+
+
+def backward_eager(grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule) -> Gradients:
+    """Return the gradients of `forward_eager` (straight through the rounding)."""
+    z = _rectified(x, grid)
+    v = z / step
+    clipped = v.clamp(-grid.below, grid.above)
+    inside = v == clipped
+    kept = grad * inside
+    total = outside = torch.zeros_like(step, dtype=torch.float64)
+    if rule != "none":
+        clipped_grad = (grad - kept).double()
+        outside, total = _sum_to(clipped_grad, step), _sum_to(clipped_grad * clipped, step)
+    if rule in ("lsq", "offset"):
+        rest = _rounding(clipped.round(), z, step)
+        total = total + _sum_to(kept.double() * rest, step) / step
+    if grid.relu:
+        kept = kept * ((x > 0) & (x < grid.ceiling))
+    return Gradients(kept, total, outside)
+
+
+def _rounding(code: Tensor, z: Tensor, step: Tensor) -> Tensor:
+    """Return ``code * step - z``, what rounding added, with all its digits.
+
+    ``round(v) - v`` loses them where v is large; products of codes with a step cut in two are
+    exact.
+    """
+    high = _short(step)
+    return (code * high - z) + code * (step - high)
+
+
+def _rectified(x: Tensor, grid: Grid) -> Tensor:
+    return x.clamp(0, grid.ceiling) if grid.relu else x
+
+
+def _short(step: Tensor) -> Tensor:
+    """Return `step` with the lower half of its digits cut off."""
+    if step.dtype != torch.float32:
+        return step
+    return (step.view(torch.int32) & ~0xFFF).view(torch.float32)
+
+
+def _sum_to(values: Tensor, step: Tensor) -> Tensor:
+    if step.ndim == 0:
+        return values.sum(dtype=torch.float64)
+    axes = [axis for axis, size in enumerate(step.shape) if size == 1]
+    return values.sum(axes, keepdim=True, dtype=torch.float64)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # Triton's own division is approximate.
+    options: dict[str, Any] = {"eager_numerics.division_rounding": True}
+    return torch.compile(function, dynamic=True, fullgraph=True, options=options)
+
+
+def _rows(x: Tensor, step: Tensor) -> int:
+    """Return how many rows of `x` have a step of their own; 0 where kernels know no such."""
+    dense = x.is_contiguous() or (
+        x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    )
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and step.dtype == x.dtype
+    if not (dense and plain and x.numel()):
+        return 0
+    if step.numel() == 1:
+        return 1
+    by_row = step.numel() == len(x) and step.shape[0] == len(x)
+    return len(x) if by_row and step.is_contiguous() else 0
+
+
+def is_native(x: Tensor, step: Tensor) -> bool:
+    """True when the native kernels are to be used for `x`."""
+    return _use("native", x) and _rows(x, step) > 0
+
+
+def forward(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
+    """Return x_hat, like `x`, by the engine in use."""
+    if is_native(x, step):
+        rows, out = _rows(x, step), torch.empty_like(x)
+        call("qtool_quantize", x, out, rows, x.numel() // rows, step, *grid.arguments)
+        return out
+    if _use("compiled", x):
+        result: Tensor = _compiled(forward_eager)(x, step, grid)
+        return result
+    return forward_eager(x, step, grid)
+
+
+def backward(grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule) -> Gradients:
+    """Return the gradients by the engine in use."""
+    if is_native(x, step):
+        return _backward_native(like(grad, x), x, step, grid, rule)
+    if _use("compiled", x):
+        return Gradients(*_compiled(backward_eager)(grad, x, step, grid, rule))
+    return backward_eager(grad, x, step, grid, rule)
+
+
+def _backward_native(
+    grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule
+) -> Gradients:
+    rows = _rows(x, step)
+    cols, out = x.numel() // rows, torch.empty_like(x)
+    sums = torch.empty(rows, SUMS, dtype=torch.float64)
+    room = scratch("qtool_quantize_scratch", rows, cols)
+    call(
+        "qtool_quantize_backward", grad, x, out, rows, cols, step, *grid.arguments,
+        RULES.index(rule), sums, room,
+    )  # fmt: skip
+    return Gradients(out, *step_sums(sums, step))
+
+
+def step_sums(sums: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of step and offset, of `step`'s shape, from the native `sums`."""
+    rounding, codes, outside = (sums[:, k].reshape(step.shape) for k in range(SUMS))
+    return rounding / step + codes, outside
+
+
+def like(grad: Tensor, x: Tensor) -> Tensor:
+    """Return `grad` with the strides of `x`."""
+    return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
+
+
+ENGINES = ("auto", "native", "compiled", "eager")
+_chosen = "auto"
+
+
+@contextmanager
+def engine(name: str) -> Iterator[None]:
+    """Compute with engine `name` inside the block; "auto" is what runs without it.
+
+    Auto is native on CPUs that have a C++ compiler, compiled on GPUs, else eager.
+
+    Raises:
+        UserError: unknown name, or no compiler for "native".
+    """
+    global _chosen
+    if name not in ENGINES:
+        raise unknown_name("engine", name, ENGINES)
+    if name == "native" and availability().library is None:
+        raise UserError(f"engine native: {availability().reason}; use eager")
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def _use(name: str, x: Tensor) -> bool:
+    if _chosen != "auto":
+        return name == _chosen
+    if x.device.type == "cpu":
+        return name == "native" and availability().library is not None
+    return name == "compiled" and x.device.type == "cuda"
