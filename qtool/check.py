@@ -320,7 +320,7 @@ def _torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[st
 
 def check(
     files: Sequence[Path],
-    folder: Path | None,
+    folder: Path | str | None,
     runtimes: Sequence[str] | None,
     run: Path | None,
     progress: Progress,
@@ -330,7 +330,7 @@ def check(
 
     Args:
         files: artifacts.
-        folder: of the data set's files.
+        folder: of the data set's files, or package.module:factory.
         runtimes: their names; None for all exact ones that have an artifact.
         run: whose torch models to run too.
         progress: where the user sees what is going on.
@@ -343,7 +343,7 @@ def check(
         if name is None:
             data: DataSet | RandomInputs = random_inputs(model.facts)
         else:
-            data = load_dataset(name, folder)
+            data = load_dataset(name, folder, model.facts["input_shape"][-1])
         reports.append(check_model(model, data, chosen, run, progress))
     return reports
 

@@ -1,7 +1,7 @@
 """The command line. Heavy imports live inside the commands, so that ``--help`` is instant."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import qtool
+from qtool.cli_options import FILE, FOLDER, data_option, tvm_options
 from qtool.errors import MissedBar, UserError
 
 if TYPE_CHECKING:
     from qtool.progress import Progress
-
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96})
@@ -38,7 +36,7 @@ def _progress() -> Iterator["Progress"]:
 
 @cli.command()
 @click.argument("recipe")
-@click.option("--data", type=_FOLDER, help="Folder with the data set's files.")
+@data_option
 @click.option("--epochs", type=click.IntRange(0), help="Epochs of float pre-training.")
 @click.option("--model", metavar="NAME", help="Another network; also package.module:factory.")
 @click.option(
@@ -46,10 +44,10 @@ def _progress() -> Iterator["Progress"]:
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
-@click.option("--out", type=_FOLDER, required=True, help="Run directory to write.")
+@click.option("--out", type=FOLDER, required=True, help="Run directory to write.")
 def train(
     recipe: str,
-    data: Path | None,
+    data: Path | str | None,
     epochs: int | None,
     model: str | None,
     settings: Sequence[str],
@@ -66,8 +64,10 @@ def train(
         settings = [*settings, f"float_epochs={epochs}"]
     if model is not None:
         settings = [*settings, f"model={model}"]
+    if isinstance(data, str):
+        settings = [*settings, f"dataset={data}"]
     config = override(load_recipe(recipe), settings)
-    loaded = load_dataset(config.dataset, data)
+    loaded = load_dataset(config.dataset, data, config.image_size, config.frames)
     from qtool.frontends import load_frontend
     from qtool.job import joined
     from qtool.run import Run
@@ -85,16 +85,21 @@ def train(
 
 
 @cli.command()
-@click.argument("run", type=_FOLDER)
+@click.argument("run", type=FOLDER)
 @click.option("--bops", "budget", required=True, metavar="BUDGET", help="5.3G, 300M, 1.2e9.")
-@click.option("--data", type=_FOLDER, help="Folder with the data set's files.")
+@data_option
 @click.option("--no-finetune", is_flag=True, help="Only choose the bits.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted search.")
 @click.option(
     "--force", is_flag=True, help="Replace the run's bits.json and fine-tuned weights."
 )
 def search(
-    run: Path, budget: str, data: Path | None, no_finetune: bool, resume: bool, force: bool
+    run: Path,
+    budget: str,
+    data: Path | str | None,
+    no_finetune: bool,
+    resume: bool,
+    force: bool,
 ) -> None:
     """Choose every layer's bits in RUN under a budget of BOPs, then fine-tune."""
     from qtool.cost import parse_count
@@ -111,41 +116,17 @@ def search(
     frontend = load_frontend(opened.config.frontend)
     if not resume:
         refuse_existing(opened.path("bits.json"), force)
-    loaded = load_dataset(opened.config.dataset, data)
+    loaded = load_dataset(
+        opened.config.dataset, data, opened.config.image_size, opened.config.frames
+    )
     with joined() as job, _progress() as progress:
         content = frontend.search(opened, loaded, bops, not no_finetune, progress, resume)
     if job.is_main:
         _print(bits_table(content))
 
 
-_TVM_OPTIONS = (
-    click.option(
-        "--mcpu", metavar="NAME",
-        help="TVM: CPU to compile for, by LLVM's name (znver4, haswell, cortex-a76); "
-        "by default native, this machine's.",
-    ),
-    click.option(
-        "--tune", type=click.IntRange(0), metavar="N",
-        help="TVM: measure N variants of each kernel on this machine, keep the fastest.",
-    ),
-    click.option(
-        "--tune-cache", type=_FILE, help="TVM: file of what --tune found, read and extended."
-    ),
-    click.option(
-        "--emit-ir", type=_FILE, help="TVM: also write the module as readable TVMScript."
-    ),
-)  # fmt: skip
-
-
-def _tvm_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that are the fields of `qtool.tvm_export.TvmOptions`."""
-    for option in reversed(_TVM_OPTIONS):
-        command = option(command)
-    return command
-
-
 @cli.command()
-@click.argument("run", type=_FOLDER)
+@click.argument("run", type=FOLDER)
 @click.option("--target", type=click.Choice(["onnx", "tvm"]), required=True)
 @click.option("--bits", metavar="FILE|w4a4", help="Other bits than the run's own.")
 @click.option(
@@ -160,10 +141,10 @@ def _tvm_options(command: Callable[..., None]) -> Callable[..., None]:
     "--allow-float", is_flag=True,
     help="Keep what has no integer form in floating point, as islands between DQ and Q.",
 )  # fmt: skip
-@_tvm_options
+@tvm_options
 @click.option("--force", is_flag=True, help="Replace the output files.")
 @click.option(
-    "-o", "--output", type=_FILE,
+    "-o", "--output", type=FILE,
     help="An .onnx or .so file, or .tar: object files. Not needed with --emit-ir.",
 )  # fmt: skip
 def export(
@@ -190,9 +171,9 @@ def _written(*paths: Path | None) -> None:
 
 
 @cli.command(name="import")
-@click.argument("model", type=_FILE)
+@click.argument("model", type=FILE)
 @click.option(
-    "-o", "--output", type=_FILE,
+    "-o", "--output", type=FILE,
     help="An .onnx or .so file, or .tar: object files. Not needed with --emit-ir.",
 )  # fmt: skip
 @click.option(
@@ -210,7 +191,7 @@ def _written(*paths: Path | None) -> None:
     "--allow-float", is_flag=True,
     help="Keep what has no integer form in floating point, as islands between DQ and Q.",
 )  # fmt: skip
-@_tvm_options
+@tvm_options
 @click.option("--force", is_flag=True, help="Replace the output files.")
 def import_(
     model: Path, output: Path | None, target: str | None, form: str, span: str | None,
@@ -235,21 +216,21 @@ def import_(
 
 
 @cli.command()
-@click.argument("files", nargs=-1, required=True, type=_FILE)
-@click.option("--data", type=_FOLDER, help="Folder with the data set's files.")
+@click.argument("files", nargs=-1, required=True, type=FILE)
+@data_option
 @click.option("--dataset", metavar="NAME", help="For files that name none, such as imported.")
 @click.option(
     "--runtime", metavar="NAMES", help="Comma-separated: reference,ort,tvm,openvino."
 )
-@click.option("--reference", type=_FOLDER, metavar="RUN", help="Also run RUN's torch models.")
+@click.option("--reference", type=FOLDER, metavar="RUN", help="Also run RUN's torch models.")
 @click.option("--min-accuracy", type=float, metavar="P", help="Required top-1 in percent.")
 @click.option("--max-bops", metavar="B", help="Required BOPs: 5.3G, 300M, 1.2e9.")
 @click.option("--require-parity", is_flag=True, help="Require 0 differing integers.")
-@click.option("--json", "output", type=_FILE, help="Write the report.")
+@click.option("--json", "output", type=FILE, help="Write the report.")
 @click.option("--force", is_flag=True, help="Replace the report in --json.")
 def check(
     files: Sequence[Path],
-    data: Path | None,
+    data: Path | str | None,
     dataset: str | None,
     runtime: str | None,
     reference: Path | None,
@@ -310,7 +291,7 @@ def bops(
 
 
 @cli.command()
-@click.option("--out", type=_FOLDER, default=Path("qtool-demo"), show_default=True)
+@click.option("--out", type=FOLDER, default=Path("qtool-demo"), show_default=True)
 @click.option("--force", is_flag=True, help="Replace an earlier demo in --out.")
 def demo(out: Path, force: bool) -> None:
     """Run the whole chain on embedded images: train, search, export, check (minutes)."""
@@ -395,5 +376,6 @@ def _fail(code: int, text: str, error: Exception | None = None) -> NoReturn:
 
 _EXTRA_OF = {
     "torch": "train", "onnxscript": "train", "safetensors": "train", "matplotlib": "report",
-    "tvm": "tvm", "openvino": "openvino",
+    "PIL": "train", "scipy": "train",
+    "tvm": "tvm", "openvino": "openvino", "av": "video",
 }  # fmt: skip

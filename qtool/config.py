@@ -35,6 +35,8 @@ class Config:
         weight_quantizer, activation_quantizer: of one of them, if another; empty: `quantizer`.
         batch_size: images at a time.
         train_images: training images that are used, the first ones; 0 for all.
+        image_size: side of images that are files, in pixels; 0: usual of the data set.
+        frames: images a clip, of video; 0: 8.
         seed: of everything that is drawn.
     """
 
@@ -54,6 +56,8 @@ class Config:
     activation_quantizer: str = ""
     batch_size: int = 128
     train_images: int = 0
+    image_size: int = 0
+    frames: int = 0
     seed: int = 0
 
 
@@ -291,6 +295,7 @@ _RANGES = (
     ("accumulate", 1, _MANY), ("ema", 0, 1), ("warmup", 0, 1), ("milestones", 0, 1),
     ("gamma", 0, _MANY), ("distill_weight", 0, 1), ("temperature", 1e-3, _MANY),
     ("checkpoint_minutes", 0, _MANY), ("checkpoint_steps", 0, _MANY),
+    ("image_size", 0, 4096), ("frames", 0, 256),
 )  # fmt: skip
 _CHOICES: dict[str, Collection[str]] = {
     "quantizer": QUANTIZERS,

@@ -15,8 +15,10 @@ from qtool.data.images import Source
 from qtool.distributed import all_reduce_sum
 from qtool.ema import Ema
 from qtool.job import current
+from qtool.native.allocator import keep_freed_memory
 from qtool.nn.sync_norm import synchronise_norms
 from qtool.progress import Progress
+from qtool.quantizers.engines import why_eager
 from qtool.run import Run
 from qtool.schedules import Schedule, constant
 from qtool.training_loop import Loop, deterministic, training_device
@@ -123,6 +125,9 @@ def run_phase(
     """
     config = config_as(run.config, TrainConfig, f"run {run.folder}")
     device = training_device(config)
+    keep_freed_memory()
+    if reason := why_eager(device):
+        progress.note(f"quantizers take several passes over memory: {reason}")
     synchronise_norms(phase.model)
     phase.model.to(device)
     for tensor in phase.extra.values():

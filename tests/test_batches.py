@@ -151,7 +151,11 @@ class Failing(Images):
     ("frames", "message"),
     [(1, "^image n/13.jpeg is damaged$"), (-1, "worker was killed, .* repeat .* --resume")],
 )
-def test_a_killed_worker_and_a_damaged_file_are_one_line(frames: int, message: str) -> None:
+def test_a_killed_worker_and_a_damaged_file_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, frames: int, message: str
+) -> None:
+    # Seconds after which torch looks whether its workers live.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
     pixels, labels = images().pixels, images().labels
     batches = Batches(Failing(pixels, labels, frames), 10, 0, workers=2)
     before = signal.getsignal(signal.SIGCHLD)

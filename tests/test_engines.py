@@ -196,3 +196,17 @@ def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(UserError, match="unknown engine 'natve': did you mean native"):
         with engine("natve"):
             pass
+
+
+def test_half_precision_is_quantized_in_float32() -> None:
+    x = torch.linspace(-3, 3, 999).bfloat16()
+    y = uniform(x, torch.tensor(0.013), 128, 127)
+    assert y.dtype == torch.float32
+    assert torch.equal(y, uniform(x.float(), torch.tensor(0.013), 128, 127))
+
+
+def test_says_why_it_is_slow() -> None:
+    cpu = torch.device("cpu")
+    with engine("eager"):
+        assert engines.why_eager(cpu) == "engine eager was chosen"
+    assert engines.why_eager(cpu) == availability().reason

@@ -23,13 +23,98 @@ DATASETS = {
         "load_cifar10",
         "CIFAR-10, published binary files in --data or $QTOOL_DATA: 50,000 + 10,000 images",
     ),
+    "svhn": (
+        "qtool.data.svhn",
+        "load_svhn",
+        "SVHN, published .mat files in --data or $QTOOL_DATA: 73,257 + 26,032 images",
+    ),
+    "svhn_extra": (
+        "qtool.data.svhn",
+        "load_svhn_extra",
+        "SVHN with its 531,131 extra training images",
+    ),
+    "omniglot": (
+        "qtool.data.omniglot",
+        "load_omniglot",
+        "Omniglot's background set, published folders in --data: 964 characters",
+    ),
+    "miniimagenet": (
+        "qtool.data.miniimagenet",
+        "load_miniimagenet",
+        "MiniImageNet's training classes, images/ and csv files in --data: 64 classes",
+    ),
+    "imagenette": (
+        "qtool.data.imagefolder",
+        "load_imagenette",
+        "Imagenette, published folders in --data: 10 classes of ImageNet",
+    ),
+    "imagefolder": (
+        "qtool.data.imagefolder",
+        "load_imagefolder",
+        "train/CLASS/* and val/CLASS/* in --data, as of ImageNet",
+    ),
+    "webdataset": (
+        "qtool.data.webdataset",
+        "load_webdataset",
+        "shards (.tar) of images and classes in --data, as of ImageNet",
+    ),
+    "kinetics": (
+        "qtool.data.kinetics",
+        "load_kinetics",
+        "Kinetics or Mini-Kinetics, published csv files and cut videos in --data",
+    ),
+    "activitynet": (
+        "qtool.data.activitynet",
+        "load_activitynet",
+        "ActivityNet, published json file and videos in --data",
+    ),
+    "video_frames": (
+        "qtool.data.video_lists",
+        "load_video_frames",
+        "videos as folders of frames, with train and val lists in --data",
+    ),
+    "video_files": (
+        "qtool.data.video_lists",
+        "load_video_files",
+        "video files, with train and val lists in --data",
+    ),
+}
+# Data sets of which these settings of a recipe decide the images.
+_SIZED = ("image_size",)
+_CLIPS = ("image_size", "frames")
+_SHAPED = {
+    "omniglot": _SIZED,
+    "miniimagenet": _SIZED,
+    "imagenette": _SIZED,
+    "imagefolder": _SIZED,
+    "webdataset": _SIZED,
+    "kinetics": _CLIPS,
+    "activitynet": _CLIPS,
+    "video_frames": _CLIPS,
+    "video_files": _CLIPS,
 }
 
 
-def load_dataset(name: str, folder: Path | None = None) -> DataSet:
-    """Load data set `name`; `folder` overrides where its files are looked for."""
+def load_dataset(
+    name: str, folder: Path | str | None = None, image_size: int = 0, frames: int = 0
+) -> DataSet:
+    """Load data set `name`.
+
+    Args:
+        name: key of `DATASETS`.
+        folder: value of ``--data``: where its files are looked for, or package.module:factory,
+            which then gives the data instead (`qtool.data.factory`).
+        image_size: side of images that have no size of their own, in pixels; 0: the usual.
+        frames: images a clip of video; 0: the usual.
+    """
+    if isinstance(folder, str) or ":" in name:
+        from qtool.data.factory import load_factory
+
+        return load_factory(folder, name, image_size)
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
     module, function, _ = DATASETS[name]
-    loaded: DataSet = getattr(import_module(module), function)(folder)
+    options = {"image_size": image_size, "frames": frames}
+    options = {key: options[key] for key in _SHAPED.get(name, ())}
+    loaded: DataSet = getattr(import_module(module), function)(folder, **options)
     return loaded

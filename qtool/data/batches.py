@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from qtool.data.augment import RESIZED_CROP, Augment, parse_augment
 from qtool.data.draws import epoch_generator, uniform_draws
-from qtool.data.images import INPUT_SCALE, Rows, Source
+from qtool.data.images import INPUT_SCALE, Ordered, Rows, Source
 from qtool.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -104,8 +104,11 @@ class _Items(Dataset[_Raw | UserError]):
 
     def _rows(self, epoch: int, step: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:
-            generator = epoch_generator(self._seed, epoch)
-            self._order = epoch, generator.permutation(len(self._source))
+            source, generator = self._source, epoch_generator(self._seed, epoch)
+            if isinstance(source, Ordered):
+                self._order = epoch, source.order(generator)
+            else:
+                self._order = epoch, generator.permutation(len(source))
         return self._order[1][step * self._size : (step + 1) * self._size][self._part]
 
     def draw(self, epoch: int, step: int) -> _Raw:

@@ -20,7 +20,8 @@ def data_folder(name: str, folder: Path | None, hint: str = "") -> Path:
             f"data set {name}: no folder given; pass --data DIR or set QTOOL_DATA{hint}"
         )
     if not root.is_dir():
-        raise UserError(f"data folder {root} does not exist")
+        wrong = "is no folder" if root.exists() else "does not exist"
+        raise UserError(f"data folder {root} {wrong}")
     return root
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.data.checksums import require_published
 from qtool.errors import UserError
 
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
@@ -34,6 +35,7 @@ def find_idx(folder: Path, stem: str) -> Path:
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Return the uint8 array in an IDX file, whole or not at all."""
+    require_published(path)
     try:
         with _OPENERS.get(path.suffix, open)(path, "rb") as file:
             raw: bytes = file.read()

@@ -1,7 +1,7 @@
 """Labelled uint8 images, in memory or decoded on demand, and the floats a network sees."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,14 @@ class Source(Protocol):
         Raises:
             UserError: a file is missing or damaged; names it.
         """
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A source that is better read in some orders than in others."""
+
+    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Return all rows (N,) in an epoch's random order."""
 
 
 @dataclass(frozen=True)

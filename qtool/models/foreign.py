@@ -8,21 +8,16 @@ needs no qtool type. It is called with ``in_channels`` and ``classes`` (or ``in_
 timm's and torchvision's networks come without pre-trained weights: nothing is downloaded.
 """
 
-import difflib
 import inspect
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from qtool.errors import UserError
+from qtool.importing import current_folder, import_callable, import_named, no_such, reason
 
 Factory = Callable[..., Any]
 _ALIASES = {
@@ -51,7 +46,7 @@ def find(name: str) -> Foreign:
             f"model {name!r}: expected package.module:factory, timm:NAME or torchvision:NAME"
         )
     library = _LIBRARIES.get(module)
-    with _current_folder():
+    with current_folder():
         return _user_factory(name) if library is None else library(name, attribute)
 
 
@@ -61,7 +56,7 @@ def builder(name: str, factory: Factory) -> Callable[..., nn.Module]:
     def build(in_channels: int | None = None, classes: int | None = None) -> nn.Module:
         values = _accepted(factory, {"in_channels": in_channels, "classes": classes})
         try:
-            with _current_folder():
+            with current_folder():
                 model = factory(**values)
         except UserError:
             raise
@@ -75,12 +70,6 @@ def builder(name: str, factory: Factory) -> Callable[..., nn.Module]:
         return model
 
     return build
-
-
-def reason(error: BaseException) -> str:
-    """Return the error's type and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _accepted(factory: Factory, values: dict[str, int | None]) -> dict[str, int]:
@@ -99,48 +88,8 @@ def _accepted(factory: Factory, values: dict[str, int | None]) -> dict[str, int]
     return accepted
 
 
-@contextmanager
-def _current_folder() -> Iterator[None]:
-    """Make modules in the current directory importable; a console script cannot see them."""
-    folder = os.getcwd()
-    if folder in sys.path or "" in sys.path:
-        yield
-        return
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
-
-
-def _import(name: str, module: str) -> ModuleType:
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        missing = error.name or module
-        if missing != module and not module.startswith(f"{missing}."):
-            what = f"{module} needs {missing}, which is not installed"
-        else:
-            what = f"no module {missing} in the current directory or among installed packages"
-        raise UserError(f"model {name}: {what}") from None
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise UserError(f"model {name}: importing {module} failed: {reason(error)}") from error
-
-
-def _no_such(name: str, where: str, attribute: str, known: Iterable[str]) -> UserError:
-    near = difflib.get_close_matches(attribute, known, n=3, cutoff=0.4)
-    hint = f": did you mean {' or '.join(near)}?" if near else ""
-    return UserError(f"model {name}: {where} has no {attribute!r}{hint}")
-
-
 def _user_factory(name: str) -> Foreign:
-    path, _, attribute = name.partition(":")
-    module = _import(name, path)
-    if not hasattr(module, attribute):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise _no_such(name, f"module {path}", attribute, known)
-    factory = getattr(module, attribute)
+    attribute, factory = name.partition(":")[2], import_callable(f"model {name}", name)
     if isinstance(factory, nn.Module) or not callable(factory):
         kind = type(factory).__name__
         raise UserError(
@@ -163,9 +112,9 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _timm(name: str, model: str) -> Foreign:
-    timm = _import(name, "timm")
+    timm = import_named(f"model {name}", "timm")
     if not timm.is_model(model):
-        raise _no_such(name, "timm", model, timm.list_models())
+        raise no_such(f"model {name}", "timm", model, timm.list_models())
     defaults = timm.get_pretrained_cfg(model)
     shape = _shape(name, getattr(defaults, "input_size", ()))
 
@@ -178,10 +127,10 @@ def _timm(name: str, model: str) -> Foreign:
 
 
 def _torchvision(name: str, model: str) -> Foreign:
-    models = _import(name, "torchvision.models")
+    models = import_named(f"model {name}", "torchvision.models")
     known = models.list_models(module=models)
     if model not in known:
-        raise _no_such(name, "torchvision", model, known)
+        raise no_such(f"model {name}", "torchvision", model, known)
     create = partial(models.get_model, model, weights=None)
 
     def build(in_channels: int = 3, num_classes: int = 1000) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qtool.cost import conv_macs
 from qtool.errors import UserError
-from qtool.models.foreign import reason
+from qtool.importing import reason
 
 Weight = Callable[[nn.Module], Tensor | None]
 

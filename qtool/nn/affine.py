@@ -56,6 +56,6 @@ class QuantAffine(nn.Module):
             y: Tensor = self.norm(x)
             return y
         factor, shift = norm_affine(self.norm)
-        unit = grid.scale(grid.selected) * (factor.abs() / CODE)
+        unit = grid.scale(grid.selected) * (factor.abs() / CODE).float()
         bias = round_to_unit(shift, unit)
-        return x * shaped_like(factor, x) + shaped_like(bias, x)
+        return x * shaped_like(factor.float(), x) + shaped_like(bias.float(), x)

@@ -56,19 +56,48 @@ def turn_off(model: nn.Module) -> None:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, x: Tensor) -> None:
-    """Initialise every learned step from the float forward of `x` and the weights."""
+    """Initialise every learned parameter from the float forward of `x` and the weights.
+
+    Weights that a quantizer normalises are quantized in this forward, and BatchNorm behind
+    them uses the batch's statistics: the float network's values are not what follows them.
+    """
     model.eval()
     active = [q for q in quantizers(model) if q.role != "weight"]
     turn_off(model)
     for quantizer in active:
         quantizer.observing = True
-    model(x)
+    with _rescaled(model):
+        model(x)
     for quantizer in active:
         quantizer.observing = False
         if quantizer.observed is not None:
             quantizer.initialise(quantizer.observed)
         quantizer.observed = None
     initialise_weight_steps(model)
+
+
+@contextmanager
+def _rescaled(model: nn.Module) -> Iterator[None]:
+    """Within this context, layers whose weights get another size work on that."""
+    layers = [
+        layer for layer in quant_layers(model)
+        if layer.weight_quant.learned is None and layer.weight_quant.default is not None
+    ]  # fmt: skip
+    norms = [layer.norm for layer in layers if layer.norm is not None]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for layer in layers:
+        layer.weight_quant.selected = max(layer.weight_quant.bits)
+    for norm in norms:
+        # Momentum 0: the running statistics stay.
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+            norm.eval()
+        turn_off(model)
 
 
 def initialise_weight_steps(model: nn.Module) -> None:

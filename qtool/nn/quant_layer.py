@@ -67,24 +67,30 @@ class QuantLayer(nn.Module):
         return quantized and not self.training and not torch.onnx.is_in_onnx_export()
 
     def _device_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Sum codes, which is exact in float32 as on the device, and scale the sums once."""
         factor, shift = self._affine()
         x_scale = self.input_quant.scale(cast(int, self.input_quant.selected))
         w_scale = self.weight_quant.scale(
             cast(int, self.weight_quant.selected), self.layer.weight
         )
-        rounded = round_to_unit(shift, x_scale * w_scale * factor.abs())
-        y = self._linear_map(x, weight, None)
-        if isinstance(self.layer, nn.Linear):
-            return y * factor + rounded
-        return y * shaped_like(factor, y) + shaped_like(rounded, y)
+        codes = weight / w_scale.reshape(-1, *[1] * (weight.ndim - 1))
+        sums = self._linear_map(x / x_scale, codes, None)
+        if not torch.is_grad_enabled():
+            sums = sums.round_()  # x / x_scale may miss its integer by a rounding
+        unit = x_scale * (w_scale * factor.abs()).float()
+        bias = round_to_unit(shift, unit) / torch.where(unit > 0, unit, 1.0).double()
+        sums = sums * shaped_like(factor.sign().float(), sums)
+        y = (sums + shaped_like(bias.float(), sums)) * shaped_like(unit, sums)
+        # A channel of gamma 0 is its shift alone.
+        return torch.where(shaped_like(unit > 0, y), y, shaped_like(shift.float(), y))
 
     def _affine(self) -> tuple[Tensor, Tensor]:
-        """Return BatchNorm and bias as (factor, shift), each (C,)."""
+        """Return BatchNorm and bias as (factor, shift), each (C,), float64."""
         weight, bias = self.layer.weight, self.layer.bias
         bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
         if self.norm is None:
-            return torch.ones_like(bias), bias
-        return norm_affine(self.norm, bias)
+            return torch.ones_like(bias).double(), bias.double()
+        return norm_affine(self.norm, bias.double())
 
     def _linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = self.layer
@@ -96,9 +102,9 @@ class QuantLayer(nn.Module):
 
 
 def norm_affine(norm: Norm, bias: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return (factor, shift), each (C,): ``norm(y + bias) = y * factor + shift``."""
+    """Return (factor, shift), each (C,), float64: ``norm(y + bias) = y * factor + shift``."""
     mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    factor = torch.rsqrt(var + norm.eps)
+    factor = torch.rsqrt(var.double() + norm.eps)
     if not norm.affine:
         return factor, (bias - mean) * factor
     factor = norm.weight * factor
@@ -107,8 +113,8 @@ def norm_affine(norm: Norm, bias: Tensor | float = 0.0) -> tuple[Tensor, Tensor]
 
 def round_to_unit(shift: Tensor, unit: Tensor) -> Tensor:
     """Round a bias to a multiple of the accumulator's unit; where that is 0, leave it."""
-    exact, step = shift.double(), unit.double()
-    return torch.where(step > 0, (exact / step).round() * step, exact).float()
+    exact, step = shift.float().double(), unit.double()
+    return torch.where(step > 0, (exact / step).round() * step, exact)
 
 
 def shaped_like(values: Tensor, y: Tensor) -> Tensor:

@@ -70,9 +70,12 @@ class ActivationQuantizer:
             qp: number of positive codes.
             count: elements that share the step.
         """
+        if offset is not None:
+            # The two gradients of the step (see below) nearly cancel: not in float32.
+            value, offset = value.double(), offset.double()
         step = self.step(value, qn, qp)
         factor = 1 / math.sqrt(count * max(qp, 1)) if self.scaled else 1.0
         if offset is not None:
-            # z = round(-o / s) also depends on s: dz/ds = o / s^2, straight through.
+            # z = round(-o / s) depends on s too: dz/ds = o / s^2, straight through.
             offset = offset - (offset / step).detach() * step
         return UniformArgs(step, qn, qp, self.rule, factor, offset)

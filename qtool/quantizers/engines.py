@@ -187,6 +187,13 @@ def engine(name: str) -> Iterator[None]:
         _chosen = before
 
 
+def why_eager(device: torch.device) -> str:
+    """Return why quantizers on `device` are computed eagerly; empty where they are not."""
+    if _chosen != "auto":
+        return "engine eager was chosen" if _chosen == "eager" else ""
+    return availability().reason if device.type == "cpu" else ""
+
+
 def _use(name: str, x: Tensor) -> bool:
     if _chosen != "auto":
         return name == _chosen

@@ -15,6 +15,7 @@ How it is computed: `qtool.quantizers.engines`.
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -64,7 +65,7 @@ def uniform(
     """Fake-quantize `x` on the grid ``step * {-qn, ..., qp}``.
 
     Args:
-        x: float32, any shape.
+        x: float32, any shape; of a half precision under autocast, then the result is float32.
         step: positive; a scalar, or of `x`'s rank with the shared axes of size 1.
         qn: number of negative codes.
         qp: number of positive codes.
@@ -76,6 +77,8 @@ def uniform(
         ceiling: see `relu`.
     """
     grid = Grid(qn, qp, relu, ceiling)
+    if x.dtype in (torch.bfloat16, torch.float16):
+        x = x.float()  # under autocast: codes need the digits
     rule = "offset" if offset is not None and rule == "lsq" else rule
     out: Tensor = _Function.apply(x, step, offset, grid, rule, factor)  # type: ignore[no-untyped-call]
     return out

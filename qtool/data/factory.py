@@ -1,0 +1,181 @@
+"""Data from the user's own code: ``--data package.module:factory``.
+
+The factory is called without arguments, or with ``image_size`` where its signature names it
+and the recipe sets it. It returns a `DataSet`, or (train, test) or (train, test, classes),
+each of
+
+    a `Source`
+    (pixels, labels)    arrays or tensors: uint8 (N, H, W), (N, C, H, W) or (N, H, W, C)
+    a data set of torch or torchvision, len() and [i]: (image, label); an image is Pillow's, a
+    uint8 array (C, H, W), (H, W, C) or (H, W), or floats (C, H, W) in [0, 1]
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtool.data.images import DataSet, Images, Rows, Source
+from qtool.errors import UserError
+from qtool.importing import current_folder, import_callable, reason
+
+_CHANNELS = (1, 3)
+
+
+def load_factory(name: str | Any, dataset: str, image_size: int = 0) -> DataSet:
+    """Return the data that factory `name` makes.
+
+    Args:
+        name: ``package.module:factory``, as given with ``--data``.
+        dataset: the recipe's data set, or that of the run or file.
+        image_size: side of the images in pixels; 0: the factory decides.
+
+    Raises:
+        UserError: no such factory, it fails, or returns something else.
+    """
+    if not isinstance(name, str):
+        # Files and runs name where their data came from; only the user may have code run.
+        raise UserError(f"data come from {dataset}: to run that code, give --data {dataset}")
+    what = f"data factory {name}"
+    made = _called(what, import_callable(what, name), image_size)
+    if isinstance(made, DataSet):
+        return replace(made, name=name)
+    if not isinstance(made, tuple | list) or len(made) not in (2, 3):
+        raise UserError(
+            f"{what}: returned {_kind(made)}, expected a DataSet, (train, test) or "
+            "(train, test, classes)"
+        )
+    train, test = _source(f"{what}, train", made[0]), _source(f"{what}, test", made[1])
+    if train.shape != test.shape:
+        raise UserError(f"{what}: training images are {train.shape}, test {test.shape}")
+    most = int(max(train.labels.max(), test.labels.max())) + 1
+    classes = made[2] if len(made) == 3 else most
+    if type(classes) is not int or classes < most:
+        raise UserError(f"{what}: got {classes!r} classes, labels need {most}")
+    return DataSet(name, train, test, classes)
+
+
+def _called(what: str, factory: Callable[..., Any], image_size: int) -> Any:
+    if not callable(factory):
+        raise UserError(f"{what}: is a {type(factory).__name__}, expected a function")
+    try:
+        named = "image_size" in inspect.signature(factory).parameters
+        with current_folder():
+            return factory(image_size=image_size) if named and image_size else factory()
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(f"{what} failed: {reason(error)}") from error
+
+
+def _source(what: str, value: Any) -> Source:
+    if isinstance(value, tuple | list) and len(value) == 2:
+        pixels, labels = _layout(what, np.asarray(value[0]), 4), _labels(what, value[1])
+        if pixels.dtype != np.uint8 or len(pixels) != len(labels):
+            raise UserError(
+                f"{what}: {len(pixels)} images are {pixels.dtype}, with {len(labels)} labels; "
+                "expected uint8 and one label each"
+            )
+        return Images(pixels, labels)
+    if hasattr(value, "load") and hasattr(value, "labels") and hasattr(value, "shape"):
+        source: Source = value
+        return source
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__") and len(value):
+        labels = _labels(what, _all_labels(value))
+        return MappedImages(value, labels, _pixels(what, value[0]).shape, what)
+    raise UserError(
+        f"{what}: got {_kind(value)}, expected (pixels, labels), a Source, or a data set with "
+        "len() and [i]"
+    )
+
+
+def _all_labels(value: Any) -> Any:
+    """Return the labels of a map-style data set; torchvision's keep them aside."""
+    for key in ("targets", "labels", "_labels"):
+        known = getattr(value, key, None)
+        if known is not None and np.ndim(known) == 1 and len(known) == len(value):
+            return known
+    return [value[row][1] for row in range(len(value))]
+
+
+def _labels(what: str, value: Any) -> NDArray[np.int64]:
+    labels = np.asarray(value)
+    if (
+        labels.ndim != 1
+        or not len(labels)
+        or labels.dtype.kind not in "iu"
+        or labels.min() < 0
+    ):
+        raise UserError(
+            f"{what}: labels are {labels.dtype} {labels.shape}, expected class numbers (N,) "
+            "from 0"
+        )
+    return labels.astype(np.int64)
+
+
+def _layout(what: str, array: NDArray[Any], ndim: int) -> NDArray[Any]:
+    """Return `array` with channels before rows and columns."""
+    if array.ndim == ndim - 1:
+        array = np.expand_dims(array, -3)
+    if array.ndim != ndim:
+        raise UserError(f"{what}: images have shape {array.shape}, expected (C, H, W)")
+    if array.shape[-3] not in _CHANNELS and array.shape[-1] in _CHANNELS:
+        array = np.moveaxis(array, -1, -3)
+    return np.ascontiguousarray(array)
+
+
+def _pixels(what: str, item: Any) -> NDArray[np.uint8]:
+    """Return the pixels (C, H, W) of an item of a map-style data set."""
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        raise UserError(f"{what}: an item is {_kind(item)}, expected (image, label)")
+    array = np.asarray(item[0])
+    if array.dtype.kind == "f":
+        if array.min() < 0 or array.max() > 1:
+            raise UserError(
+                f"{what}: image values from {array.min():.3g} to {array.max():.3g}, expected "
+                "[0, 1]: normalise with the recipe's mean and std instead"
+            )
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise UserError(f"{what}: an image is {_kind(item[0])}, expected uint8 or floats")
+    return _layout(what, array, 3)
+
+
+def _kind(value: Any) -> str:
+    size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return f"a {type(value).__name__}{size}"
+
+
+@dataclass(frozen=True)
+class MappedImages:
+    """A map-style data set as a source; `what` names it in messages."""
+
+    items: Any
+    labels: NDArray[np.int64]
+    shape: tuple[int, ...]
+    what: str
+    frames: int = 1
+    draws: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def head(self, count: int | None) -> "MappedImages":
+        """Return the first `count` images (all for None)."""
+        return replace(self, labels=self.labels[:count])
+
+    def load(self, rows: Rows, draws: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+        """Return the pixels (n, C, H, W) of `rows`; what the data set draws is its own."""
+        wanted = np.arange(len(self))[rows]
+        pixels = np.empty((len(wanted), *self.shape), np.uint8)
+        for place, row in enumerate(wanted.tolist()):
+            image = _pixels(self.what, self.items[row])
+            if image.shape != self.shape:
+                raise UserError(
+                    f"{self.what}: image {row} is {image.shape}, the first one {self.shape}"
+                )
+            pixels[place] = image
+        return pixels
