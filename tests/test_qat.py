@@ -9,11 +9,14 @@ from conftest import Result, run_qtool
 from torch import nn
 
 from qtool.check import check
+from qtool.config import override
+from qtool.data import DATASETS
 from qtool.frontends.pretrain import build_prepared
-from qtool.models import model_factory
+from qtool.models import MODELS, model_factory
 from qtool.nn.control import quantizers
 from qtool.pipeline import ExportOptions, export
 from qtool.progress import Silent
+from qtool.recipes import RECIPES, load_recipe
 from qtool.run import Run
 
 SMALL = (
@@ -151,6 +154,12 @@ def test_a_stopped_run_continues_to_the_same_weights(
     assert done.code == 0, done.err
     for name in ("float.safetensors", "model.safetensors", "bits.json"):
         assert (tmp_path / "run" / name).read_bytes() == (qat_run / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_name_what_there_is(name: str) -> None:
+    config = override(load_recipe(name), [])
+    assert config.name == name and config.model in MODELS and config.dataset in DATASETS
 
 
 def spoilt(path: Path, target: Path, **layers: object) -> Path:
