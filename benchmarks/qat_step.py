@@ -4,7 +4,7 @@
                                   [--quantizers lsq,pact,dorefa,sat]
                                   [--modes eager,native,compiled] [--glue with,without]
                                   [--brevitas eager,jit] [--batch 128] [--threads 2]
-                                  [--turns 7] [--json FILE]
+                                  [--turns 7] [--allocator keep] [--json FILE]
 
 A step is forward, cross-entropy, backward and SGD with momentum on one batch of random images,
 channels last, at W4A4 with an 8-bit first and last layer. Every row is a process of its own;
@@ -13,6 +13,8 @@ to that of float in the same round. With one thread time is processor time of th
 otherwise that on the wall. Memory is that of another process each (`step_engine`).
 --glue: also with grids on every tensor between layers, as an integer network has.
 --brevitas: "eager", or "jit" for its TorchScript and C++ functions; empty for none.
+--allocator: "keep": in all rows alike, float too, the C library keeps freed memory, as
+training with qtool does (`qtool.native.allocator`); "system": as it is.
 """
 
 import argparse
@@ -48,6 +50,7 @@ def main() -> None:
     if args.json:
         result = {
             "batch": args.batch, "threads": args.threads, "turns": args.turns,
+            "allocator": args.allocator,
             "cores": os.cpu_count(), "versions": {name: _version(name) for name in _PACKAGES},
             "rows": [asdict(row) for row in rows],
         }  # fmt: skip
@@ -65,6 +68,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         ("--brevitas", "eager,jit"),
     ):
         parser.add_argument(name, default=default)
+    parser.add_argument("--allocator", choices=("keep", "system"), default="keep")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=7)
@@ -101,27 +105,30 @@ def variants(args: argparse.Namespace) -> list[Variant]:
 def measured(net: str, chosen: list[Variant], args: argparse.Namespace) -> Iterator[Row]:
     """Return the rows of one network: memory first, one after the other, then time."""
     load = os.getloadavg()[0]
-    peaks = {v: _peaks(_command("memory", net, v, args)) for v in chosen}
-    commands = {v.name: _command("time", net, v, args) for v in chosen}
+    found = {v: _peaks(_command("memory", net, v, args)) for v in chosen}
+    peaks = {v: peak for v, peak in found.items() if peak is not None}
+    commands = {v.name: _command("time", net, v, args) for v in peaks}
     timings = interleaved.measure(commands, args.turns, args.threads)
-    named = {v: timings[v.name] for v in chosen}
+    named = {v: timings[v.name] for v in peaks}
     return table_rows(net, args.batch, args.threads, load, named, peaks)
 
 
 def _command(action: str, net: str, variant: Variant, args: argparse.Namespace) -> list[str]:
     script = Path(__file__).with_name("step_engine.py")
-    numbers = (str(args.batch), str(args.threads))
-    return [sys.executable, str(script), action, net, variant.name, *numbers]
+    settings = (str(args.batch), str(args.threads), args.allocator)
+    return [sys.executable, str(script), action, net, variant.name, *settings]
 
 
-def _peaks(command: list[str]) -> Peaks:
+def _peaks(command: list[str]) -> Peaks | None:
+    """Return the memory that `command` counts; None, and say so, where it fails."""
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
     )
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command[2:])}: {done.stderr.strip()[-2000:]}")
+        print(f"left out: {' '.join(command[3:])}: {done.stderr.strip().splitlines()[-1]}")
+        return None
     return Peaks(**json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -1,6 +1,6 @@
 """One network's training step: timed whenever a line comes in, or its memory counted once.
 
-    python benchmarks/step_engine.py time|memory NET VARIANT BATCH THREADS
+    python benchmarks/step_engine.py time|memory NET VARIANT BATCH THREADS ALLOCATOR
 
 A process of `qat_step`. A step is forward, cross-entropy, backward and SGD with momentum on
 one batch in channels-last layout. ``time`` is a process of `interleaved`; ``memory`` prints
@@ -28,7 +28,8 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from qtool.models import model_entry
-from qtool.quantizers import uniform
+from qtool.native.allocator import keep_freed_memory
+from qtool.quantizers.engines import ENGINES, engine
 
 _MARK = "measured step"
 _WARM_UP = 4
@@ -125,12 +126,13 @@ def time_steps(trainer: Trainer) -> None:
 
 def main() -> None:
     """Do what the command line says."""
-    action, net, variant, batch, threads = sys.argv[1:]
+    action, net, variant, batch, threads, allocator = sys.argv[1:]
     torch.set_num_threads(int(threads))
+    if allocator == "keep":
+        keep_freed_memory()
     chosen = Variant.parse(variant)
     trainer = Trainer(net, chosen, int(batch))
-    switch = getattr(uniform, "backend", contextlib.nullcontext)
-    with switch(chosen.mode) if chosen.is_qtool else contextlib.nullcontext():
+    with engine(chosen.mode if chosen.mode in ENGINES else "auto"):
         if action == "time":
             time_steps(trainer)
         else:

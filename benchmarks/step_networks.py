@@ -25,8 +25,8 @@ class Variant:
 
     Args:
         quantizer: "float", "brevitas", or one of qtool's.
-        mode: how qtool's elementwise functions run: eager, native or compiled; of Brevitas
-            "eager" or "jit", its own TorchScript and C++ functions; empty for float.
+        mode: how qtool computes (`qtool.quantizers.engines`): eager, native or compiled; of
+            Brevitas "eager" or "jit", its own TorchScript and C++ functions; empty for float.
         integer_only: grids on every tensor between layers.
     """
 
@@ -39,11 +39,6 @@ class Variant:
         """Such as ``lsq native integer-only``; `parse` reads it."""
         glue = "integer-only" if self.integer_only else ""
         return " ".join(filter(None, (self.quantizer, self.mode, glue)))
-
-    @property
-    def is_qtool(self) -> bool:
-        """True where `mode` is a backend of `qtool.quantizers.uniform`."""
-        return self.quantizer not in ("float", "brevitas")
 
     @classmethod
     def parse(cls, name: str) -> "Variant":
@@ -61,7 +56,7 @@ def build(net: str, variant: Variant) -> nn.Module:
     if variant.quantizer == "brevitas":
         os.environ["BREVITAS_JIT"] = str(int(variant.mode == "jit"))  # read at its import
         model = brevitas(model)
-    elif variant.is_qtool:
+    elif variant.quantizer != "float":
         model = qtool(model, net, variant)
     result: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return result.train()

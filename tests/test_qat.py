@@ -9,11 +9,14 @@ from conftest import Result, run_qtool
 from torch import nn
 
 from qtool.check import check
+from qtool.config import override
+from qtool.data import DATASETS
 from qtool.frontends.pretrain import build_prepared
-from qtool.models import model_factory
+from qtool.models import MODELS, model_factory
 from qtool.nn.control import quantizers
 from qtool.pipeline import ExportOptions, export
 from qtool.progress import Silent
+from qtool.recipes import RECIPES, load_recipe
 from qtool.run import Run
 
 SMALL = (
@@ -112,6 +115,18 @@ def test_bits_of_a_file_and_weights_of_a_run(
     assert exact_layers(tmp_path / "run", source) == asked
 
 
+def test_the_float_network_may_be_the_teacher(
+    qat_run: Path, source: Path, tmp_path: Path
+) -> None:
+    models = []
+    for index, teacher in enumerate(("float", str(qat_run), "")):
+        out = tmp_path / str(index)
+        done = train(source, out, f"weights={qat_run}", f"teacher={teacher}", "epochs=1")
+        assert done.code == 0, done.err
+        models.append((out / "model.safetensors").read_bytes())
+    assert models[0] == models[1] != models[2]
+
+
 @pytest.mark.parametrize(("method", "call"), [
     ("save_bits", 0), ("save_checkpoint", 0), ("drop_checkpoint", 0), ("save_checkpoint", 1),
     ("save_weights", 1),
@@ -141,6 +156,12 @@ def test_a_stopped_run_continues_to_the_same_weights(
         assert (tmp_path / "run" / name).read_bytes() == (qat_run / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_name_what_there_is(name: str) -> None:
+    config = override(load_recipe(name), [])
+    assert config.name == name and config.model in MODELS and config.dataset in DATASETS
+
+
 def spoilt(path: Path, target: Path, **layers: object) -> Path:
     """Write bits file `path` with other `layers` to `target`; None removes one."""
     content = json.loads(path.read_text())
@@ -165,6 +186,7 @@ def spoilt(path: Path, target: Path, **layers: object) -> Path:
     (("weights={w}",), "w.safetensors does not fit Sequential"),
     (("weights={source}",), "run recipe not found"),
     (("weight_bits=4",), "activation_bits and weight_bits: frontend qat has one width"),
+    (("teacher=nowhere.pt",), "weights nowhere.pt: no such file"),
     (("epochs=-1",), "recipe setting epochs: got -1, expected 0 to"),
     (("lr=fast",), "--set lr=fast: expected float, such as 0.01"),
 ])  # fmt: skip

@@ -39,6 +39,7 @@ from qtool.frontends.pretrain import (
     make_batches,
     make_objective,
     plain_phase,
+    save_quantized,
     train_float,
 )
 from qtool.models import model_entry
@@ -48,7 +49,7 @@ from qtool.progress import Progress
 from qtool.qspec import LayerBits, Selection
 from qtool.run import Run
 from qtool.schedules import cosine
-from qtool.training import Phase, accuracy, recalibrate_norms, run_phase
+from qtool.training import Phase, recalibrate_norms, run_phase
 from qtool.update import Losses, Pass, Update
 
 NEXT = "qtool search {run} --bops BUDGET"
@@ -220,8 +221,4 @@ def _finetune(
         "fine-tune", config, model, config.finetune_epochs, config.finetune_lr, 0.0
     )
     run_phase(phase, run, batches, progress, resume)
-    recalibrate_norms(model, batches, config.norm_batches)
-    result = accuracy(model, data.test)
-    run.add_metrics(phase="fine-tune", test_accuracy=result)
-    run.save_weights("model", model.state_dict())
-    progress.note(f"fake-quantized: test accuracy {result:.2f} %")
+    save_quantized(run, "fine-tune", model, batches, data, progress)

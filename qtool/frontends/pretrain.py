@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qtool.averages import Averages
-from qtool.config import Config, TrainConfig
+from qtool.config import Config, TrainConfig, config_as
 from qtool.cost import LayerCost, total_bops, total_macs
 from qtool.data.batches import Batches
 from qtool.data.clips import clip_logits
@@ -51,18 +51,27 @@ def build_network(config: Config, shape: Sequence[int], classes: int) -> nn.Modu
     return channels_last
 
 
-def network_with(config: Config, weights: str, data: DataSet) -> nn.Module:
+def network_with(
+    config: Config, weights: str, shape: Sequence[int], classes: int, what: str = "weights"
+) -> nn.Module:
     """Return the recipe's float network with the weights in a file or a run directory.
+
+    Args:
+        config: the recipe.
+        weights: path of the file or the directory.
+        shape: (C, H, W) of an image.
+        classes: number of logits.
+        what: the setting, for the error.
 
     Raises:
         UserError: no such file or run, damaged, or of another network.
     """
-    model, path = build_network(config, data.shape, data.classes), Path(weights)
+    model, path = build_network(config, shape, classes), Path(weights)
     if path.is_dir():
         fit_state(model, Run.open(path).load_weights("float"), f"run {path}")
     else:
         network = model.network if isinstance(model, Normalised) else model
-        fit_state(network, load_weights(path), f"weights {path}")
+        fit_state(network, load_weights(path), f"{what} {path}")
     return model
 
 
@@ -190,10 +199,7 @@ def load_teacher(config: TrainConfig, shape: Sequence[int], classes: int) -> nn.
             )
         return load_float(run)
     named = replace(config, model=config.teacher_model or config.model)
-    model = build_network(named, shape, classes)
-    network = model.network if isinstance(model, Normalised) else model
-    fit_state(network, load_weights(path), f"teacher {path}")
-    return model
+    return network_with(named, config.teacher, shape, classes, "teacher")
 
 
 def check_training(config: TrainConfig, data: DataSet) -> None:
@@ -253,6 +259,18 @@ def train_float(
     recalibrate_norms(model, batches, config.norm_batches)
     save_float(run, model, data, progress)
     run.drop_checkpoint()
+
+
+def save_quantized(
+    run: Run, name: str, model: nn.Module, batches: Batches, data: DataSet, progress: Progress
+) -> None:
+    """Finish phase `name` at the bits that are selected; leaves ``model.safetensors``."""
+    config = config_as(run.config, TrainConfig, f"run {run.folder}")
+    recalibrate_norms(model, batches, config.norm_batches)
+    result = accuracy(model, data.test)
+    run.add_metrics(phase=name, test_accuracy=result)
+    run.save_weights("model", model.state_dict())
+    progress.note(f"fake-quantized: test accuracy {result:.2f} %")
 
 
 def save_float(run: Run, model: nn.Module, data: DataSet, progress: Progress) -> None:

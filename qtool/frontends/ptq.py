@@ -74,7 +74,7 @@ def _load_float(config: PtqConfig, data: DataSet) -> nn.Module:
             f"recipe {config.name} needs float weights: --set weights=FILE (.safetensors, "
             ".pt, .pth, .th) or the directory of a trained run"
         )
-    return network_with(config, config.weights, data)
+    return network_with(config, config.weights, data.shape, data.classes)
 
 
 def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> Table | None:

@@ -29,6 +29,7 @@ from qtool.frontends.pretrain import (
     plain_phase,
     quant_spec,
     save_float,
+    save_quantized,
     train_float,
 )
 from qtool.nn.control import bit_costs, calibrate, select
@@ -36,7 +37,7 @@ from qtool.nn.prepare import prepare
 from qtool.progress import Progress
 from qtool.qspec import LayerBits, Selection, read_selection
 from qtool.run import Run
-from qtool.training import accuracy, recalibrate_norms, run_phase
+from qtool.training import run_phase
 
 NEXT = "qtool export {run} --target onnx -o model.onnx"
 # The teacher that is the float network itself, which does not exist before it is trained.
@@ -53,8 +54,9 @@ def check(config: Config, data: DataSet) -> None:
         )
     check_training(_with_teacher(config, ""), data)
     _costs(config, data)
+    check_training(_with_teacher(config, ""), data)
     if config.weights:
-        network_with(config, config.weights, data)
+        network_with(config, config.weights, data.shape, data.classes)
 
 
 def _costs(config: QatConfig, data: DataSet) -> list[LayerCost]:
@@ -109,7 +111,8 @@ def _make_float(
     run: Run, config: QatConfig, data: DataSet, progress: Progress, resume: bool
 ) -> None:
     if config.weights:
-        save_float(run, network_with(config, config.weights, data), data, progress)
+        model = network_with(config, config.weights, data.shape, data.classes)
+        save_float(run, model, data, progress)
     else:
         config = _with_teacher(config, "")
         train_float(run, config, config.float_epochs, config.float_lr, data, progress, resume)
@@ -130,12 +133,8 @@ def _train_quantized(
     select(model, Selection())
     phase = plain_phase("qat", config, model, config.epochs, config.lr)
     run_phase(phase, run, batches, progress, resume)
-    recalibrate_norms(model, batches, config.norm_batches)
-    result = accuracy(model, data.test)
-    run.add_metrics(phase="qat", bits=config.bits, test_accuracy=result)
-    run.save_weights("model", model.state_dict())
+    save_quantized(run, "qat", model, batches, data, progress)
     run.drop_checkpoint()
-    progress.note(f"fake-quantized: test accuracy {result:.2f} %")
 
 
 def search(run: Run, *_: Any) -> dict[str, Any]:

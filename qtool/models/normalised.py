@@ -14,28 +14,6 @@ from torch import Tensor, nn
 from qtool.errors import UserError
 
 
-class FrozenNorm(nn.BatchNorm2d):
-    """(x - mean) / std of fixed numbers: neither training nor recalibration changes them.
-
-    Args:
-        mean: per channel.
-        std: per channel.
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(len(mean), eps=0.0, momentum=0.0)
-        cast(Tensor, self.running_mean).copy_(torch.tensor(mean))
-        cast(Tensor, self.running_var).copy_(torch.tensor(std, dtype=torch.float64).square())
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "FrozenNorm":
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-    def reset_running_stats(self) -> None:
-        """Keep mean and std."""
-
-
 class Normalised(nn.Module):
     """``network(normalise(x))``.
 
@@ -49,8 +27,17 @@ class Normalised(nn.Module):
         self, network: nn.Module, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
-        self.normalise = FrozenNorm(mean, std)
+        norm = nn.BatchNorm2d(len(mean), eps=0.0, momentum=0.0).requires_grad_(False)
+        cast(Tensor, norm.running_mean).copy_(torch.tensor(mean))
+        cast(Tensor, norm.running_var).copy_(torch.tensor(std, dtype=torch.float64).square())
+        self.normalise = norm
         self.network = network
+
+    def train(self, mode: bool = True) -> "Normalised":
+        """As in ``nn.Module``, but mean and std stay what they are."""
+        super().train(mode)
+        self.normalise.eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] -> what the network returns."""

@@ -73,7 +73,7 @@ def qat_mobilenet_v2() -> QatConfig:
         qat_mobilenet_v2_cifar(),
         name="qat_mobilenet_v2",
         model="mobilenet_v2",
-        dataset="imagenet",
+        dataset="imagefolder",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         augment=("resized_crop", "flip"),
