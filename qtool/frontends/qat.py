@@ -54,7 +54,6 @@ def check(config: Config, data: DataSet) -> None:
         )
     check_training(_with_teacher(config, ""), data)
     _costs(config, data)
-    check_training(_with_teacher(config, ""), data)
     if config.weights:
         network_with(config, config.weights, data.shape, data.classes)
 

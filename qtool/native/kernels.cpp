@@ -323,6 +323,27 @@ void qtool_quantize_backward(const float *g, const float *x, float *dx, int64_t 
   }
 }
 
+// codes (n): x / step + qn, of an x on the grid; and back, to the same floats.
+void qtool_pack(const float *x, uint8_t *codes, int64_t n, int64_t, const float *step, int qn,
+                int threads) {
+  const float s = *step, zero = float(qn);
+#pragma omp parallel for num_threads(threads) if (n > kChunk)
+  for (int64_t start = 0; start < n; start += kChunk) {
+    const int64_t end = n - start < kChunk ? n : start + kChunk;
+    // Codes are whole numbers up to the last digits of a product and a quotient.
+    for (int64_t i = start; i < end; ++i) codes[i] = uint8_t(int(x[i] / s + (zero + 0.5f)));
+  }
+}
+void qtool_unpack(const uint8_t *codes, float *x, int64_t n, int64_t, const float *step, int qn,
+                  int threads) {
+  const float s = *step;
+#pragma omp parallel for num_threads(threads) if (n > kChunk)
+  for (int64_t start = 0; start < n; start += kChunk) {
+    const int64_t end = n - start < kChunk ? n : start + kChunk;
+    for (int64_t i = start; i < end; ++i) x[i] = float(int(codes[i]) - qn) * s;
+  }
+}
+
 // y (pixels, channels): x * factor + shift on the grid.
 void qtool_norm_quantize(const float *x, float *y, int64_t pixels, int64_t channels,
                          const float *factor, const float *shift, const float *step, int qn,

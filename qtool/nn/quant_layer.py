@@ -6,6 +6,7 @@ accumulator's unit, ``xs * ws * |gamma / sigma|``. So the fake-quantized and the
 agree.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from qtool.errors import UnsupportedError
 from qtool.nn.fake_quant import FakeQuantizer
+from qtool.nn.saved_codes import input_as_codes
 
 Layer = nn.Conv2d | nn.Linear
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -55,10 +57,19 @@ class QuantLayer(nn.Module):
         weight = self.weight_quant(self.layer.weight)
         if self._as_on_device():
             return self._device_forward(x, weight)
-        y = self._linear_map(x, weight, self.layer.bias)
+        with self._saving_codes(x):
+            y = self._linear_map(x, weight, self.layer.bias)
         if self.norm is None or (self.defers_norm and self.training):
             return y
         return cast(Tensor, self.norm(y))
+
+    def _saving_codes(self, x: Tensor) -> AbstractContextManager[None]:
+        """Return the context in which autograd keeps the quantized input `x` as codes."""
+        quantizer = self.input_quant
+        if quantizer.selected is None or quantizer.mix is not None or not self.training:
+            return nullcontext()
+        bits = quantizer.selected
+        return input_as_codes(x, quantizer.scale(bits), *quantizer.limits(bits))
 
     def _as_on_device(self) -> bool:
         quantized = (

@@ -123,7 +123,7 @@ def forward(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
         call("qtool_quantize", x, out, rows, x.numel() // rows, step, *grid.arguments)
         return out
     if _use("compiled", x):
-        result: Tensor = _compiled(forward_eager)(x, step, grid)
+        result: Tensor = _compiled(forward_eager)(x.detach(), step.detach(), grid)
         return result
     return forward_eager(x, step, grid)
 
@@ -133,7 +133,9 @@ def backward(grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule) -> G
     if is_native(x, step):
         return _backward_native(like(grad, x), x, step, grid, rule)
     if _use("compiled", x):
-        return Gradients(*_compiled(backward_eager)(grad, x, step, grid, rule))
+        return Gradients(
+            *_compiled(backward_eager)(*(t.detach() for t in (grad, x, step)), grid, rule)
+        )
     return backward_eager(grad, x, step, grid, rule)
 
 
