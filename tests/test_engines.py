@@ -22,7 +22,7 @@ from qtool.quantizers.uniform import uniform
 needs_compiler = pytest.mark.skipif(
     availability().library is None, reason=f"native kernels: {availability().reason}"
 )
-SHAPES = [(4, 16, 9, 9), (3, 7), (33, 5, 3, 3), (1, 50_003)]
+SHAPES = [(4, 16, 9, 9), (3, 7), (33, 5, 3, 3), (1, 20_003)]
 LIMITS = [(0, 15), (8, 7), (0, 1), (1, 1), (128, 127), (0, 255), (3, 252)]
 CLIPS = [(False, math.inf), (True, math.inf), (True, 6.0)]
 
@@ -105,7 +105,7 @@ def test_native_equals_eager(shape: tuple[int, ...], relu: bool, ceiling: float)
 def test_gradients_are_the_published_ones(
     name: str, rule: Rule, relu: bool, ceiling: float
 ) -> None:
-    for shape, (qn, qp), per_row in itertools.product(SHAPES, LIMITS, (False, True)):
+    for shape, (qn, qp), per_row in itertools.product(SHAPES[::2], LIMITS, (False, True)):
         x = values(shape)
         step = (
             torch.rand(shape[0], *[1] * (x.ndim - 1)) + 0.1 if per_row else torch.tensor(0.3)
