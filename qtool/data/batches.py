@@ -67,7 +67,7 @@ class Batches:
         return max(1, len(self.source) // self.size)
 
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch `index` from batch `start` on.
+        """Yield the batches of epoch `index` from batch `start` on; one epoch at a time.
 
         Raises:
             UserError: damaged data, or a worker that died.
