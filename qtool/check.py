@@ -305,7 +305,7 @@ def _torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[st
     from qtool.frontends.pretrain import load_deployed, load_float
     from qtool.qspec import LayerBits, Selection
     from qtool.run import Run
-    from qtool.training import accuracy
+    from qtool.training.evaluation import accuracy
 
     if folder is None:
         return {}

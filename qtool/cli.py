@@ -24,8 +24,8 @@ def cli() -> None:
 
 @contextmanager
 def _progress() -> Iterator["Progress"]:
-    from qtool.job import current
     from qtool.progress import Silent, open_progress
+    from qtool.training.job import current
 
     progress = open_progress() if current().is_main else Silent()
     try:
@@ -69,8 +69,8 @@ def train(
     config = override(load_recipe(recipe), settings)
     loaded = load_dataset(config.dataset, data, config.image_size, config.frames)
     from qtool.frontends import load_frontend
-    from qtool.job import joined
     from qtool.run import Run
+    from qtool.training.job import joined
 
     frontend = load_frontend(config.frontend)
     with joined() as job:
@@ -108,9 +108,9 @@ def search(
     from qtool.data import load_dataset
     from qtool.files import refuse_existing
     from qtool.frontends import load_frontend
-    from qtool.job import joined
     from qtool.report.bits import bits_table
     from qtool.run import Run
+    from qtool.training.job import joined
 
     opened = Run.open(run)
     frontend = load_frontend(opened.config.frontend)
@@ -374,7 +374,7 @@ def main() -> None:
 
 def _fail(code: int, text: str, error: Exception | None = None) -> NoReturn:
     """Exit with `code`; of the processes of a job, one says why."""
-    from qtool.job import speaks
+    from qtool.training.job import speaks
 
     if speaks(error):
         click.echo(f"qtool: {text}", err=True)

@@ -13,8 +13,8 @@
 
 Every file is written whole, under a temporary name, and renamed; metrics.jsonl is appended to,
 and cut back to what the checkpoint knows when training continues. Tensors carry a checksum
-(`qtool.tensor_file`). Nothing is ever unpickled. In a job of several processes (`qtool.job`)
-the first one writes.
+(`qtool.tensor_file`). Nothing is ever unpickled. In a job of several processes
+(`qtool.training.job`) the first one writes.
 """
 
 import json
@@ -28,9 +28,9 @@ from qtool.config import Config, from_json, to_json
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.files import leftovers, read_json, refuse_existing, room_for, write_json
-from qtool.job import on_main
 from qtool.qspec import BITS_FORMAT, Selection, check_format, selection_from_json
 from qtool.tensor_file import load_tensors, save_tensors
+from qtool.training.job import on_main
 
 if TYPE_CHECKING:  # exporting a run again needs no torch
     from torch import Tensor

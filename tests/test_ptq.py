@@ -29,7 +29,7 @@ from qtool.progress import Silent
 from qtool.qspec import LayerBits, Selection, read_selection
 from qtool.report.table import rows
 from qtool.run import Run
-from qtool.training import accuracy
+from qtool.training.evaluation import accuracy
 
 SMALL = [
     "--set", "calibration_images=32", "--set", "correction_images=16",

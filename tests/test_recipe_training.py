@@ -6,8 +6,8 @@ from torch import nn
 
 from qtool.config import MetaMixConfig, TrainConfig, from_json, override, to_json
 from qtool.errors import UserError
-from qtool.optimizers import groups_of, make_optimizer
-from qtool.schedules import schedule_of
+from qtool.training.optimizers import groups_of, make_optimizer
+from qtool.training.schedules import schedule_of
 
 
 def recipe(*settings: str) -> MetaMixConfig:

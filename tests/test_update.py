@@ -13,16 +13,16 @@ from tiny_training import CLASSES, SHAPE, plain_net, tiny_config
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qtool.averages import Averages
 from qtool.data.images import Images
-from qtool.ema import Ema
 from qtool.errors import UserError
 from qtool.frontends.pretrain import check_training, make_objective
-from qtool.losses import Objective, distillation_loss
 from qtool.models.normalised import Normalised
 from qtool.nn.prepare import QuantSpec, prepare
-from qtool.training import accuracy, predict, recalibrate_norms
-from qtool.update import Pass, Update
+from qtool.training.averages import Averages
+from qtool.training.ema import Ema
+from qtool.training.evaluation import accuracy, predict, recalibrate_norms
+from qtool.training.losses import Objective, distillation_loss
+from qtool.training.update import Pass, Update
 
 
 def images(count: int = 8) -> tuple[Tensor, Tensor]:

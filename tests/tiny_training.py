@@ -13,7 +13,8 @@ from qtool.nn.prepare import QuantSpec, prepare
 from qtool.progress import Progress, Silent
 from qtool.qspec import Selection
 from qtool.run import Run
-from qtool.training import recalibrate_norms, run_phase
+from qtool.training.evaluation import recalibrate_norms
+from qtool.training.phases import run_phase
 
 SHAPE, CLASSES, STEPS = (1, 8, 8), 4, 6
 BASE = ("batch_size=8", "checkpoint_minutes=0", "norm_batches=2")

@@ -7,9 +7,9 @@ from torch.nn import functional
 from qtool.budget import Choice, check_reachable, fit
 from qtool.config import MetaMixConfig
 from qtool.data.clips import clip_logits
-from qtool.losses import task_loss
 from qtool.nn.control import layer_bits, layer_macs, quant_layers, select
 from qtool.qspec import LayerBits, Selection
+from qtool.training.losses import task_loss
 
 GIGA = 1e9
 

@@ -22,13 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qtool.averages import Averages
 from qtool.config import Config, MetaMixConfig, config_as
 from qtool.cost import format_count
 from qtool.data.batches import to_batch
 from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet
-from qtool.distributed import average_gradients
 from qtool.errors import UserError
 from qtool.frontends.bit_search import BitSearch
 from qtool.frontends.pretrain import (
@@ -48,9 +46,12 @@ from qtool.nn.shared_prefix import SharedPrefix
 from qtool.progress import Progress
 from qtool.qspec import LayerBits, Selection
 from qtool.run import Run
-from qtool.schedules import cosine
-from qtool.training import Phase, recalibrate_norms, run_phase
-from qtool.update import Losses, Pass, Update
+from qtool.training.averages import Averages
+from qtool.training.distributed import average_gradients
+from qtool.training.evaluation import recalibrate_norms
+from qtool.training.phases import Phase, run_phase
+from qtool.training.schedules import cosine
+from qtool.training.update import Losses, Pass, Update
 
 NEXT = "qtool search {run} --bops BUDGET"
 CALIBRATION_IMAGES = 512

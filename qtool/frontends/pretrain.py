@@ -9,15 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qtool.averages import Averages
 from qtool.config import Config, TrainConfig, config_as
 from qtool.cost import LayerCost, total_bops, total_macs
 from qtool.data.batches import Batches
 from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet
 from qtool.errors import UserError
-from qtool.job import current
-from qtool.losses import Objective
 from qtool.models import model_factory
 from qtool.models.normalised import Normalised, normalised
 from qtool.models.weights import fit_state, load_weights
@@ -26,15 +23,14 @@ from qtool.nn.prepare import QuantSpec, prepare
 from qtool.progress import Progress
 from qtool.qspec import LayerBits, Selection, layers_to_json, parse_uniform
 from qtool.run import CORRECTIONS, Run
-from qtool.schedules import schedule_of
-from qtool.training import (
-    Phase,
-    accuracy,
-    recalibrate_norms,
-    run_phase,
-)
-from qtool.training_loop import training_device
-from qtool.update import Pass, Update
+from qtool.training.averages import Averages
+from qtool.training.evaluation import accuracy, recalibrate_norms
+from qtool.training.job import current
+from qtool.training.loop import training_device
+from qtool.training.losses import Objective
+from qtool.training.phases import Phase, run_phase
+from qtool.training.schedules import schedule_of
+from qtool.training.update import Pass, Update
 
 
 def build_float(run: Run) -> nn.Module:

@@ -41,7 +41,7 @@ from qtool.qspec import Selection, parse_uniform
 from qtool.quantizers import weight_quantizer
 from qtool.report.glue import glue_table
 from qtool.run import CORRECTIONS, Run
-from qtool.training import accuracy
+from qtool.training.evaluation import accuracy
 
 NEXT = "qtool export {run} --target onnx -o model.onnx"
 State = dict[str, Tensor]

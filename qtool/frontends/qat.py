@@ -37,7 +37,7 @@ from qtool.nn.prepare import prepare
 from qtool.progress import Progress
 from qtool.qspec import LayerBits, Selection, read_selection
 from qtool.run import Run
-from qtool.training import run_phase
+from qtool.training.phases import run_phase
 
 NEXT = "qtool export {run} --target onnx -o model.onnx"
 # The teacher that is the float network itself, which does not exist before it is trained.

@@ -11,9 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from qtool.distributed import all_reduce_sum
-from qtool.job import current
 from qtool.nn.quant_layer import shaped_like
+from qtool.training.distributed import all_reduce_sum
+from qtool.training.job import current
 
 
 class SyncBatchNorm(nn.BatchNorm2d):

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qtool.averages import Averages
-from qtool.checkpointing import pack, unpack
 from qtool.config import TrainConfig
 from qtool.data.batches import Batch, Batches
-from qtool.distributed import any_process
 from qtool.errors import UserError
-from qtool.job import ProcessError, current
 from qtool.progress import Progress
 from qtool.run import Checkpoint, Run
+from qtool.training.averages import Averages
+from qtool.training.checkpointing import pack, unpack
+from qtool.training.distributed import any_process
+from qtool.training.job import ProcessError, current
 
 if TYPE_CHECKING:
-    from qtool.training import Phase
+    from qtool.training.phases import Phase
 
 # Batches between two looks at the loss: a look waits for a GPU, and for the other processes.
 _LOOK = 10

@@ -83,7 +83,7 @@ def joined() -> Iterator[Job]:
     if job.size == 1 or _joined:
         yield current()
         return
-    from qtool import distributed
+    from qtool.training import distributed
 
     before = signal.signal(signal.SIGTERM, _ended)
     distributed.start(job)
@@ -121,7 +121,7 @@ def on_main(action: Callable[[], ResultT]) -> ResultT | None:
     """
     if current().size == 1:
         return action()
-    from qtool.distributed import any_process
+    from qtool.training.distributed import any_process
 
     any_process(False)  # nobody is still reading what is about to be written
     result, failure = None, None

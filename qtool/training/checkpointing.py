@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qtool.averages import Averages
-from qtool.distributed import gather
 from qtool.errors import UserError
-from qtool.job import current
 from qtool.run import Checkpoint
+from qtool.training.averages import Averages
+from qtool.training.distributed import gather
+from qtool.training.job import current
 
 if TYPE_CHECKING:
-    from qtool.training import Phase
+    from qtool.training.phases import Phase
 
 Tensors = dict[str, Tensor]
 

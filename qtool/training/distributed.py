@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from qtool.job import Job, current, other_process_ended
+from qtool.training.job import Job, current, other_process_ended
 
 _PATIENCE = timedelta(minutes=30)
 

@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from qtool.averages import Averages
 from qtool.config import TrainConfig
-from qtool.distributed import average_gradients
-from qtool.ema import Ema
-from qtool.optimizers import make_optimizer
+from qtool.training.averages import Averages
+from qtool.training.distributed import average_gradients
+from qtool.training.ema import Ema
+from qtool.training.optimizers import make_optimizer
 
 Pass = tuple[Tensor, Tensor]
 Losses = Callable[[Tensor, Tensor], Iterable[Pass]]

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from qtool.distributed import all_reduce_sum
+from qtool.training.distributed import all_reduce_sum
 
 
 class Averages:

@@ -1,0 +1,1 @@
+"""How every method trains: phases, steps, checkpoints, evaluation, several processes."""
