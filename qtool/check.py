@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from qtool.data import load_dataset
+from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet, Source, to_float
 from qtool.data.random_inputs import RandomInputs, random_inputs
 from qtool.describe import describe, describe_module
@@ -234,7 +235,8 @@ def _run(
 
 
 def _accuracy(outputs: Floats, images: Source) -> float:
-    return float(100 * np.mean(outputs.argmax(1) == images.labels))
+    logits = clip_logits(outputs, len(images))
+    return float(100 * np.mean(logits.argmax(1) == images.labels))
 
 
 def _parity(model: Model, checked: Checked, isa: Isa) -> dict[str, Any]:
@@ -343,7 +345,9 @@ def check(
         if name is None:
             data: DataSet | RandomInputs = random_inputs(model.facts)
         else:
-            data = load_dataset(name, folder, model.facts["input_shape"][-1])
+            data = load_dataset(
+                name, folder, model.facts["input_shape"][-1], model.facts["frames"]
+            )
         reports.append(check_model(model, data, chosen, run, progress))
     return reports
 

@@ -10,6 +10,8 @@ from qtool.dialect import Program, Quantize
 
 DATASET_KEY = "qtool.dataset"
 VERSION_KEY = "qtool.version"
+# Images a clip of the video that a run was trained on; absent where it is the usual number.
+FRAMES_KEY = "qtool.frames"
 
 
 def describe(program: Program) -> dict[str, Any]:
@@ -19,6 +21,7 @@ def describe(program: Program) -> dict[str, Any]:
         "digest": program.digest(),
         "qtool": qtool.__version__,
         "dataset": program.metadata.get(DATASET_KEY),
+        "frames": int(program.metadata.get(FRAMES_KEY, 0)),
         "input_shape": list(program.input_shape),
         "output_scale": float(grid.scale),
         "output_zero_point": grid.zero_point,

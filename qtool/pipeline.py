@@ -13,7 +13,7 @@ from passes.emit.onnx_qdq import emit_onnx_qdq
 from passes.emit.onnx_qop import emit_onnx_qop
 from passes.pipelines import import_qdq, lower
 from passes.raw_pixels import UseRawPixels
-from qtool.describe import DATASET_KEY, VERSION_KEY
+from qtool.describe import DATASET_KEY, FRAMES_KEY, VERSION_KEY
 from qtool.dialect import Program, read_program
 from qtool.errors import UserError
 from qtool.files import refuse_existing, write_bytes
@@ -37,6 +37,8 @@ def adaptive_graph(
     run = Run.open(folder)
     selection = run.selection() if chosen is None else chosen
     metadata = {DATASET_KEY: run.config.dataset, VERSION_KEY: qtool.__version__}
+    if run.config.frames:
+        metadata[FRAMES_KEY] = str(run.config.frames)
     return traced(run, selection), selection, metadata
 
 
@@ -59,7 +61,7 @@ FORMS = {"qdq": emit_onnx_qdq, "qop": emit_onnx_qop}
 
 def write_onnx(dialect: ir.Model, path: Path, form: str = "qdq") -> None:
     """Write `dialect` as an ONNX file in QDQ or operator form (`FORMS`)."""
-    keys = (DATASET_KEY, VERSION_KEY)
+    keys = (DATASET_KEY, FRAMES_KEY, VERSION_KEY)
     metadata = {k: v for k, v in dialect.metadata_props.items() if k in keys}
     proto = _compact(FORMS[form](dialect, metadata))
     # Shape inference does not know the contrib operators of the operator form.
