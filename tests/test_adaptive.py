@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from conftest import run_qtool
-from safetensors.numpy import load_file
-from safetensors.torch import save_file
+
+from qtool.tensor_file import load_tensors, save_tensors
 
 EXPORT = """
 import sys
@@ -47,17 +47,12 @@ def test_a_damaged_graph_is_traced_again(
 
 
 def test_other_weights_are_traced(run_copy: Path, tmp_path: Path) -> None:
-    import safetensors
-    import torch
-
     first = export(run_copy, tmp_path / "first.onnx")
     path = run_copy / "model.safetensors"
-    with safetensors.safe_open(path, framework="np") as file:
-        marks = file.metadata()
-    state = {name: torch.from_numpy(array) for name, array in load_file(path).items()}
+    state, mark = load_tensors(path)
     name = next(name for name in state if name.endswith("layer.weight"))
     state[name] = -state[name]
-    save_file(state, path, marks)
+    save_tensors(path, state, mark)
     changed = export(run_copy, tmp_path / "second.onnx")
     assert changed != first
     (run_copy / "adaptive.onnx").unlink()
