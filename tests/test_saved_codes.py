@@ -1,5 +1,8 @@
 """Inputs kept as codes come back as the same floats, and cost a quarter."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,3 +49,7 @@ def test_only_codes_are_kept() -> None:
     saved = y.grad_fn._saved_input  # type: ignore[union-attr]
     assert saved.data_ptr() != x_hat.data_ptr()
     assert torch.equal(saved, x_hat)
+    floats = weakref.ref(x_hat)
+    del x_hat
+    gc.collect()
+    assert floats() is None, "something else keeps the floats"

@@ -41,9 +41,11 @@ def input_as_codes(x: Tensor, step: Tensor, below: int, above: int) -> Iterator[
         yield
         return
     step = step.detach()
+    # The graph keeps `pack`, which therefore must not keep x.
+    place, shape = x.data_ptr(), x.shape
 
     def pack(saved: Tensor) -> Saved:
-        same = saved.data_ptr() == x.data_ptr() and saved.shape == x.shape
+        same = saved.data_ptr() == place and saved.shape == shape
         return _pack(saved, step, below) if same else saved
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
