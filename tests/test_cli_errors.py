@@ -25,7 +25,7 @@ def refused(result: Result, *words: str) -> None:
 def test_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = run_qtool("train", "metamix_fashoin", "--out", out)
-    refused(result, "unknown recipe 'metamix_fashoin'", "did you mean metamix_fashion?")
+    refused(result, "unknown recipe 'metamix_fashoin'", "did you mean metamix_fashion")
     assert not out.exists()
 
 
