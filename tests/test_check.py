@@ -8,7 +8,8 @@ import pytest
 from conftest import Result, run_qtool
 from test_cli_errors import refused
 
-from qtool.check import Bars, missed_bars
+from qtool.check import Bars, _accuracy, missed_bars
+from qtool.data.images import Images
 from qtool.report.table import SHOWN, rows
 from runtimes.compare import Parity
 from runtimes.isa import Isa, detect_saturation, integer_features, read_isa
@@ -203,3 +204,10 @@ def test_saturation_is_reported_with_the_parity_it_breaks(
     assert dict(rows(report))["ISA"] == said
     (missed,) = missed_bars(report, Bars(parity=True))
     assert said in missed
+
+
+def test_accuracy_of_clips_is_that_of_their_mean_logits() -> None:
+    clips = Images(np.zeros((2, 1, 1, 1), np.uint8), np.array([1, 0]))
+    frames = np.array([[0.0, 5.0], [1.0, 0.0], [0.0, 2.0], [3.0, 0.0]], np.float32)
+    assert _accuracy(frames, clips) == 100.0
+    assert _accuracy(frames[::2], clips) == 50.0
