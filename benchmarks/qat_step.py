@@ -11,7 +11,8 @@ channels last, at W4A4 with an 8-bit first and last layer. Every row is a proces
 they take turns (`interleaved`), and a ratio is the median over the rounds of this row's time
 to that of float in the same round. With one thread time is processor time of the process,
 otherwise that on the wall. Memory is that of another process each (`step_engine`).
---glue: also with grids on every tensor between layers, as an integer network has.
+--glue: also with grids on every tensor between layers, as an integer network has; eager rows
+are slow and are without them, unless only "with" is asked for.
 --brevitas: "eager", or "jit" for its TorchScript and C++ functions; empty for none.
 --allocator: "keep": in all rows alike, float too, the C library keeps freed memory, as
 training with qtool does (`qtool.native.allocator`); "system": as it is.
@@ -97,6 +98,7 @@ def variants(args: argparse.Namespace) -> list[Variant]:
             for quantizer in args.quantizers
             for mode in args.modes
             for glue in args.glue
+            if (mode, glue) != ("eager", "with") or "without" not in args.glue
         ),
         *(Variant("brevitas", mode) for mode in args.brevitas),
     ]

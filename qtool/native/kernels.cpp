@@ -11,6 +11,9 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -28,6 +31,7 @@ constexpr int kLanes = 4;
 #endif
 
 constexpr int64_t kChunk = 16384;  // elements whose sums are added before others join them
+constexpr int64_t kFewChannels = 64;
 constexpr int kBlock = 16;         // float additions before a channel's sum becomes double
 
 template <int W> using F = typename Lanes<W>::F;
@@ -46,6 +50,13 @@ template <int W> struct Wide {
   D<kHalf> low{}, high{};
   Wide() = default;
   explicit Wide(F<W> value) {
+#if defined(__AVX512DQ__)
+    if constexpr (W == 16) {  // compilers go through memory otherwise
+      low = (D<kHalf>)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)value));
+      high = (D<kHalf>)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)value, 1));
+      return;
+    }
+#endif
     F<kHalf> parts[2] = {};
     std::memcpy(parts, &value, sizeof value);
     low = __builtin_convertvector(parts[0], D<kHalf>);
@@ -63,6 +74,16 @@ template <int W> struct Wide {
     return sum;
   }
 };
+template <int W> bool any(I<W> mask) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX__)
+  if constexpr (W == 8) return _mm256_movemask_ps((__m256)mask) != 0;
+#endif
+  int32_t found = 0;
+  for (int lane = 0; lane < W; ++lane) found |= mask[lane];
+  return found != 0;
+}
 template <int W> F<W> keep(I<W> mask, F<W> value) { return (F<W>)((I<W>)value & mask); }
 
 // Grid of one step: codes -qn..qp; values are clipped to [0, hi] first where relu is set.
@@ -108,8 +129,8 @@ template <int W> F<W> quantized(F<W> x, const Grid &grid) {
 }
 
 // What the gradients of step and offset are made of: g times what rounding added (in units of
-// x), g times the code of clipped values, g of clipped values. Products of floats are exact in
-// double; the sums may cancel. Each rule pays only for what it needs.
+// x), g times the code of clipped values, g of clipped values. Codes are large and their sums
+// cancel: their products are exact, in double. Each rule pays only for what it needs.
 enum Rule { kNone = 0, kClip = 1, kLsq = 2, kOffset = 3 };  // kOffset: kLsq, with an offset
 
 constexpr int kSums = 3;
@@ -142,15 +163,17 @@ F<W> masked(F<W> g, F<W> x, const Grid &grid, Sums<W> &sums) {
   const I<W> outside = below | above;
   F<W> got = keep<W>(~outside, g);
   if (kRule != kNone) {
-    const Wide<W> clipped_grad(keep<W>(outside, g));
     const F<W> code = clip<W>(v, grid.qn, grid.qp);
-    sums.codes += clipped_grad * Wide<W>(code);
+    if (any<W>(outside)) {  // rare, and dear
+      const Wide<W> clipped_grad(keep<W>(outside, g));
+      sums.codes += clipped_grad * Wide<W>(code);
+      if (kRule == kOffset) sums.outside += clipped_grad;
+    }
     if (kRule != kClip) {
       const F<W> nearest = round_even<W>(code);
       const F<W> rest = (nearest * grid.high - z) + nearest * grid.low;
-      sums.rounding += Wide<W>(got) * Wide<W>(rest);
+      sums.rounding += Wide<W>(got * rest);
     }
-    if (kRule == kOffset) sums.outside += clipped_grad;
   }
   if (!grid.relu) return got;
   return keep<W>((x > F<W>{}) & (x < F<W>{} + grid.hi), got);
@@ -230,17 +253,52 @@ void norm_backward_pixel(const float *g, const float *x, float *dx, int64_t chan
   store<W>(product, load<W>(product) + got * (value - load<W>(norm.mean + c)));
 }
 
+// Channels [c, c + W) of up to kBlock pixels; adds to the chunk's sums.
+template <int W, int kRule>
+void norm_backward_block(const float *g, const float *x, float *dx, int64_t pixels,
+                         int64_t channels, int64_t c, const Norm &norm, const Grid &grid,
+                         Sums<W> &total, double *channel) {
+  const F<W> factor = load<W>(norm.factor + c), shift = load<W>(norm.shift + c);
+  const F<W> mean = load<W>(norm.mean + c);
+  const Grid own = grid;
+  Sums<W> sums = total;
+  F<W> grad{}, product{};
+  for (int64_t p = 0; p < pixels; ++p) {
+    const int64_t at = p * channels + c;
+    const F<W> value = load<W>(x + at);
+    const F<W> got = masked<W, kRule>(load<W>(g + at), value * factor + shift, own, sums);
+    store<W>(dx + at, got);
+    grad += got;
+    product += got * (value - mean);
+  }
+  total = sums;
+  for (int lane = 0; lane < W; ++lane) {
+    channel[c + lane] += grad[lane];
+    channel[channels + c + lane] += product[lane];
+  }
+}
+
+// Few channels: sums stay in registers. Many: memory is read in its order, sums are in the cache.
 template <int kRule>
 void norm_backward_chunk(const float *g, const float *x, float *dx, int64_t pixels,
                          int64_t channels, const Norm &norm, const Grid &grid, double *out) {
   WidthSums sums;
   std::vector<float> channel(2 * channels);
-  for (int64_t p = 0; p < pixels; ++p) {
-    const int64_t at = p * channels;
-    FOR_CHANNEL_BLOCKS(channels, (norm_backward_pixel<W, kRule>(
-                                     g + at, x + at, dx + at, channels, c, norm, grid,
-                                     sums.of<W>(), channel.data())));
-    if ((p + 1) % kBlock && p + 1 < pixels) continue;
+  for (int64_t p = 0; p < pixels; p += kBlock) {
+    const int64_t count = pixels - p < kBlock ? pixels - p : kBlock;
+    if (channels <= kFewChannels) {
+      const int64_t at = p * channels;
+      FOR_CHANNEL_BLOCKS(channels, (norm_backward_block<W, kRule>(
+                                       g + at, x + at, dx + at, count, channels, c, norm, grid,
+                                       sums.of<W>(), out + kSums)));
+      continue;
+    }
+    for (int64_t pixel = p; pixel < p + count; ++pixel) {
+      const int64_t at = pixel * channels;
+      FOR_CHANNEL_BLOCKS(channels, (norm_backward_pixel<W, kRule>(
+                                       g + at, x + at, dx + at, channels, c, norm, grid,
+                                       sums.of<W>(), channel.data())));
+    }
     for (int64_t k = 0; k < 2 * channels; ++k) {
       out[kSums + k] += channel[k];
       channel[k] = 0;
@@ -255,6 +313,13 @@ void input_gradient_pixel(float *dx, const float *x, int64_t c, const Norm &norm
   const F<W> centred = load<W>(x + c) - load<W>(norm.mean + c);
   const F<W> kept = load<W>(dx + c) - load<W>(grad_mean + c) - centred * load<W>(slope + c);
   store<W>(dx + c, kept * load<W>(norm.factor + c));
+}
+
+// Returns, of what Sums holds, the gradients of a step and of an offset.
+void parameter_gradients(const double *sums, float step, double weight, float *of_step,
+                         float *of_offset) {
+  *of_step = float((sums[0] / step + sums[1]) * weight);
+  *of_offset = float(sums[2] * weight);
 }
 
 }  // namespace
@@ -301,10 +366,11 @@ void qtool_quantize(const float *x, float *y, int64_t rows, int64_t cols, const 
   }
 }
 
-// dx like x; sums (rows, 3), see Sums.
+// dx like x; grads (2, rows): of step and offset, times weight.
 void qtool_quantize_backward(const float *g, const float *x, float *dx, int64_t rows,
                              int64_t cols, const float *steps, int qn, int qp, float hi,
-                             int relu, int rule, double *sums, double *scratch, int threads) {
+                             int relu, int rule, double weight, float *grads, double *scratch,
+                             int threads) {
   const int64_t chunks = chunks_of(cols);
 #pragma omp parallel for num_threads(threads) if (rows * chunks > 1)
   for (int64_t job = 0; job < rows * chunks; ++job) {
@@ -315,11 +381,10 @@ void qtool_quantize_backward(const float *g, const float *x, float *dx, int64_t 
     own[0] = own[1] = own[2] = 0;
     WITH_RULE(rule, backward_run<kRule>(g + at, x + at, dx + at, count, grid, own));
   }
-  std::memset(sums, 0, rows * kSums * sizeof(double));
-  for (int64_t job = 0; job < rows * chunks; ++job) {
-    for (int k = 0; k < kSums; ++k) {
-      sums[job / chunks * kSums + k] += scratch[job * kSums + k];
-    }
+  for (int64_t row = 0; row < rows; ++row) {
+    double *sums = scratch + row * chunks * kSums;
+    for (int64_t k = kSums; k < chunks * kSums; ++k) sums[k % kSums] += sums[k];
+    parameter_gradients(sums, steps[row], weight, grads + row, grads + rows + row);
   }
 }
 
@@ -363,13 +428,13 @@ void qtool_norm_quantize(const float *x, float *y, int64_t pixels, int64_t chann
   }
 }
 
-// dx: dL/d(x * factor + shift). sums (3): see Sums. channel (2, channels): sum of dx, and of
+// dx: dL/d(x * factor + shift). grads (2): of step and offset, times weight. channel (2, channels): sum of dx, and of
 // dx * (x - mean).
 void qtool_norm_quantize_backward(const float *g, const float *x, float *dx, int64_t pixels,
                                   int64_t channels, const float *factor, const float *shift,
                                   const float *mean, const float *step, int qn, int qp,
-                                  float hi, int relu, int rule, double *sums,
-                                  double *channel, double *scratch, int threads) {
+                                  float hi, int relu, int rule, double weight,
+                                  float *grads, double *channel, double *scratch, int threads) {
   const int64_t chunk = pixel_chunk(channels), chunks = (pixels + chunk - 1) / chunk;
   const int64_t size = kSums + 2 * channels;
   const Norm norm{factor, shift, mean};
@@ -383,13 +448,14 @@ void qtool_norm_quantize_backward(const float *g, const float *x, float *dx, int
     WITH_RULE(rule, norm_backward_chunk<kRule>(g + at, x + at, dx + at, count, channels, norm,
                                                grid, own));
   }
-  std::memset(sums, 0, kSums * sizeof(double));
+  double sums[kSums] = {};
   std::memset(channel, 0, 2 * channels * sizeof(double));
   for (int64_t job = 0; job < chunks; ++job) {
     const double *own = scratch + job * size;
     for (int k = 0; k < kSums; ++k) sums[k] += own[k];
     for (int64_t k = 0; k < 2 * channels; ++k) channel[k] += own[kSums + k];
   }
+  parameter_gradients(sums, *step, weight, grads, grads + 1);
 }
 
 // dx in place: (dx - grad_mean - (x - mean) * slope) * factor, per channel.

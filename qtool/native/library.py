@@ -15,19 +15,21 @@ from qtool.native.compiler import NoCompiler, compiled
 
 SOURCE = Path(__file__).parent / "kernels.cpp"
 _POINTER, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_WEIGHT = ctypes.c_double
 # Grid: codes below and above 0, ceiling, whether negative values become 0 first.
 _GRID = (_INT, _INT, ctypes.c_float, _INT)
 _SIZE = (_COUNT, _COUNT)
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "qtool_quantize": (_POINTER, _POINTER, *_SIZE, _POINTER, *_GRID, _INT),
     "qtool_quantize_backward": (
-        *(_POINTER,) * 3, *_SIZE, _POINTER, *_GRID, _INT, _POINTER, _POINTER, _INT,
+        *(_POINTER,) * 3, *_SIZE, _POINTER, *_GRID, _INT, _WEIGHT, _POINTER, _POINTER, _INT,
     ),
     "qtool_pack": (_POINTER, _POINTER, *_SIZE, _POINTER, _INT, _INT),
     "qtool_unpack": (_POINTER, _POINTER, *_SIZE, _POINTER, _INT, _INT),
     "qtool_norm_quantize": (_POINTER, _POINTER, *_SIZE, *(_POINTER,) * 3, *_GRID, _INT),
     "qtool_norm_quantize_backward": (
-        *(_POINTER,) * 3, *_SIZE, *(_POINTER,) * 4, *_GRID, _INT, *(_POINTER,) * 3, _INT,
+        *(_POINTER,) * 3, *_SIZE, *(_POINTER,) * 4, *_GRID, _INT, _WEIGHT, *(_POINTER,) * 3,
+        _INT,
     ),
     "qtool_norm_input_gradient": (_POINTER, _POINTER, *_SIZE, *(_POINTER,) * 4, _INT),
 }  # fmt: skip

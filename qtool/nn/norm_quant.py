@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from qtool.native.library import call, scratch
 from qtool.quantizers import engines
-from qtool.quantizers.engines import SUMS, Gradients, step_sums
+from qtool.quantizers.engines import Gradients
 from qtool.quantizers.grid import RULES, Grid, Rule
 from qtool.quantizers.uniform import parameter_gradients
 
@@ -103,8 +103,9 @@ class _Function(Function):
         shift = beta - found.mean * scale
         ctx.save_for_backward(x, step, scale, shift, found.mean, found.inverse)
         ctx.count, ctx.grid, ctx.rule, ctx.factor = found.count, grid, rule, factor
-        if not engines.is_native(x, step):
-            return engines.forward(_affine(x, scale, shift), step, grid)
+        ctx.native = bool(engines.native_rows(x, step))
+        if not ctx.native:
+            return engines.forward(_affine(x, scale, shift), step, grid, 0)
         out, channels = torch.empty_like(x), x.shape[1]
         call(
             "qtool_norm_quantize", x, out, x.numel() // channels, channels, scale, shift, step,
@@ -116,12 +117,11 @@ class _Function(Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, step, scale, shift, mean, inverse = ctx.saved_tensors
-        native = engines.is_native(x, step)
-        backward = _backward_native if native else _backward_eager
+        backward = _backward_native if ctx.native else _backward_eager
         found, sums = backward(ctx, engines.like(grads[0], x), x, step, scale, shift, mean)
         grad_mean = (sums[0] / ctx.count).float()
         slope = (sums[1] / ctx.count * inverse.double().square()).float()
-        if native:
+        if ctx.native:
             call(
                 "qtool_norm_input_gradient", found.x, x, x.numel() // x.shape[1], x.shape[1],
                 scale, mean, grad_mean, slope,
@@ -132,7 +132,7 @@ class _Function(Function):
             grad_x = (found.x - _shaped(grad_mean) - centred * _shaped(slope)) * _shaped(scale)
         grad_gamma, grad_beta = (sums[1] * inverse).float(), sums[0].float()
         rest = (None,) * 4
-        return grad_x, *parameter_gradients(ctx, found, step), grad_gamma, grad_beta, *rest
+        return grad_x, *parameter_gradients(ctx, found), grad_gamma, grad_beta, *rest
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def _backward_eager(
 ) -> tuple[Gradients, Tensor]:
     """Return the quantizer's gradients, and sum(g) and sum(g * (x - mean)), (2, C) float64."""
     z = _affine(x, scale, shift)
-    found = engines.backward(grad, z, step, ctx.grid, ctx.rule)
+    found = engines.backward(grad, z, step, ctx.grid, ctx.rule, ctx.factor, 0)
     product = found.x * (x - _shaped(mean))
     sums = [
         t.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).double().sum(0)
@@ -162,11 +162,12 @@ def _backward_native(
 ) -> tuple[Gradients, Tensor]:
     channels = x.shape[1]
     pixels, out = x.numel() // channels, torch.empty_like(x)
-    found = torch.empty(1, SUMS, dtype=torch.float64)
+    grads = torch.empty(2, *step.shape)
     sums = torch.empty(2, channels, dtype=torch.float64)
     room = scratch("qtool_norm_scratch", pixels, channels)
     call(
         "qtool_norm_quantize_backward", grad, x, out, pixels, channels, scale, shift, mean,
-        step, *ctx.grid.arguments, RULES.index(ctx.rule), found, sums, room,
+        step, *ctx.grid.arguments, RULES.index(ctx.rule), ctx.factor, grads, sums,
+        room,
     )  # fmt: skip
-    return Gradients(out, *step_sums(found, step)), sums
+    return Gradients(out, grads[0], grads[1]), sums

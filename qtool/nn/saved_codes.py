@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qtool.native.library import call
-from qtool.quantizers.engines import is_native
+from qtool.quantizers.engines import native_rows
 
 _LARGEST = 256  # codes that a byte can hold
 
@@ -37,7 +37,7 @@ def input_as_codes(x: Tensor, step: Tensor, below: int, above: int) -> Iterator[
         above: number of positive codes.
     """
     fits = step.ndim == 0 and below + above < _LARGEST and x.requires_grad
-    if not (fits and is_native(x, step)):
+    if not (fits and native_rows(x, step)):
         yield
         return
     step = step.detach()

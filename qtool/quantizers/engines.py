@@ -20,17 +20,14 @@ from qtool.errors import UserError, unknown_name
 from qtool.native.library import availability, call, scratch
 from qtool.quantizers.grid import RULES, Grid, Rule
 
-# Sums that the native kernels return for each step.
-SUMS = 3
-
 
 class Gradients(NamedTuple):
-    """dL/dx, like x, and two sums in float64, each of the step's shape.
+    """What backward returns.
 
     Args:
-        x: gradient of the input.
-        step: gradient of the step.
-        outside: sum of g over clipped values; only rule "offset" needs it.
+        x: gradient of the input, like it.
+        step: gradient of the step, like it, times the factor.
+        outside: sum of g over clipped values, times the factor; only rule "offset" needs it.
     """
 
     x: Tensor
@@ -43,7 +40,9 @@ def forward_eager(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
     return (_rectified(x, grid) / step).clamp(-grid.below, grid.above).round() * step
 
 
-def backward_eager(grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule) -> Gradients:
+def backward_eager(
+    grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule, factor: float
+) -> Gradients:
     """Return the gradients of `forward_eager` (straight through the rounding)."""
     z = _rectified(x, grid)
     v = z / step
@@ -59,7 +58,7 @@ def backward_eager(grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule
         total = total + _sum_to(kept.double() * rest, step) / step
     if grid.relu:
         kept = kept * ((x > 0) & (x < grid.ceiling))
-    return Gradients(kept, total, outside)
+    return Gradients(kept, *((t * factor).to(step.dtype) for t in (total, outside)))
 
 
 def _rounding(code: Tensor, z: Tensor, step: Tensor) -> Tensor:
@@ -97,13 +96,10 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True, fullgraph=True, options=options)
 
 
-def _rows(x: Tensor, step: Tensor) -> int:
-    """Return how many rows of `x` have a step of their own; 0 where kernels know no such."""
-    dense = x.is_contiguous() or (
-        x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    )
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and step.dtype == x.dtype
-    if not (dense and plain and x.numel()):
+def native_rows(x: Tensor, step: Tensor) -> int:
+    """Return how many rows of `x` have a step of their own; 0: not for native kernels."""
+    plain = x.dtype == torch.float32 and step.dtype == torch.float32 and x.numel()
+    if not (plain and _use("native", x) and _is_dense(x)):
         return 0
     if step.numel() == 1:
         return 1
@@ -111,15 +107,16 @@ def _rows(x: Tensor, step: Tensor) -> int:
     return len(x) if by_row and step.is_contiguous() else 0
 
 
-def is_native(x: Tensor, step: Tensor) -> bool:
-    """True when the native kernels are to be used for `x`."""
-    return _use("native", x) and _rows(x, step) > 0
+def _is_dense(x: Tensor) -> bool:
+    if x.is_contiguous():
+        return True
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def forward(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
-    """Return x_hat, like `x`, by the engine in use."""
-    if is_native(x, step):
-        rows, out = _rows(x, step), torch.empty_like(x)
+def forward(x: Tensor, step: Tensor, grid: Grid, rows: int) -> Tensor:
+    """Return x_hat, like `x`; `rows` is from `native_rows`."""
+    if rows:
+        out = torch.empty_like(x)
         call("qtool_quantize", x, out, rows, x.numel() // rows, step, *grid.arguments)
         return out
     if _use("compiled", x):
@@ -128,35 +125,29 @@ def forward(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
     return forward_eager(x, step, grid)
 
 
-def backward(grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule) -> Gradients:
-    """Return the gradients by the engine in use."""
-    if is_native(x, step):
-        return _backward_native(like(grad, x), x, step, grid, rule)
+def backward(
+    grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule, factor: float, rows: int
+) -> Gradients:
+    """Return the gradients; `rows` is from `native_rows`."""
+    if rows:
+        return _backward_native(like(grad, x), x, step, grid, rule, factor, rows)
     if _use("compiled", x):
-        return Gradients(
-            *_compiled(backward_eager)(*(t.detach() for t in (grad, x, step)), grid, rule)
-        )
-    return backward_eager(grad, x, step, grid, rule)
+        tensors = (tensor.detach() for tensor in (grad, x, step))
+        return Gradients(*_compiled(backward_eager)(*tensors, grid, rule, factor))
+    return backward_eager(grad, x, step, grid, rule, factor)
 
 
 def _backward_native(
-    grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule
+    grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule, factor: float, rows: int
 ) -> Gradients:
-    rows = _rows(x, step)
     cols, out = x.numel() // rows, torch.empty_like(x)
-    sums = torch.empty(rows, SUMS, dtype=torch.float64)
+    grads = torch.empty(2, *step.shape)
     room = scratch("qtool_quantize_scratch", rows, cols)
     call(
         "qtool_quantize_backward", grad, x, out, rows, cols, step, *grid.arguments,
-        RULES.index(rule), sums, room,
+        RULES.index(rule), factor, grads, room,
     )  # fmt: skip
-    return Gradients(out, *step_sums(sums, step))
-
-
-def step_sums(sums: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of step and offset, of `step`'s shape, from the native `sums`."""
-    rounding, codes, outside = (sums[:, k].reshape(step.shape) for k in range(SUMS))
-    return rounding / step + codes, outside
+    return Gradients(out, grads[0], grads[1])
 
 
 def like(grad: Tensor, x: Tensor) -> Tensor:

@@ -40,15 +40,16 @@ class _Function(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, step)
         ctx.grid, ctx.rule, ctx.factor = grid, rule, factor
-        return engines.forward(x, step, grid)
+        ctx.rows = engines.native_rows(x, step)
+        return engines.forward(x, step, grid, ctx.rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, step = ctx.saved_tensors
         rule: Rule = ctx.rule if any(ctx.needs_input_grad[1:3]) else "none"
-        found = engines.backward(grads[0], x, step, ctx.grid, rule)
-        return found.x, *parameter_gradients(ctx, found, step), None, None, None
+        found = engines.backward(grads[0], x, step, ctx.grid, rule, ctx.factor, ctx.rows)
+        return found.x, *parameter_gradients(ctx, found), None, None, None
 
 
 def uniform(
@@ -72,7 +73,7 @@ def uniform(
         rule: gradient of the step, see above.
         factor: multiplies the gradients of step and offset (LSQ's g).
         offset: scalar that only takes part in the gradient (LSQ+; the forward knows it as
-            zero point, which is in `qn` and `qp`).
+            zero point, which is in `qn` and `qp`); of a scalar step.
         relu: quantize ``clamp(x, 0, ceiling)`` instead of `x`.
         ceiling: see `relu`.
     """
@@ -84,12 +85,7 @@ def uniform(
     return out
 
 
-def parameter_gradients(
-    ctx: Any, found: Gradients, step: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
+def parameter_gradients(ctx: Any, found: Gradients) -> tuple[Tensor | None, Tensor | None]:
     """Return dL/dstep and dL/doffset, the second and third input, where they are asked for."""
     _, needs_step, needs_offset = ctx.needs_input_grad[:3]
-    grad_step = (found.step * ctx.factor).to(step.dtype) if needs_step else None
-    if not needs_offset:
-        return grad_step, None
-    return grad_step, (found.outside.sum() * ctx.factor).to(step.dtype)
+    return found.step if needs_step else None, found.outside if needs_offset else None
