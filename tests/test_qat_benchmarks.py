@@ -19,9 +19,11 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_variants_go_round_by_name(module: Any) -> None:
     step = module("qat_step")
     chosen = step.variants(step.arguments(["--modes", "eager,native"]))
-    assert len(chosen) == len(set(chosen)) == 1 + 4 * 2 * 2 + 2
+    assert len(chosen) == len(set(chosen)) == 1 + 4 * 3 + 2
     assert [type(v).parse(v.name) for v in chosen] == chosen
-    assert chosen[1].name == "lsq eager integer-only"
+    only = step.variants(step.arguments(["--modes", "eager", "--glue", "with"]))
+    assert only[1].name == "lsq eager integer-only"
+    assert chosen[1].name == "lsq eager"
 
 
 @pytest.mark.parametrize("words", [
