@@ -52,5 +52,7 @@ class Averages:
         return math.isfinite(float(self.totals[0]))
 
     def text(self) -> str:
-        """``loss 0.512 acc 88.1 %``, of the last look."""
+        """``loss 0.512 acc 88.1 %``, of the last look; nothing before the first."""
+        if not self.totals[2]:
+            return ""
         return f"loss {self.loss:.3f} acc {self.accuracy:.1f} %"

@@ -128,7 +128,7 @@ class Loop:
                 if done < steps and (self._is_step_due(done) or self._is_time_due()):
                     self._save(epoch, done, averages)
             self.progress.step(
-                f"epoch {epoch + 1}/{phase.epochs} {averages.text()} {note}".rstrip()
+                " ".join(f"epoch {epoch + 1}/{phase.epochs} {averages.text()} {note}".split())
             )
 
     def _set_rates(self, factor: float) -> None:
