@@ -13,6 +13,8 @@ from qtool.cli_options import FILE, FOLDER, data_option, tvm_options
 from qtool.errors import MissedBar, UserError
 
 if TYPE_CHECKING:
+    from qtool.config import Config
+    from qtool.data.images import DataSet
     from qtool.progress import Progress
 
 
@@ -32,6 +34,13 @@ def _progress() -> Iterator["Progress"]:
         yield progress
     finally:
         progress.close()
+
+
+def _load_data(config: "Config", folder: Path | str | None) -> "DataSet":
+    """Return a recipe's data set; `folder` is the value of --data."""
+    from qtool.data import load_dataset
+
+    return load_dataset(config.dataset, folder, config.image_size, config.frames)
 
 
 @cli.command()
@@ -57,7 +66,6 @@ def train(
 ) -> None:
     """Train RECIPE into a run directory (see `qtool list recipes`)."""
     from qtool.config import override
-    from qtool.data import load_dataset
     from qtool.recipes import load_recipe
 
     if epochs is not None:
@@ -67,7 +75,7 @@ def train(
     if isinstance(data, str):
         settings = [*settings, f"dataset={data}"]
     config = override(load_recipe(recipe), settings)
-    loaded = load_dataset(config.dataset, data, config.image_size, config.frames)
+    loaded = _load_data(config, data)
     from qtool.frontends import load_frontend
     from qtool.run import Run
     from qtool.training.job import joined
@@ -105,7 +113,6 @@ def search(
     from qtool.cost import parse_count
 
     bops = parse_count(budget)
-    from qtool.data import load_dataset
     from qtool.files import refuse_existing
     from qtool.frontends import load_frontend
     from qtool.report.bits import bits_table
@@ -116,9 +123,7 @@ def search(
     frontend = load_frontend(opened.config.frontend)
     if not resume:
         refuse_existing(opened.path("bits.json"), force)
-    loaded = load_dataset(
-        opened.config.dataset, data, opened.config.image_size, opened.config.frames
-    )
+    loaded = _load_data(opened.config, data)
     with joined() as job, _progress() as progress:
         content = frontend.search(opened, loaded, bops, not no_finetune, progress, resume)
     if job.is_main:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from qtool.nn.control import quant_layers, turn_off
-from qtool.nn.quant_layer import QuantLayer, shaped_like
+from qtool.nn.quant_layer import QuantLayer
+from qtool.nn.shapes import shaped_like
 
 CORRECTIONS = ("affine", "bias", "none")
 # A channel that quantization made almost constant says nothing about its scale.

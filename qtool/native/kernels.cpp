@@ -389,7 +389,7 @@ void qtool_quantize_backward(const float *g, const float *x, float *dx, int64_t 
 }
 
 // codes (n): x / step + qn, of an x on the grid; and back, to the same floats.
-void qtool_pack(const float *x, uint8_t *codes, int64_t n, int64_t, const float *step, int qn,
+void qtool_pack(const float *x, uint8_t *codes, int64_t n, const float *step, int qn,
                 int threads) {
   const float s = *step, zero = float(qn);
 #pragma omp parallel for num_threads(threads) if (n > kChunk)
@@ -399,7 +399,7 @@ void qtool_pack(const float *x, uint8_t *codes, int64_t n, int64_t, const float 
     for (int64_t i = start; i < end; ++i) codes[i] = uint8_t(int(x[i] / s + (zero + 0.5f)));
   }
 }
-void qtool_unpack(const uint8_t *codes, float *x, int64_t n, int64_t, const float *step, int qn,
+void qtool_unpack(const uint8_t *codes, float *x, int64_t n, const float *step, int qn,
                   int threads) {
   const float s = *step;
 #pragma omp parallel for num_threads(threads) if (n > kChunk)

@@ -24,8 +24,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "qtool_quantize_backward": (
         *(_POINTER,) * 3, *_SIZE, _POINTER, *_GRID, _INT, _WEIGHT, _POINTER, _POINTER, _INT,
     ),
-    "qtool_pack": (_POINTER, _POINTER, *_SIZE, _POINTER, _INT, _INT),
-    "qtool_unpack": (_POINTER, _POINTER, *_SIZE, _POINTER, _INT, _INT),
+    "qtool_pack": (_POINTER, _POINTER, _COUNT, _POINTER, _INT, _INT),
+    "qtool_unpack": (_POINTER, _POINTER, _COUNT, _POINTER, _INT, _INT),
     "qtool_norm_quantize": (_POINTER, _POINTER, *_SIZE, *(_POINTER,) * 3, *_GRID, _INT),
     "qtool_norm_quantize_backward": (
         *(_POINTER,) * 3, *_SIZE, *(_POINTER,) * 4, *_GRID, _INT, _WEIGHT, *(_POINTER,) * 3,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qtool.nn.fake_quant import FakeQuantizer
-from qtool.nn.quant_layer import norm_affine, round_to_unit, shaped_like
+from qtool.nn.quant_layer import norm_affine, round_to_unit
+from qtool.nn.shapes import shaped_like
 
 CODE = 127
 

@@ -19,6 +19,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from qtool.native.library import call, scratch
+from qtool.nn.shapes import shaped_like
 from qtool.quantizers import engines
 from qtool.quantizers.engines import Gradients
 from qtool.quantizers.grid import RULES, Grid, Rule
@@ -33,11 +34,6 @@ class Statistics:
     variance: Tensor
     eps: float
     count: int
-
-    @property
-    def inverse(self) -> Tensor:
-        """1 / sqrt(variance + eps), (C,)."""
-        return torch.rsqrt(self.variance + self.eps)
 
 
 def norm_quantize(
@@ -99,9 +95,10 @@ class _Function(Function):
         rule: Rule,
         factor: float,
     ) -> Tensor:
-        scale = gamma * found.inverse
+        inverse = torch.rsqrt(found.variance + found.eps)
+        scale = gamma * inverse
         shift = beta - found.mean * scale
-        ctx.save_for_backward(x, step, scale, shift, found.mean, found.inverse)
+        ctx.save_for_backward(x, step, scale, shift, found.mean, inverse)
         ctx.count, ctx.grid, ctx.rule, ctx.factor = found.count, grid, rule, factor
         ctx.native = bool(engines.native_rows(x, step))
         if not ctx.native:
@@ -128,19 +125,16 @@ class _Function(Function):
             )  # fmt: skip
             grad_x = found.x
         else:
-            centred = x - _shaped(mean)
-            grad_x = (found.x - _shaped(grad_mean) - centred * _shaped(slope)) * _shaped(scale)
+            centred = (x - shaped_like(mean, x)) * shaped_like(slope, x)
+            kept = found.x - shaped_like(grad_mean, x) - centred
+            grad_x = kept * shaped_like(scale, x)
         grad_gamma, grad_beta = (sums[1] * inverse).float(), sums[0].float()
         rest = (None,) * 4
         return grad_x, *parameter_gradients(ctx, found), grad_gamma, grad_beta, *rest
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return x * _shaped(scale) + _shaped(shift)
-
-
-def _shaped(values: Tensor) -> Tensor:
-    return values.reshape(1, -1, 1, 1)
+    return x * shaped_like(scale, x) + shaped_like(shift, x)
 
 
 def _backward_eager(
@@ -149,7 +143,7 @@ def _backward_eager(
     """Return the quantizer's gradients, and sum(g) and sum(g * (x - mean)), (2, C) float64."""
     z = _affine(x, scale, shift)
     found = engines.backward(grad, z, step, ctx.grid, ctx.rule, ctx.factor, 0)
-    product = found.x * (x - _shaped(mean))
+    product = found.x * (x - shaped_like(mean, x))
     sums = [
         t.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).double().sum(0)
         for t in (found.x, product)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from qtool.errors import UnsupportedError
 from qtool.nn.fake_quant import FakeQuantizer
 from qtool.nn.saved_codes import input_as_codes
+from qtool.nn.shapes import shaped_like
 
 Layer = nn.Conv2d | nn.Linear
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -69,7 +70,9 @@ class QuantLayer(nn.Module):
         if quantizer.selected is None or quantizer.mix is not None or not self.training:
             return nullcontext()
         bits = quantizer.selected
-        return input_as_codes(x, quantizer.scale(bits), *quantizer.limits(bits))
+        with torch.no_grad():  # the step's gradient is the quantizer's business
+            step = quantizer.scale(bits)
+        return input_as_codes(x, step, *quantizer.limits(bits))
 
     def _as_on_device(self) -> bool:
         quantized = (
@@ -126,8 +129,3 @@ def round_to_unit(shift: Tensor, unit: Tensor) -> Tensor:
     """Round a bias to a multiple of the accumulator's unit; where that is 0, leave it."""
     exact, step = shift.float().double(), unit.double()
     return torch.where(step > 0, (exact / step).round() * step, exact)
-
-
-def shaped_like(values: Tensor, y: Tensor) -> Tensor:
-    """Return (C,) as (1, C, 1, ...), of `y`'s rank."""
-    return values.reshape(1, -1, *[1] * (y.ndim - 2))

@@ -32,7 +32,7 @@ def input_as_codes(x: Tensor, step: Tensor, below: int, above: int) -> Iterator[
 
     Args:
         x: float32 on the grid ``step * {-below, ..., above}``, any shape.
-        step: positive scalar.
+        step: positive scalar, without a gradient.
         below: number of negative codes.
         above: number of positive codes.
     """
@@ -40,7 +40,6 @@ def input_as_codes(x: Tensor, step: Tensor, below: int, above: int) -> Iterator[
     if not (fits and native_rows(x, step)):
         yield
         return
-    step = step.detach()
     # The graph keeps `pack`, which therefore must not keep x.
     place, shape = x.data_ptr(), x.shape
 
@@ -54,7 +53,7 @@ def input_as_codes(x: Tensor, step: Tensor, below: int, above: int) -> Iterator[
 
 def _pack(x: Tensor, step: Tensor, below: int) -> _Packed:
     codes = torch.empty_like(x, dtype=torch.uint8)
-    call("qtool_pack", x, codes, x.numel(), 1, step, below)
+    call("qtool_pack", x, codes, x.numel(), step, below)
     return _Packed(codes, step, below)
 
 
@@ -62,5 +61,5 @@ def _unpack(saved: Saved) -> Tensor:
     if isinstance(saved, Tensor):
         return saved
     x = torch.empty_like(saved.codes, dtype=torch.float32)
-    call("qtool_unpack", saved.codes, x, x.numel(), 1, saved.step, saved.below)
+    call("qtool_unpack", saved.codes, x, x.numel(), saved.step, saved.below)
     return x

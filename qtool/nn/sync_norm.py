@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from qtool.nn.quant_layer import shaped_like
+from qtool.nn.shapes import shaped_like
 from qtool.training.distributed import all_reduce_sum
 from qtool.training.job import current
 
