@@ -123,8 +123,20 @@ class TrainConfig(Config):
 class MetaMixConfig(TrainConfig):
     """MetaMix (arXiv 2311.06798): what its phases do, in order.
 
-    Epochs: `float_epochs` of float pre-training, `meta_epochs` of bit-meta, `search_epochs` of
-    bit-meta and bit-search in turn, `finetune_epochs` at the chosen bits (paper, Table 1).
+    Args:
+        weights: float weights to start from, a file or a run directory; empty for none.
+        float_epochs: of float pre-training, where there are no `weights`.
+        float_lr: learning rate then.
+        meta_epochs: of bit-meta (paper, Table 1).
+        meta_lr: learning rate then, and of bit-meta beside bit-search.
+        search_epochs: of bit-meta and bit-search in turn on each batch.
+        search_lambda: lambda of Eq. 3, per GBOP: the paper's 1 belongs to 5.3 GBOPs, so small
+            networks need more.
+        alpha_lr: learning rate of the architecture parameters.
+        alpha_init: standard deviation of their start.
+        finetune_epochs: at the chosen bits.
+        finetune_lr: learning rate then.
+        teacher: also "float": the float network that training starts from.
     """
 
     frontend: str = "metamix"
@@ -132,12 +144,12 @@ class MetaMixConfig(TrainConfig):
     label_smoothing: float = 0.1
     # Of float pre-training; the other phases start from trained weights.
     warmup: float = 0.2
+    weights: str = ""
     float_epochs: int = 8
     float_lr: float = 0.1
     meta_epochs: int = 1
     meta_lr: float = 0.02
     search_epochs: int = 1
-    # lambda of Eq. 3, per GBOP: the paper's 1 belongs to 5.3 GBOPs, so small nets need more.
     search_lambda: float = 1.0
     alpha_lr: float = 1e-4
     alpha_init: float = 1e-3

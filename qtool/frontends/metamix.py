@@ -35,10 +35,12 @@ from qtool.frontends.pretrain import (
     check_training,
     load_state,
     make_batches,
+    make_float,
     make_objective,
+    network_with,
     plain_phase,
     save_quantized,
-    train_float,
+    with_teacher,
 )
 from qtool.models import model_entry
 from qtool.nn.control import bit_costs, calibrate, initialise_weight_steps, select
@@ -61,24 +63,27 @@ def check(config: Config, data: DataSet) -> None:
     """Refuse, before anything is written, what `train` would refuse."""
     config = config_as(config, MetaMixConfig, "qtool train")
     model_entry(config.model)
-    check_training(config, data)
+    check_training(with_teacher(config, ""), data)
+    if config.weights:
+        network_with(config, config.weights, data.shape, data.classes)
 
 
 def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
     """Float pre-training, then bit-meta: leaves float, meta and model weights in `run`."""
     if not (resume and run.has_weights("float")):
-        config = _config(run)
-        train_float(run, config, config.float_epochs, config.float_lr, data, progress, resume)
+        make_float(run, settings_of(run), data, progress, resume)
     if not (resume and run.has_weights("model")):
         _train_meta(run, data, progress, resume)
 
 
-def _config(run: Run) -> MetaMixConfig:
-    return config_as(run.config, MetaMixConfig, f"run {run.folder}")
+def settings_of(run: Run) -> MetaMixConfig:
+    """Return the run's recipe; a teacher "float" is the run itself."""
+    config = config_as(run.config, MetaMixConfig, f"run {run.folder}")
+    return with_teacher(config, run.folder)
 
 
 def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
-    config = _config(run)
+    config = settings_of(run)
     batches = make_batches(config, data)
     model = build_prepared(run, float_weights=True)
     calibrate(model, to_batch(batches.source, slice(0, CALIBRATION_IMAGES))[0])
@@ -127,7 +132,7 @@ def search(
     run.require_shape(data)
     model = build_prepared(run)
     load_state(model, run, "meta")
-    bit_search = BitSearch(_config(run), model, data.shape, budget)
+    bit_search = BitSearch(settings_of(run), model, data.shape, budget)
     content = _resumed_bits(run, budget) if resume else None
     if content is None:
         content = _search_bits(run, bit_search, data, progress, resume)
@@ -154,7 +159,7 @@ def _search_bits(
     run: Run, bit_search: BitSearch, data: DataSet, progress: Progress, resume: bool
 ) -> dict[str, Any]:
     """Alternate bit-meta and bit-search steps on each batch; write bits.json."""
-    config, model = _config(run), bit_search.model
+    config, model = settings_of(run), bit_search.model
     update, losses = bit_meta(config, model)
     alphas = torch.optim.Adam(
         [bit_search.alpha], lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=1e-3
@@ -214,7 +219,7 @@ def _finetune(
     run: Run, model: nn.Module, data: DataSet, progress: Progress, resume: bool
 ) -> None:
     """Train weights (quantized) and steps at the chosen bits; leaves ``model.safetensors``."""
-    config = _config(run)
+    config = settings_of(run)
     batches = make_batches(config, data)
     load_state(model, run, "searched")
     select(model, run.selection())

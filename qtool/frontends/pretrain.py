@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from qtool.config import Config, TrainConfig, config_as
+from qtool.config import Config, MetaMixConfig, QatConfig, TrainConfig, config_as
 from qtool.cost import LayerCost, total_bops, total_macs
 from qtool.data.batches import Batches
 from qtool.data.clips import clip_logits
@@ -31,6 +31,10 @@ from qtool.training.losses import Objective
 from qtool.training.phases import Phase, run_phase
 from qtool.training.schedules import schedule_of
 from qtool.training.update import Pass, Update
+
+# The teacher that is the float network itself, which does not exist before it is trained.
+FLOAT = "float"
+TrainConfigT = TypeVar("TrainConfigT", bound=TrainConfig)
 
 
 def build_float(run: Run) -> nn.Module:
@@ -255,6 +259,27 @@ def train_float(
     recalibrate_norms(model, batches, config.norm_batches)
     save_float(run, model, data, progress)
     run.drop_checkpoint()
+
+
+def make_float(
+    run: Run,
+    config: QatConfig | MetaMixConfig,
+    data: DataSet,
+    progress: Progress,
+    resume: bool,
+) -> None:
+    """Take the recipe's float weights, or train some; leaves ``float.safetensors``."""
+    if config.weights:
+        model = network_with(config, config.weights, data.shape, data.classes)
+        save_float(run, model, data, progress)
+    else:
+        config = with_teacher(config, "")
+        train_float(run, config, config.float_epochs, config.float_lr, data, progress, resume)
+
+
+def with_teacher(config: TrainConfigT, weights: str | Path) -> TrainConfigT:
+    """Return `config` with `weights` as its teacher, where that is its own float network."""
+    return replace(config, teacher=str(weights)) if config.teacher == FLOAT else config
 
 
 def save_quantized(

@@ -25,12 +25,12 @@ from qtool.frontends.pretrain import (
     build_prepared,
     check_training,
     make_batches,
+    make_float,
     network_with,
     plain_phase,
     quant_spec,
-    save_float,
     save_quantized,
-    train_float,
+    with_teacher,
 )
 from qtool.nn.control import bit_costs, calibrate, select
 from qtool.nn.prepare import prepare
@@ -40,8 +40,6 @@ from qtool.run import Run
 from qtool.training.phases import run_phase
 
 NEXT = "qtool export {run} --target onnx -o model.onnx"
-# The teacher that is the float network itself, which does not exist before it is trained.
-FLOAT = "float"
 
 
 def check(config: Config, data: DataSet) -> None:
@@ -52,7 +50,7 @@ def check(config: Config, data: DataSet) -> None:
             "recipe settings activation_bits and weight_bits: frontend qat has one width a "
             "layer: --set bits=w4a4, or bits=FILE"
         )
-    check_training(_with_teacher(config, ""), data)
+    check_training(with_teacher(config, ""), data)
     _costs(config, data)
     if config.weights:
         network_with(config, config.weights, data.shape, data.classes)
@@ -101,32 +99,16 @@ def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
     if not (resume and run.load_bits()):
         run.save_bits(bits_content(_costs(config, data)))
     if not (resume and run.has_weights("float")):
-        _make_float(run, config, data, progress, resume)
+        make_float(run, config, data, progress, resume)
     if not (resume and run.has_weights("model")):
         _train_quantized(run, config, data, progress, resume)
-
-
-def _make_float(
-    run: Run, config: QatConfig, data: DataSet, progress: Progress, resume: bool
-) -> None:
-    if config.weights:
-        model = network_with(config, config.weights, data.shape, data.classes)
-        save_float(run, model, data, progress)
-    else:
-        config = _with_teacher(config, "")
-        train_float(run, config, config.float_epochs, config.float_lr, data, progress, resume)
-
-
-def _with_teacher(config: QatConfig, weights: str) -> QatConfig:
-    """Return `config` with `weights` as its teacher, where that is its own float network."""
-    return replace(config, teacher=weights) if config.teacher == FLOAT else config
 
 
 def _train_quantized(
     run: Run, config: QatConfig, data: DataSet, progress: Progress, resume: bool
 ) -> None:
     """Train weights and steps; leaves ``model.safetensors``."""
-    config = _with_teacher(config, str(run.folder))
+    config = with_teacher(config, str(run.folder))
     batches, model = make_batches(config, data), build_prepared(run, float_weights=True)
     calibrate(model, to_batch(batches.source, slice(0, config.calibration_images))[0])
     select(model, Selection())

@@ -55,6 +55,30 @@ def qat_resnet20_cifar() -> QatConfig:
     )
 
 
+def metamix_resnet20_cifar() -> MetaMixConfig:
+    """MetaMix on CIFAR-10 ResNet-20: --set weights=FILE of float weights."""
+    images = qat_resnet20_cifar()
+    return MetaMixConfig(
+        name="metamix_resnet20_cifar",
+        model=images.model,
+        dataset=images.dataset,
+        mean=images.mean,
+        std=images.std,
+        asymmetric=True,
+        augment=images.augment,
+        label_smoothing=0.0,
+        weight_decay=images.weight_decay,
+        float_epochs=images.float_epochs,
+        meta_lr=0.01,
+        search_lambda=5.0,
+        alpha_lr=0.01,
+        finetune_epochs=5,
+        finetune_lr=0.01,
+        teacher="float",
+        distill_weight=0.9,
+    )
+
+
 def qat_mobilenet_v2_cifar() -> QatConfig:
     """CIFAR-10 MobileNet-v2 at W4A4, 8-bit ends: float training first, or weights=FILE."""
     return replace(
@@ -106,6 +130,7 @@ def qat_fashion() -> QatConfig:
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "metamix_fashion": metamix_fashion,
+    "metamix_resnet20_cifar": metamix_resnet20_cifar,
     "ptq_resnet20_cifar": ptq_resnet20_cifar,
     "ptq_resnet56_cifar": ptq_resnet56_cifar,
     "qat_fashion": qat_fashion,

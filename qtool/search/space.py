@@ -1,0 +1,73 @@
+"""What a search chooses from: the open layers of a prepared network and their candidates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from qtool.nn.control import layer_bits, layer_macs, quant_layers
+from qtool.nn.quant_layer import QuantLayer
+from qtool.qspec import LayerBits
+
+
+@dataclass(frozen=True)
+class SearchLayer:
+    """One convolution or linear layer.
+
+    Args:
+        name: as in the user's model.
+        macs: multiply-accumulates per image.
+        weights: elements of its weight.
+        choices: its candidates; one where nothing is chosen.
+    """
+
+    name: str
+    macs: int
+    weights: int
+    choices: tuple[LayerBits, ...]
+
+    @property
+    def is_open(self) -> bool:
+        """True where there is something to choose."""
+        return len(self.choices) > 1
+
+
+@dataclass(frozen=True)
+class Space:
+    """All layers of a network, in module order."""
+
+    layers: tuple[SearchLayer, ...]
+
+    @property
+    def open(self) -> tuple[SearchLayer, ...]:
+        """The layers where there is something to choose."""
+        return tuple(layer for layer in self.layers if layer.is_open)
+
+
+def space_of(
+    model: nn.Module, shape: Sequence[int], weights: Sequence[int], activations: Sequence[int]
+) -> Space:
+    """Return the candidates of a prepared network.
+
+    Args:
+        model: result of `qtool.nn.prepare.prepare`.
+        shape: (C, H, W) of an image.
+        weights: candidates of every inner layer's weight.
+        activations: candidates of every inner layer's input.
+    """
+    macs = dict(layer_macs(model, shape))
+    pairs = tuple(LayerBits(w, a) for w in weights for a in activations)
+    return Space(
+        tuple(
+            SearchLayer(
+                layer.name, macs[layer.name], layer.layer.weight.numel(),
+                pairs if _is_inner(layer) else (layer_bits(layer),),
+            )
+            for layer in quant_layers(model)
+        )
+    )  # fmt: skip
+
+
+def _is_inner(layer: QuantLayer) -> bool:
+    """True unless the layer's bits are fixed, as those of the first and the last one."""
+    return len(layer.input_quant.bits) > 1
