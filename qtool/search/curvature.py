@@ -56,7 +56,8 @@ class LayerTraces(dict[str, Traces]):
     Args:
         traces: by layer.
         images_seen: images times probes: how often an image went through a double backward
-            pass. Each batch's one forward and first backward pass come on top.
+            pass, which costs several training steps of that image. Each batch's one forward
+            and first backward pass come on top.
     """
 
     def __init__(self, traces: Mapping[str, Traces], images_seen: int) -> None:
