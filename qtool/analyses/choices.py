@@ -62,17 +62,17 @@ def analyse(
         progress: told of every batch.
 
     Raises:
-        UserError: no images; no bits.json in a run, or other layers than in the first one.
+        UserError: no images; no bits.json in a run, or no bits for a layer in it.
     """
     if images < 1:
         raise UserError(f"analysis choices: got {images} images, expected 1 or more")
     first = runs[0]
-    bits = [_chosen_bits(run, first) for run in runs]
     prepared, float_net = build_prepared(first), load_float(first)
     if isinstance(first.config, TrainConfig):
         float_net.to(training_device(first.config))
     space = _space(first, prepared)
     names = [layer.name for layer in space.layers]
+    bits = [_chosen_bits(run, names) for run in runs]
     batches = _batches(data, images, progress)
     traces = layer_traces(float_net, names, batches, PROBES, first.config.seed)
     convolutions = {layer.name: layer.layer for layer in quant_layers(prepared)}
@@ -86,20 +86,21 @@ def analyse(
     }  # fmt: skip
 
 
-def _chosen_bits(run: Run, first: Run) -> dict[str, list[int]]:
-    """Return [weight, activation] by layer from the run's bits.json."""
+def _chosen_bits(run: Run, names: Sequence[str]) -> dict[str, list[int]]:
+    """Return [weight, activation] of layers `names` from the run's bits.json."""
     if run.load_bits() is None:
         raise UserError(
             f"run {run.folder} has no bits.json: search first "
             f"(qtool search {run.folder} --bops N), or leave it out"
         )
     layers = run.selection().layers
-    if layers.keys() != first.selection().layers.keys():
-        raise UserError(
-            f"{run.path('bits.json')} is of other layers than {first.path('bits.json')}: "
-            "compare runs of the same network"
-        )
-    return {name: [b.weight, b.activation] for name, b in layers.items()}
+    for name in names:
+        if name not in layers:
+            raise UserError(
+                f"{run.path('bits.json')} has no layer {name}, which the first run's network "
+                "has: compare runs of the same network"
+            )
+    return {name: [layers[name].weight, layers[name].activation] for name in names}
 
 
 def _space(run: Run, prepared: Any) -> Space:
