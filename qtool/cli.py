@@ -1,46 +1,23 @@
 """The command line. Heavy imports live inside the commands, so that ``--help`` is instant."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 import qtool
 from qtool.cli_options import FILE, FOLDER, data_option, tvm_options
+from qtool.cli_search import search
+from qtool.cli_session import load_data, progress_shown, show
 from qtool.errors import MissedBar, UserError
-
-if TYPE_CHECKING:
-    from qtool.config import Config
-    from qtool.data.images import DataSet
-    from qtool.progress import Progress
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96})
 @click.version_option(qtool.__version__, prog_name="qtool")
 def cli() -> None:
     """Train, search, export and check convolutional networks for integer inference."""
-
-
-@contextmanager
-def _progress() -> Iterator["Progress"]:
-    from qtool.progress import Silent, open_progress
-    from qtool.training.job import current
-
-    progress = open_progress() if current().is_main else Silent()
-    try:
-        yield progress
-    finally:
-        progress.close()
-
-
-def _load_data(config: "Config", folder: Path | str | None) -> "DataSet":
-    """Return a recipe's data set; `folder` is the value of --data."""
-    from qtool.data import load_dataset
-
-    return load_dataset(config.dataset, folder, config.image_size, config.frames)
 
 
 @cli.command()
@@ -75,7 +52,7 @@ def train(
     if isinstance(data, str):
         settings = [*settings, f"dataset={data}"]
     config = override(load_recipe(recipe), settings)
-    loaded = _load_data(config, data)
+    loaded = load_data(config, data)
     from qtool.frontends import load_frontend
     from qtool.run import Run
     from qtool.training.job import joined
@@ -84,50 +61,12 @@ def train(
     with joined() as job:
         frontend.check(config, loaded)
         run = Run.create(out, config, loaded, resume, force)
-        with _progress() as progress:
+        with progress_shown() as progress:
             table = frontend.train(run, loaded, progress, resume)
     if job.is_main:
         if table is not None:
-            _print(table)
+            show(table)
         click.echo(f"trained {config.name} -> {out}; next: {frontend.NEXT.format(run=out)}")
-
-
-@cli.command()
-@click.argument("run", type=FOLDER)
-@click.option("--bops", "budget", required=True, metavar="BUDGET", help="5.3G, 300M, 1.2e9.")
-@data_option
-@click.option("--no-finetune", is_flag=True, help="Only choose the bits.")
-@click.option("--resume", is_flag=True, help="Continue an interrupted search.")
-@click.option(
-    "--force", is_flag=True, help="Replace the run's bits.json and fine-tuned weights."
-)
-def search(
-    run: Path,
-    budget: str,
-    data: Path | str | None,
-    no_finetune: bool,
-    resume: bool,
-    force: bool,
-) -> None:
-    """Choose every layer's bits in RUN under a budget of BOPs, then fine-tune."""
-    from qtool.cost import parse_count
-
-    bops = parse_count(budget)
-    from qtool.files import refuse_existing
-    from qtool.frontends import load_frontend
-    from qtool.report.bits import bits_table
-    from qtool.run import Run
-    from qtool.training.job import joined
-
-    opened = Run.open(run)
-    frontend = load_frontend(opened.config.frontend)
-    if not resume:
-        refuse_existing(opened.path("bits.json"), force)
-    loaded = _load_data(opened.config, data)
-    with joined() as job, _progress() as progress:
-        content = frontend.search(opened, loaded, bops, not no_finetune, progress, resume)
-    if job.is_main:
-        _print(bits_table(content))
 
 
 @cli.command()
@@ -164,7 +103,7 @@ def export(
     options = ExportOptions(
         target, bits, form, kind == "uint8", allow_float, TvmOptions(**tvm)
     )
-    with _progress() as progress:
+    with progress_shown() as progress:
         export_run(run, options, output, force, progress.note)
     _written(output, tvm["emit_ir"])
 
@@ -213,7 +152,7 @@ def import_(
     chosen = target or ("tvm" if is_library else "onnx")
     span_or_none = None if span is None else parse_range(span)
     options = ImportOptions(chosen, form, span_or_none, allow_float, TvmOptions(**tvm))
-    with _progress() as progress:
+    with progress_shown() as progress:
         notes = import_file(model, options, output, force, progress.note)
     for note in notes:
         click.echo(f"note: {note}")
@@ -260,12 +199,12 @@ def check(
         refuse_existing(output, force)
     limit = None if max_bops is None else parse_count(max_bops)
     names = runtime.split(",") if runtime else None
-    with _progress() as progress:
+    with progress_shown() as progress:
         reports = run_check(files, data, names, reference, progress, dataset)
     if output is not None:
         write_json(output, reports[0] if len(reports) == 1 else {"models": reports})
     for report in reports:
-        _print(check_table(report))
+        show(check_table(report))
     require(reports, Bars(min_accuracy, limit, require_parity))
 
 
@@ -302,14 +241,15 @@ def demo(out: Path, force: bool) -> None:
     """Run the whole chain on embedded images: train, search, export, check (minutes)."""
     from qtool.demo import run_demo
 
-    with _progress() as progress:
+    with progress_shown() as progress:
         tables = run_demo(out, force, progress)
     for table in tables:
-        _print(table)
+        show(table)
     click.echo(f"everything is in {out}")
 
 
-LISTS = ("recipes", "models", "datasets", "quantizers", "runtimes")
+cli.add_command(search)
+LISTS = ("recipes", "models", "datasets", "quantizers", "runtimes", "searches")
 
 
 @cli.command(name="list")
@@ -339,16 +279,13 @@ def _listing(what: str) -> list[tuple[str, str]]:
         from runtimes import RUNTIMES
 
         return list(RUNTIMES.items())
+    if what == "searches":
+        from qtool.search import METHODS
+
+        return [(name, summary) for name, (_, summary) in METHODS.items()]
     from qtool.recipes import RECIPES
 
     return [(name, str(recipe.__doc__).splitlines()[0]) for name, recipe in RECIPES.items()]
-
-
-def _print(renderable: Any) -> None:
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print(renderable, highlight=False)
 
 
 def main() -> None:
@@ -375,14 +312,18 @@ def main() -> None:
             f"error: this command needs {package}, not installed: "
             f"pip install 'qtool[{_EXTRA_OF[package]}]'",
         )
+    from qtool.training.job import leave
+
+    leave(0)
 
 
 def _fail(code: int, text: str, error: Exception | None = None) -> NoReturn:
     """Exit with `code`; of the processes of a job, one says why."""
-    from qtool.training.job import speaks
+    from qtool.training.job import leave, speaks
 
     if speaks(error):
         click.echo(f"qtool: {text}", err=True)
+    leave(code)
     sys.exit(code)
 
 

@@ -134,13 +134,15 @@ class MetaMixConfig(TrainConfig):
             networks need more.
         alpha_lr: learning rate of the architecture parameters.
         alpha_init: standard deviation of their start.
+        fixed_meta_state: weights and steps stay as they are in bit-search; false: they are
+            trained along (the paper's ablation).
         finetune_epochs: at the chosen bits.
         finetune_lr: learning rate then.
         teacher: also "float": the float network that training starts from.
     """
 
     frontend: str = "metamix"
-    weight_bits: int = 4
+    weight_bits: int | tuple[int, ...] = 4
     label_smoothing: float = 0.1
     # Of float pre-training; the other phases start from trained weights.
     warmup: float = 0.2
@@ -153,6 +155,7 @@ class MetaMixConfig(TrainConfig):
     search_lambda: float = 1.0
     alpha_lr: float = 1e-4
     alpha_init: float = 1e-3
+    fixed_meta_state: bool = True
     finetune_epochs: int = 5
     finetune_lr: float = 0.04
 

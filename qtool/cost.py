@@ -6,7 +6,7 @@ bits.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qtool.errors import UserError
@@ -14,7 +14,11 @@ from qtool.qspec import LayerBits
 
 FLOAT_BITS = LayerBits(32, 32)
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_BUDGET = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)([kmgt]?)", re.IGNORECASE)
+_SECONDS = {"S": 1.0, "MS": 1e-3, "US": 1e-6}
+_NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
+_BUDGET = re.compile(_NUMBER + "([kmgt]?)", re.IGNORECASE)
+_BYTES = re.compile(_NUMBER + "([kmgt]?)b?", re.IGNORECASE)
+_TIME = re.compile(_NUMBER + "(s|ms|us)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,26 @@ def conv_macs(output_shape: Sequence[int], weight_shape: Sequence[int]) -> int:
 
 def parse_count(text: str) -> float:
     """Parse a budget: ``5.3G``, ``300M``, ``1.2e9`` (K, M, G, T are decimal)."""
-    match = _BUDGET.fullmatch(text.strip())
+    return _parse(text, "budget", _BUDGET, _UNITS, "5.3G, 300M or 1.2e9")
+
+
+def parse_bytes(text: str) -> float:
+    """Parse a size in bytes: ``2MB``, ``300K``, ``1.2e6`` (decimal units)."""
+    return _parse(text, "size", _BYTES, _UNITS, "2MB, 300K or 1.2e6")
+
+
+def parse_seconds(text: str) -> float:
+    """Parse a latency: ``3ms``, ``250us``, ``0.5s``; in seconds."""
+    return _parse(text, "latency", _TIME, _SECONDS, "3ms, 250us or 0.5s")
+
+
+def _parse(
+    text: str, what: str, form: re.Pattern[str], units: Mapping[str, float], example: str
+) -> float:
+    match = form.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
-        raise UserError(
-            f"budget {text!r}: expected a positive number such as 5.3G, 300M or 1.2e9"
-        )
-    return float(match[1]) * _UNITS[match[2].upper()]
+        raise UserError(f"{what} {text!r}: expected a positive number such as {example}")
+    return float(match[1]) * units[match[2].upper()]
 
 
 def format_count(count: float) -> str:

@@ -15,6 +15,7 @@ from qtool.progress import Progress
 from qtool.recipes import load_recipe
 from qtool.report.bits import bits_picture, bits_table
 from qtool.report.table import check_table
+from qtool.search.request import Budget, Request
 from qtool.tvm_export import write_tvm
 from runtimes.latency import measure
 from runtimes.tvm_env import require_tvm
@@ -63,4 +64,6 @@ def _train_and_search(folder: Path, progress: Progress) -> dict[str, Any]:
     data = load_dataset(config.dataset)
     run = Run.create(folder, config, data, resume=False, force=True)
     metamix.train(run, data, progress, resume=False)
-    return metamix.search(run, data, BUDGET_BOPS, True, progress, resume=False)
+    request = Request((Budget(BUDGET_BOPS),))
+    (content,) = metamix.search(run, data, request, progress)
+    return content

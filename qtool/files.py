@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -73,6 +74,19 @@ def leftovers(path: Path) -> list[Path]:
     """Return the temporary files that killed writers of `path` left beside it."""
     found = path.parent.glob(f".{path.stem}-????????{path.suffix}")
     return [file for file in found if file.is_file()]
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give the file `source` a second name, or copy it where the file system has no links.
+
+    A file that is only ever replaced whole (`atomic_path`) may have several names.
+    """
+    with atomic_path(target) as temporary:
+        temporary.unlink()
+        try:
+            temporary.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -19,6 +19,7 @@ and cut back to what the checkpoint knows when training continues. Tensors carry
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,14 @@ import qtool
 from qtool.config import Config, from_json, to_json
 from qtool.data.images import DataSet
 from qtool.errors import UserError
-from qtool.files import leftovers, read_json, refuse_existing, room_for, write_json
+from qtool.files import (
+    leftovers,
+    link_or_copy,
+    read_json,
+    refuse_existing,
+    room_for,
+    write_json,
+)
 from qtool.qspec import BITS_FORMAT, Selection, check_format, selection_from_json
 from qtool.tensor_file import load_tensors, save_tensors
 from qtool.training.job import on_main
@@ -97,21 +105,41 @@ class Run:
         if resume and recipe.exists():
             run = cls.open(folder)
             run.require_shape(data)
-            if _results(run.config) != _results(config):
-                raise UserError(
-                    f"{recipe} holds other settings than this command: repeat the first "
-                    "command's recipe and --set, or choose another --out"
-                )
+            _require_same(run.config, config, folder)
             return
         if not resume:
             refuse_existing(recipe, force)
         if force:
             _clear(folder)
-        header = {
-            "format": RUN_FORMAT, "qtool": qtool.__version__, "recipe": to_json(config),
-            "input_shape": list(data.shape), "classes": data.classes,
-        }  # fmt: skip
-        write_json(recipe, header)
+        _write_recipe(folder, config, data.shape, data.classes)
+
+    def derive(
+        self, folder: Path, config: Config, stages: Sequence[str], resume: bool, force: bool
+    ) -> "Run":
+        """Start a run in `folder` that goes on from this one, or return the one there.
+
+        Args:
+            folder: the new directory.
+            config: its recipe.
+            stages: whose weights it starts with; linked, not copied, where that is possible.
+            resume: return the run that is there.
+            force: replace it.
+        """
+
+        def start() -> None:
+            if resume and (folder / "recipe.json").exists():
+                _require_same(Run.open(folder).config, config, folder)
+                return
+            refuse_existing(folder / "recipe.json", force)
+            _clear(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            for stage in stages:
+                name = f"{stage}.safetensors"
+                link_or_copy(self.path(name), folder / name)
+            _write_recipe(folder, config, self.input_shape, self.classes)
+
+        on_main(start)
+        return Run.open(folder)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -281,6 +309,23 @@ _MACHINE = ("workers", "device", "checkpoint_minutes", "checkpoint_steps")
 def _results(config: Config) -> dict[str, Any]:
     """Return the settings that results depend on."""
     return {key: value for key, value in to_json(config).items() if key not in _MACHINE}
+
+
+def _require_same(known: Config, asked: Config, folder: Path) -> None:
+    """Refuse to continue the run in `folder` with settings that change results."""
+    if _results(known) != _results(asked):
+        raise UserError(
+            f"{folder / 'recipe.json'} holds other settings than this command: repeat the "
+            "first command's recipe and --set, or choose another --out"
+        )
+
+
+def _write_recipe(folder: Path, config: Config, shape: Sequence[int], classes: int) -> None:
+    header = {
+        "format": RUN_FORMAT, "qtool": qtool.__version__, "recipe": to_json(config),
+        "input_shape": list(shape), "classes": classes,
+    }  # fmt: skip
+    write_json(folder / "recipe.json", header)
 
 
 def _clear(folder: Path) -> None:

@@ -48,7 +48,7 @@ def test_unknown_setting_and_wrong_type(tmp_path: Path) -> None:
 def test_impossible_budget_says_what_is_reachable(run_copy: Path, budget: str) -> None:
     before = (run_copy / "bits.json").read_bytes()
     result = run_qtool("search", run_copy, "--bops", budget, "--force")
-    refused(result, "reachable: 38.759 M (38,759,424) to 99.938 M (99,938,304)")
+    refused(result, "reachable: 38.759 MBOPs (38,759,424) to 99.938 MBOPs (99,938,304)")
     assert (run_copy / "bits.json").read_bytes() == before
 
 
@@ -190,7 +190,8 @@ def test_untrained_run_says_how_to_continue(run_copy: Path) -> None:
 def test_resume_with_other_settings(run_copy: Path) -> None:
     result = run_qtool("train", "metamix_fashion", "--resume", "--out", run_copy)
     refused(result, "holds other settings than this command")
-    refused(run_qtool("search", run_copy, "--bops", "49M", "--resume"), "answers budget 48")
+    result = run_qtool("search", run_copy, "--bops", "49M", "--resume")
+    refused(result, "answers metamix at 48.000 MBOPs, not metamix at 49.000 MBOPs")
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:

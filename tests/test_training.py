@@ -1,20 +1,14 @@
-"""Quantizer gradients, prepared models, the bit-search's loss, and the budget's repair."""
+"""Quantizer gradients and prepared models."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qtool.budget import LEAST_USE, Choice, fit
-from qtool.config import MetaMixConfig, override
 from qtool.errors import UnsupportedError
-from qtool.frontends.bit_search import BitSearch
 from qtool.models.mobilenet_v2 import mobilenet_v2_small
-from qtool.nn.control import bit_costs, calibrate, quantizers, select
+from qtool.nn.control import bit_costs, quantizers
 from qtool.nn.prepare import QuantSpec, prepare
 from qtool.qspec import LayerBits, Selection, activation_window
 from qtool.quantizers.lsq import lsq, mse_step
@@ -140,81 +134,3 @@ def test_bops_of_a_selection() -> None:
     model = small()
     costs = bit_costs(model, (1, 28, 28), Selection(default=LayerBits(4, 4)))
     assert sum(cost.bops for cost in costs) == 50_995_200
-
-
-def bit_search(budget: float, **settings: str) -> BitSearch:
-    model = small()
-    calibrate(model, torch.rand(16, 1, 28, 28))
-    config = override(
-        MetaMixConfig("test", "mobilenet_v2_small", "none"),
-        [f"{key}={value}" for key, value in settings.items()],
-    )
-    return BitSearch(config, model.eval(), (1, 28, 28), budget)
-
-
-def test_bit_search_changes_nothing_but_alpha() -> None:
-    search = bit_search(48e6)
-    loss, _, _ = search.loss(torch.rand(8, 1, 28, 28), torch.randint(10, (8,)))
-    (gradient,) = torch.autograd.grad(loss, [search.alpha])
-    assert gradient.shape == (18, 3) and bool((gradient != 0).any(1).all())
-    # softmax's gradient: shifting all of a layer's alphas changes nothing
-    assert float(gradient.sum(1).abs().max()) < 1e-5
-
-
-def test_bit_search_runs_the_argmax_forward() -> None:
-    search = bit_search(48e6)
-    x, labels = torch.rand(8, 1, 28, 28), torch.randint(10, (8,))
-    _, mixed, bops = search.loss(x, labels)
-    bits = [search.config.activation_bits[i] for i in search.alpha.argmax(1).tolist()]
-    chosen = {layer.name: LayerBits(4, b) for layer, b in zip(search.open, bits, strict=True)}
-    select(search.model, Selection(chosen), weights=False)
-    assert torch.equal(mixed, search.model(x))
-    costs = bit_costs(search.model, (1, 28, 28), Selection(chosen))
-    assert bops == pytest.approx(sum(cost.bops for cost in costs), rel=1e-6)
-
-
-def test_bit_search_penalty_is_the_distance_to_the_budget() -> None:
-    x, labels = torch.rand(8, 1, 28, 28), torch.randint(10, (8,))
-    near, far = (bit_search(b, search_lambda="7") for b in (48e6, 90e6))
-    losses = [float(search.loss(x, labels)[0].detach()) for search in (near, far)]
-    bops = near.loss(x, labels)[2]
-    expected = 7 * (abs(bops - 90e6) - abs(bops - 48e6)) / 1e9
-    assert losses[1] - losses[0] == pytest.approx(expected, abs=1e-5)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    slopes=st.lists(st.integers(1, 600), min_size=4, max_size=20),
-    share=st.floats(0.0, 1.0),
-    seed=st.integers(0, 1000),
-)
-def test_fit_never_exceeds_the_budget(slopes: list[int], share: float, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    layers = [
-        [Choice(b, slope * b, float(rng.normal())) for b in (8, 4, 3)] for slope in slopes
-    ]
-    low, high = sum(3 * s for s in slopes), sum(8 * s for s in slopes)
-    budget = low + share * (high - low)
-    chosen = fit(layers, budget)
-    used = sum(choice.cost for choice in chosen)
-    assert used <= budget
-    favourite = [max(row, key=lambda c: c.score) for row in layers]
-    wanted = sum(choice.cost for choice in favourite)
-    if LEAST_USE * budget <= wanted <= budget:
-        assert chosen == favourite
-    # nothing affordable is left: every single upgrade would exceed the budget
-    upgrades = [
-        choice.cost - now.cost
-        for row, now in zip(layers, chosen, strict=True)
-        for choice in row
-        if choice.cost > now.cost
-    ]
-    if chosen != favourite:
-        assert all(used + extra > budget for extra in upgrades)
-
-
-def test_fit_moves_the_least_certain_layer() -> None:
-    sure = [Choice(8, 80, -0.01), Choice(4, 40, -5.0)]
-    unsure = [Choice(8, 80, -0.69), Choice(4, 40, -0.70)]
-    chosen = fit([sure, unsure], 120)
-    assert [choice.bits for choice in chosen] == [8, 4]

@@ -23,7 +23,7 @@ from qtool.nn.quant_layer import Layer
 from qtool.progress import Progress
 from qtool.run import Run
 from qtool.search.curvature import LayerTraces, layer_traces
-from qtool.search.space import Space, space_of
+from qtool.search.space import Space
 from qtool.training.loop import training_device
 
 __all__ = ["analyse", "draw"]
@@ -101,12 +101,6 @@ def _chosen_bits(run: Run, names: Sequence[str]) -> dict[str, list[int]]:
                 "has: compare runs of the same network"
             )
     return {name: [layers[name].weight, layers[name].activation] for name in names}
-
-
-def _space(run: Run, prepared: Any) -> Space:
-    weights = run.config.weight_bits
-    widths = (weights,) if isinstance(weights, int) else weights
-    return space_of(prepared, run.input_shape, widths, run.config.activation_bits)
 
 
 def _batches(data: DataSet, images: int, progress: Progress) -> Iterator[Batch]:

@@ -5,7 +5,7 @@ A frontend is a module with three functions, and what a user may do after the fi
     NEXT                                                          "qtool export {run} ..."
     check(config, data)                                           refuses, and writes nothing
     train(run, data, progress, resume) -> table or None           leaves model.safetensors
-    search(run, data, budget, finetune, progress, resume) -> dict leaves bits.json
+    search(run, data, request, progress) -> list of dicts         leaves bits.json
 
 Its settings are a class in `qtool.config.CONFIGS`.
 """

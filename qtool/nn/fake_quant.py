@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qtool.nn.fake_quant_op import fake_quant_op
 from qtool.nn.fit_steps import covering, least_squares
+from qtool.nn.mixture import chosen, mixed
 from qtool.nn.prologue import Prologue
 from qtool.qspec import FLOAT_WIDTHS, MIN_STEP, activation_window, weight_limit
 from qtool.quantizers import activation_quantizer, weight_quantizer
@@ -86,6 +87,8 @@ class FakeQuantizer(nn.Module):
             self._add_activation_parameters(step, asymmetric)
         self.selected: int | None = None
         self.mix: Tensor | None = None
+        # Of `mix`: one-hot, and nothing but its weights is trained.
+        self.is_fixed = False
         self.observed: Tensor | None = None
         self.observing = False
         # In a tuple, because its modules belong to the network; at most one.
@@ -226,10 +229,7 @@ class FakeQuantizer(nn.Module):
         if self.observing:
             self._observe(x)
         if self.mix is not None:
-            parts = (
-                w * self.quantize_at(x, b) for w, b in zip(self.mix, self.bits, strict=True)
-            )
-            return torch.stack(tuple(parts)).sum(0)
+            return (chosen if self.is_fixed else mixed)(self, x, self.mix)
         return x if self.selected is None else self.quantize_at(x, self.selected)
 
     def defer(self, prologue: Prologue) -> None:

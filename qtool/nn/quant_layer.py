@@ -75,9 +75,8 @@ class QuantLayer(nn.Module):
         return input_as_codes(x, step, *quantizer.limits(bits))
 
     def _as_on_device(self) -> bool:
-        quantized = (
-            self.input_quant.selected is not None and self.weight_quant.selected is not None
-        )
+        both = (self.input_quant, self.weight_quant)
+        quantized = all(q.selected is not None and q.mix is None for q in both)
         return quantized and not self.training and not torch.onnx.is_in_onnx_export()
 
     def _device_forward(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -79,6 +79,19 @@ def metamix_resnet20_cifar() -> MetaMixConfig:
     )
 
 
+def metamix_mobilenet_v2_cifar() -> MetaMixConfig:
+    """MetaMix on CIFAR-10 MobileNet-v2: float training first, or --set weights=FILE."""
+    return replace(
+        metamix_resnet20_cifar(),
+        name="metamix_mobilenet_v2_cifar",
+        model="mobilenet_v2_cifar",
+        mean=(),
+        std=(),
+        search_lambda=10.0,
+        alpha_lr=0.02,
+    )
+
+
 def qat_mobilenet_v2_cifar() -> QatConfig:
     """CIFAR-10 MobileNet-v2 at W4A4, 8-bit ends: float training first, or weights=FILE."""
     return replace(
@@ -130,6 +143,7 @@ def qat_fashion() -> QatConfig:
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "metamix_fashion": metamix_fashion,
+    "metamix_mobilenet_v2_cifar": metamix_mobilenet_v2_cifar,
     "metamix_resnet20_cifar": metamix_resnet20_cifar,
     "ptq_resnet20_cifar": ptq_resnet20_cifar,
     "ptq_resnet56_cifar": ptq_resnet56_cifar,

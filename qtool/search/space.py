@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from qtool.nn.control import layer_bits, layer_macs, quant_layers
-from qtool.nn.quant_layer import QuantLayer
+from qtool.nn.control import layer_macs, quant_layers
 from qtool.qspec import LayerBits
 
 
@@ -44,30 +43,26 @@ class Space:
         return tuple(layer for layer in self.layers if layer.is_open)
 
 
-def space_of(
-    model: nn.Module, shape: Sequence[int], weights: Sequence[int], activations: Sequence[int]
-) -> Space:
-    """Return the candidates of a prepared network.
+def space_of(model: nn.Module, shape: Sequence[int]) -> Space:
+    """Return the candidates of a prepared network: every pair of its layers' bits.
 
     Args:
         model: result of `qtool.nn.prepare.prepare`.
         shape: (C, H, W) of an image.
-        weights: candidates of every inner layer's weight.
-        activations: candidates of every inner layer's input.
     """
     macs = dict(layer_macs(model, shape))
-    pairs = tuple(LayerBits(w, a) for w in weights for a in activations)
     return Space(
         tuple(
             SearchLayer(
-                layer.name, macs[layer.name], layer.layer.weight.numel(),
-                pairs if _is_inner(layer) else (layer_bits(layer),),
+                layer.name,
+                macs[layer.name],
+                layer.layer.weight.numel(),
+                tuple(
+                    LayerBits(weight, activation)
+                    for weight in layer.weight_quant.bits
+                    for activation in layer.input_quant.bits
+                ),
             )
             for layer in quant_layers(model)
         )
-    )  # fmt: skip
-
-
-def _is_inner(layer: QuantLayer) -> bool:
-    """True unless the layer's bits are fixed, as those of the first and the last one."""
-    return len(layer.input_quant.bits) > 1
+    )

@@ -24,9 +24,14 @@ def start(job: Job) -> None:
         raise other_process_ended() from None
 
 
-def stop() -> None:
-    """Disconnect."""
-    distributed.destroy_process_group()
+def finish() -> None:
+    """Wait until every process has done its work.
+
+    The connections stay: gloo's threads, when another process closes its end while this one
+    destroys its own, now and then end the process with an abort. `qtool.training.job.leave`
+    ends the process without destroying anything.
+    """
+    any_process(False)
 
 
 def _reduce(tensor: Tensor, how: Any = distributed.ReduceOp.SUM) -> Tensor:

@@ -9,6 +9,7 @@ on a file system that they share. Importing this module does not import torch.
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Job:
 
 
 _joined: list[Job] = []
+_connected: list[bool] = []
 
 
 def current() -> Job:
@@ -76,6 +78,8 @@ def speaks(error: Exception | None) -> bool:
 def joined() -> Iterator[Job]:
     """Join the job that the environment describes, until the block ends.
 
+    Once in a process's life, which `leave` then ends.
+
     Raises:
         ProcessError: another process ended early.
     """
@@ -87,10 +91,11 @@ def joined() -> Iterator[Job]:
 
     before = signal.signal(signal.SIGTERM, _ended)
     distributed.start(job)
+    _connected.append(True)
     _joined.append(job)
     try:
         yield job
-        distributed.stop()
+        distributed.finish()
     except BaseException:
         # This process ends by its own error, not by torchrun's signal on the way out.
         before = signal.SIG_IGN
@@ -98,6 +103,14 @@ def joined() -> Iterator[Job]:
     finally:
         _joined.pop()
         signal.signal(signal.SIGTERM, before)
+
+
+def leave(code: int) -> None:
+    """End this process with exit code `code` if it is one of a job; its connections stay."""
+    if _connected:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _ended(*_: Any) -> None:

@@ -1,0 +1,171 @@
+"""Searches by gradient: MetaMix on its fixed meta-state, and DNAS, which trains weights along.
+
+metamix  On each batch a bit-meta step (Eq. 1), then a step of alpha on the loss of Eq. 3 with
+         weights and steps fixed (paper, Table 1, epoch 2). Alphas do not act on the weights,
+         so those of several budgets are trained side by side on one meta-state.
+         With ``fixed_meta_state=false`` weights and alpha are trained together on Eq. 3, from
+         the meta-state (the paper's ablation, Figure 7 a).
+dnas     (Wu et al. 2018, arXiv 1812.00090) From the float network with quantized weights: on
+         each batch a step of the weights, then one of alpha, on a Gumbel softmax mixture whose
+         temperature falls exponentially. For as many epochs as metamix takes, meta included.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qtool.data.batches import to_batch
+from qtool.frontends.bit_meta import bit_meta
+from qtool.frontends.pretrain import build_prepared, make_batches
+from qtool.nn.control import calibrate
+from qtool.search.bit_search import BitSearch, straight_through
+from qtool.search.fit import argmax, fit
+from qtool.search.limits import Limit
+from qtool.search.methods import Found, State, Task
+from qtool.training.averages import Averages
+from qtool.training.distributed import average_gradients
+from qtool.training.phases import Phase, run_phase
+from qtool.training.schedules import cosine
+from qtool.training.update import Pass, Update
+
+CALIBRATION_IMAGES = 512
+# Temperatures of the Gumbel softmax at the first and the last batch.
+_HOT, _COLD = 5.0, 0.5
+_Mixture = Callable[[Tensor], Tensor]
+
+
+def metamix(task: Task) -> list[Found]:
+    """Alternate bit-meta and bit-search steps (Table 1, epoch 2), for all budgets at once."""
+    config, model = task.config, task.model
+    if not config.fixed_meta_state:
+        return [_unfixed(task, *budget) for budget in task.budgets]
+    searches = [
+        BitSearch(config, model, task.space, limits, is_fixed=True)
+        for _, limits in task.budgets
+    ]
+    update, losses = bit_meta(config, model)
+    alphas = _alpha_optimizer(task, searches)
+
+    def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
+        update(losses, x, labels, Averages())
+        model.eval()
+        notes = [_search_step(search, x, labels, averages) for search in searches]
+        alphas.step()
+        return f"budget used {' '.join(notes)}"
+
+    phase = Phase(
+        "bit-search", config.search_epochs, model, [update.optimizer, alphas], step, cosine,
+        {f"alpha{index}": search.alpha for index, search in enumerate(searches)},
+        tag=" ".join(name for name, _ in task.budgets), ema=update.ema,
+    )  # fmt: skip
+    _run(task, phase)
+    state = copy.deepcopy(model.state_dict())
+    return [_found(search, state) for search in searches]
+
+
+def dnas(task: Task) -> list[Found]:
+    """Train weights and architecture on Gumbel mixtures, for each budget anew."""
+    return [_dnas(task, *budget) for budget in task.budgets]
+
+
+def _dnas(task: Task, name: str, limits: tuple[Limit, ...]) -> Found:
+    config = task.config
+    model = build_prepared(task.run, float_weights=True)
+    source = make_batches(config, task.data).source
+    calibrate(model, to_batch(source, slice(0, CALIBRATION_IMAGES))[0])
+    search = BitSearch(config, model, task.space, limits, quantize_weights=True)
+    epochs = config.meta_epochs + config.search_epochs
+    steps = epochs * len(make_batches(config, task.data))
+    done = torch.zeros(())
+
+    def mixture(alpha: Tensor) -> Tensor:
+        share = float(done) / steps
+        temperature = _HOT * (_COLD / _HOT) ** share
+        return functional.gumbel_softmax(alpha, temperature)
+
+    def weights_first(x: Tensor, labels: Tensor) -> Iterator[Pass]:
+        model.train()
+        loss, logits, _ = search.loss(x, labels, mixture(search.alpha.detach()))
+        yield loss, logits
+
+    update, alphas = Update(config, model, config.meta_lr), _alpha_optimizer(task, [search])
+
+    def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
+        update(weights_first, x, labels, averages)
+        note = _search_step(search, x, labels, Averages(), mixture)
+        alphas.step()
+        done.add_(1)
+        return f"budget used {note}"
+
+    phase = Phase(
+        "dnas", epochs, model, [update.optimizer, alphas], step, cosine,
+        {"alpha": search.alpha, "done": done}, tag=name, ema=update.ema,
+    )  # fmt: skip
+    _run(task, phase)
+    return _found(search, model.state_dict())
+
+
+def _unfixed(task: Task, name: str, limits: tuple[Limit, ...]) -> Found:
+    """Train weights and alpha together on Eq. 3, from the meta-state (ablation)."""
+    config, model = task.config, copy.deepcopy(task.model)
+    search = BitSearch(config, model, task.space, limits)
+    update, alphas = Update(config, model, config.meta_lr), _alpha_optimizer(task, [search])
+
+    def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
+        model.train()
+        loss, logits, penalty = search.loss(x, labels, straight_through(search.alpha))
+        yield loss + penalty, logits
+
+    def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
+        alphas.zero_grad()
+        update(losses, x, labels, averages)
+        average_gradients([search.alpha])
+        alphas.step()
+        return f"budget used {_shares(search)}"
+
+    phase = Phase(
+        "unfixed", config.search_epochs, model, [update.optimizer, alphas], step, cosine,
+        {"alpha": search.alpha}, tag=name, ema=update.ema,
+    )  # fmt: skip
+    _run(task, phase)
+    return _found(search, model.state_dict())
+
+
+def _alpha_optimizer(task: Task, searches: list[BitSearch]) -> torch.optim.Optimizer:
+    """Return the optimizer of the architecture parameters, as in the released code."""
+    alphas = [search.alpha for search in searches]
+    rate = task.config.alpha_lr
+    return torch.optim.Adam(alphas, lr=rate, betas=(0.5, 0.999), weight_decay=1e-3)
+
+
+def _search_step(
+    search: BitSearch, x: Tensor, labels: Tensor, averages: Averages,
+    mixture: _Mixture = straight_through,
+) -> str:  # fmt: skip
+    """Set alpha's gradient of Eq. 3 and nothing else; return the shares of the budget."""
+    loss, logits, penalty = search.loss(x, labels, mixture(search.alpha))
+    (search.alpha.grad,) = torch.autograd.grad(loss + penalty, [search.alpha])
+    average_gradients([search.alpha])
+    averages.add((loss + penalty).detach(), logits, labels)
+    return _shares(search)
+
+
+def _shares(search: BitSearch) -> str:
+    return "/".join(f"{100 * share:.1f}" for share in search.shares()) + " %"
+
+
+def _run(task: Task, phase: Phase) -> None:
+    batches = make_batches(task.config, task.data)
+    run_phase(phase, task.run, batches, task.progress, task.resume)
+
+
+def _found(search: BitSearch, state: State) -> Found:
+    """Return the argmax, repaired where it misses the budget."""
+    scores = search.scores()
+    picks = fit(scores, search.limits)
+    triples = zip(search.space.open, picks, argmax(scores), strict=True)
+    repaired = [layer.name for layer, pick, wanted in triples if pick != wanted]
+    return Found(picks, state, repaired, search.quantize_weights)

@@ -1,0 +1,69 @@
+"""What a search method works on, and what it returns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+
+from torch import Tensor, nn
+
+from qtool.config import MetaMixConfig
+from qtool.data.images import DataSet
+from qtool.errors import unknown_name
+from qtool.progress import Progress
+from qtool.run import Run
+from qtool.search import METHODS
+from qtool.search.limits import Limit
+from qtool.search.space import Space
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method works on.
+
+    Args:
+        run: where checkpoints and metrics go; holds the float network.
+        config: candidates and settings.
+        data: training images.
+        model: prepared network at the meta-state.
+        space: its layers and candidates.
+        budgets: name and bounds of each.
+        progress: shown to the user.
+        resume: continue from a checkpoint.
+    """
+
+    run: Run
+    config: MetaMixConfig
+    data: DataSet
+    model: nn.Module
+    space: Space
+    budgets: Sequence[tuple[str, tuple[Limit, ...]]]
+    progress: Progress
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method chose for one budget.
+
+    Args:
+        picks: index of the choice of every open layer.
+        state: prepared network that fine-tuning starts from.
+        repaired: layers whose choice is not the method's favourite, to meet the budget.
+        has_weight_steps: `state` has weights that were trained quantized.
+    """
+
+    picks: list[int]
+    state: State
+    repaired: list[str] = field(default_factory=list)
+    has_weight_steps: bool = False
+
+
+def load_method(name: str) -> Callable[[Task], list[Found]]:
+    """Return the function of search method `name`."""
+    if name not in METHODS:
+        raise unknown_name("search method", name, METHODS)
+    module, _, function = METHODS[name][0].partition(":")
+    found: Callable[[Task], list[Found]] = getattr(import_module(module), function)
+    return found

@@ -1,0 +1,107 @@
+"""What `qtool search` is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtool.config import MetaMixConfig, override
+from qtool.errors import UserError
+from qtool.search.limits import KINDS
+
+POWERS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper bounds per image, in BOPs, bytes and seconds; None: no bound."""
+
+    bops: float | None = None
+    bytes: float | None = None
+    seconds: float | None = None
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Bounds by `qtool.search.limits.KINDS`, those that there are."""
+        values = {kind: getattr(self, kind) for kind in KINDS}
+        return {kind: value for kind, value in values.items() if value is not None}
+
+    @property
+    def name(self) -> str:
+        """What tells it from others, for folders: ``670.081M`` or ``1.2M-250KB``."""
+        return "-".join(_short(kind, value) for kind, value in self.bounds.items())
+
+
+def _short(kind: str, value: float) -> str:
+    text = KINDS[kind].text(value).replace(" ", "").removesuffix("BOPs")
+    number = text.rstrip("KMGTBms")
+    if "." in number:
+        text = number.rstrip("0").rstrip(".") + text[len(number) :]
+    return text
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of the search.
+
+    Args:
+        budgets: at least one; several give a front from one meta-state.
+        method: a key of `qtool.search.methods.METHODS`.
+        weights: weight candidates; empty: the run's own.
+        activations: activation candidates; empty: the run's own.
+        power_of_two: only candidates of 1, 2, 4 and 8 bits.
+        settings: ``key=value`` that the search and the fine-tuning take instead of the run's.
+        finetune: train at the chosen bits.
+        out: folder for the results; None: the run itself.
+        runtime: where latency is measured.
+        latency_table: file that keeps its measurements; None: none.
+        resume, force: continue an interrupted search; replace an earlier one's results.
+    """
+
+    budgets: tuple[Budget, ...]
+    method: str = "metamix"
+    weights: tuple[int, ...] = ()
+    activations: tuple[int, ...] = ()
+    power_of_two: bool = False
+    settings: tuple[str, ...] = ()
+    finetune: bool = True
+    out: Path | None = None
+    runtime: str = "tvm"
+    latency_table: Path | None = None
+    resume: bool = False
+    force: bool = False
+
+    def config(self, recipe: MetaMixConfig) -> MetaMixConfig:
+        """Return the recipe as this search takes it.
+
+        Raises:
+            UserError: settings unknown or out of range, no candidates left.
+        """
+        config = override(recipe, self.settings)
+        weights = self._candidates(self.weights or _tuple(config.weight_bits), "--weights")
+        own = self.activations or config.activation_bits
+        activations = self._candidates(own, "--activations")
+        if len(weights) * len(activations) == 1:
+            raise UserError(
+                f"weights of {weights[0]} and activations of {activations[0]} bits leave "
+                "nothing to search: give several with --activations or --weights"
+            )
+        texts = [f"activation_bits={_joined(activations)}"]
+        if weights != _tuple(config.weight_bits):
+            texts.append(f"weight_bits={_joined(weights)}")
+        return override(config, texts)
+
+    def _candidates(self, bits: tuple[int, ...], option: str) -> tuple[int, ...]:
+        if not self.power_of_two:
+            return bits
+        kept = tuple(b for b in bits if b in POWERS)
+        if not kept:
+            raise UserError(f"{option}: none of {_joined(bits)} is a power of two: name some")
+        return kept
+
+
+def _tuple(bits: int | Sequence[int]) -> tuple[int, ...]:
+    return (bits,) if isinstance(bits, int) else tuple(bits)
+
+
+def _joined(bits: Sequence[int]) -> str:
+    return ",".join(map(str, bits))

@@ -1,0 +1,122 @@
+"""A search from request to results: one run directory a budget, all from one meta-state.
+
+Without ``--out`` the result is the run itself (one budget), or goes to folders inside its
+``pareto``. Every result is a whole run directory: its recipe has the search's candidates and
+settings, its float and meta weights are those of the run it comes from.
+"""
+
+import time
+from typing import Any
+
+from qtool.config import MetaMixConfig, config_as
+from qtool.data.images import DataSet
+from qtool.errors import UserError
+from qtool.files import refuse_existing
+from qtool.frontends.bit_meta import load_meta
+from qtool.frontends.metamix import settings_of
+from qtool.progress import Progress
+from qtool.run import Run
+from qtool.search.budgets import limits_of
+from qtool.search.limits import check_reachable
+from qtool.search.methods import Task, load_method
+from qtool.search.request import Request
+from qtool.search.results import Result, answer, finish, prepared, save_choice, save_front
+from qtool.search.space import Space, space_of
+
+_FOLDER = "pareto"
+
+
+def run_search(
+    run: Run, data: DataSet, request: Request, progress: Progress
+) -> list[dict[str, Any]]:
+    """Choose bits for every budget of `request`, fine-tune at them.
+
+    Returns:
+        Every budget's bits.json.
+
+    Raises:
+        UserError: a budget that cannot be met, candidates that the meta-state lacks, results
+            that are there already.
+    """
+    run.require_shape(data)
+    config = _config(run, request)
+    space = space_of(prepared(run, config), run.input_shape)
+    bounds = [limits_of(budget, run, space, request, progress) for budget in request.budgets]
+    for limits in bounds:
+        check_reachable(limits)
+    base = _base(run, request, config)
+    places = _places(base, request)
+    results = [
+        Result(budget, place, limits)
+        for budget, place, limits in zip(request.budgets, places, bounds, strict=True)
+    ]
+    if not all(answer(result, request) for result in results):
+        _choose(run, base, data, request, space, results, progress)
+    contents = [finish(result, data, request, progress) for result in results]
+    if len(results) > 1:
+        save_front(base, results, contents)
+    return contents
+
+
+def _config(run: Run, request: Request) -> MetaMixConfig:
+    """Return the recipe of the results.
+
+    Raises:
+        UserError: it is not the run's own, and the results would replace the run's.
+    """
+    own = config_as(run.config, MetaMixConfig, f"run {run.folder}")
+    config = request.config(own)
+    if config != own and _is_in_place(request):
+        raise UserError(
+            f"run {run.folder} has other candidates or settings than this search: give its "
+            "result a folder of its own with --out"
+        )
+    return config
+
+
+def _is_in_place(request: Request) -> bool:
+    return request.out is None and len(request.budgets) == 1
+
+
+def _base(run: Run, request: Request, config: MetaMixConfig) -> Run:
+    """Return the run in which the search happens."""
+    if _is_in_place(request):
+        if not request.resume:
+            refuse_existing(run.path("bits.json"), request.force)
+        return run
+    folder = request.out or run.path(_FOLDER)
+    if folder.resolve() == run.folder.resolve():
+        raise UserError(f"--out {folder} is the run itself: leave it out, or name another")
+    return run.derive(folder, config, ["float"], request.resume, request.force)
+
+
+def _places(base: Run, request: Request) -> list[Run]:
+    """Return the run of every budget's result."""
+    if len(request.budgets) == 1:
+        return [base]
+    return [
+        base.derive(base.path(budget.name), base.config, ["float"], request.resume, True)
+        for budget in request.budgets
+    ]
+
+
+def _choose(
+    run: Run, base: Run, data: DataSet, request: Request, space: Space,
+    results: list[Result], progress: Progress,
+) -> None:  # fmt: skip
+    """Search from the meta-state of `run`; leaves every result's bits and searched weights."""
+    config = settings_of(base)
+    model = prepared(base, config)
+    load_meta(model, run)
+    if base is not run:
+        base.save_weights("meta", model.state_dict())
+    task = Task(
+        base, config, data, model, space,
+        [(result.budget.name, result.limits) for result in results], progress, request.resume,
+    )  # fmt: skip
+    began = time.monotonic()
+    found = load_method(request.method)(task)
+    progress.note(f"{request.method} search: {time.monotonic() - began:.1f} s")
+    for result, chosen in zip(results, found, strict=True):
+        save_choice(task, result, request.method, chosen)
+    base.drop_checkpoint()
