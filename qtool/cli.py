@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import qtool
+from qtool.cli_analyse import analyse
 from qtool.cli_options import FILE, FOLDER, data_option, tvm_options
 from qtool.errors import MissedBar, UserError
 
@@ -309,6 +310,7 @@ def demo(out: Path, force: bool) -> None:
     click.echo(f"everything is in {out}")
 
 
+cli.add_command(analyse)
 LISTS = ("recipes", "models", "datasets", "quantizers", "runtimes")
 
 
