@@ -123,13 +123,15 @@ def test_every_candidate_is_drawn_as_often_and_a_drift_cancels() -> None:
     assert [drawn.count(b) for b in (8, 4, 3)] == [4 * HOLD] * 3
     assert schedule((8, 4, 3), 1, 0)[1] == 1
     drift = np.linspace(1, 2, len(drawn))[:, None]
-    assert variation(drift, drawn, hold)["variation"] < 1e-3
+    drifting = variation(drift, drawn, hold)
+    assert drifting["variation"] < 1e-3 < 1e-2 < drifting["noise"]
     level = {8: 1.0, 4: 1.2, 3: 0.8}
     trace = np.array([[level[b], 1.0] for b in drawn])
     found = variation(trace, drawn, hold)
     assert found["by_bits"] == {k: pytest.approx(v) for k, v in
                                 (("8", 1.0), ("4", 1.1), ("3", 0.9))}  # fmt: skip
     assert found["variation"] == pytest.approx(np.std([1, 1.1, 0.9]))
+    assert found["noise"] < 1e-12
     assert found["channel_variation"] == pytest.approx(np.std([1, 1.2, 0.8]) / 2)
 
 
@@ -196,6 +198,8 @@ def test_pareto_takes_the_newest_accuracy_or_a_check_of_the_same_bits(tmp_path: 
     assert (point["accuracy"], point["deployed"]) == (88.9, True)
     check.write_text(json.dumps(report | {"bops": 6_000_000}))
     assert points(run)[0]["source"] == "metrics.jsonl"
+    check.write_text('{"bops": 5000000}')
+    refused(analyse("pareto", run, data=""), "check.json is damaged", "accuracy")
 
 
 def given(bops: int, accuracy: float, method: str = "metamix") -> dict:
@@ -204,6 +208,21 @@ def given(bops: int, accuracy: float, method: str = "metamix") -> dict:
     return {
         "run": "sub", "accuracy": accuracy, "deployed": True, "method": method, **bits, **costs
     }  # fmt: skip
+
+
+def test_sub_runs_say_what_the_points_file_does_not(tmp_path: Path) -> None:
+    top = qat_run(tmp_path / "top", 88.0)
+    (top / "bits.json").unlink()
+    fast = qat_run(top / "pareto" / "5M", 80.0)
+    rows = [{"run": name, "bops": 5_000_000, "accuracy": accuracy, "deployed": False,
+             "method": "dnas"} for name, accuracy in (("5M", 80.0), ("5M", None))]  # fmt: skip
+    (top / "pareto" / "pareto.json").write_text(json.dumps({"format": 1, "points": rows}))
+    (point,) = points(top)
+    assert (point["accuracy"], point["deployed"], point["run"]) == (80.0, False, str(fast))
+    assert (point["weights"], point["budget_bops"]) == ([8, 4], None)
+    report = {"bops": 5_000_000, "accuracy": {"reference": 79.5, "openvino": 10.0}}
+    (fast / "check.json").write_text(json.dumps(report))
+    assert [(p["accuracy"], p["deployed"]) for p in points(top)] == [(79.5, True)] * 2
 
 
 def test_pareto_command_joins_runs_and_marks_each_methods_front(tmp_path: Path) -> None:
@@ -234,8 +253,8 @@ def test_mistakes_are_one_line_and_write_nothing(folder: Path, tmp_path: Path) -
     bare = Path(shutil.copytree(folder, tmp_path / "bare"))
     shutil.rmtree(bare / "analyses", ignore_errors=True)
     (bare / "meta.safetensors").unlink()
-    refused(analyse("activations", bare), "no meta.safetensors", "--resume continues it")
     refused(analyse("pareto", bare, data=""), "neither pareto.json nor bits.json", "search")
+    refused(analyse("activations", bare), "no meta.safetensors", "--resume continues it")
     (qat / "pareto.json").write_text('{"format": 1, "points": [{"run": "x"}]}')
     refused(analyse("pareto", qat, data=""), "pareto.json is damaged", "bops")
     assert not (qat / "analyses").exists() and not (bare / "analyses").exists()

@@ -46,25 +46,30 @@ def variation(trace: Values, drawn: Sequence[int], hold: int) -> dict[str, Any]:
         ``by_bits``: the mean over channels at the end of a stretch of steps, over its round's
         mean; the mean over rounds. ``variation``: standard deviation of that between bits,
         whose mean is 1: a coefficient of variation. ``channel_variation``: the same of every
-        channel on its own, mean over channels.
+        channel on its own, mean over channels. ``noise``: the standard error of ``by_bits``,
+        from how far visits at the same bits are apart: a variation that is not above it says
+        nothing about bits.
     """
     ends, bits = trace[hold - 1 :: hold], np.array(drawn[hold - 1 :: hold])
-    count = 2 * len(set(drawn))
-    by_bits = _by_bits(ends.mean(1, keepdims=True), bits, count)
+    mean = _visits(ends.mean(1, keepdims=True), bits)
+    errors = [v.var(0, ddof=1).mean() / len(v) for v in mean.values()]
     return {
-        "by_bits": {str(b): float(v[0]) for b, v in by_bits.items()},
-        "variation": _deviation(by_bits),
-        "channel_variation": _deviation(_by_bits(ends, bits, count)),
+        "by_bits": {str(b): float(v.mean()) for b, v in mean.items()},
+        "variation": _deviation(mean),
+        "noise": float(np.sqrt(np.mean(errors))),
+        "channel_variation": _deviation(_visits(ends, bits)),
     }
 
 
-def _by_bits(ends: Values, bits: NDArray[np.int64], count: int) -> dict[int, Values]:
-    """Return, per bit-width, each column over its round's mean, a mean over rounds."""
-    rounds = ends.reshape(-1, count, ends.shape[1])
+def _visits(ends: Values, bits: NDArray[np.int64]) -> dict[int, Values]:
+    """Return, per bit-width, (visits, channels): each value over its round's mean."""
+    widths = sorted(set(bits.tolist()), reverse=True)
+    rounds = ends.reshape(-1, 2 * len(widths), ends.shape[1])
     means = np.maximum(rounds.mean(1, keepdims=True), np.finfo(np.float32).tiny)
     relative = (rounds / means).reshape(ends.shape)
-    return {int(b): relative[bits == b].mean(0) for b in sorted(set(bits.tolist()))[::-1]}
+    return {b: relative[bits == b] for b in widths}
 
 
-def _deviation(by_bits: dict[int, Values]) -> float:
-    return float(np.stack(list(by_bits.values())).std(0).mean())
+def _deviation(visits: dict[int, Values]) -> float:
+    """Return the standard deviation between bits, a mean over channels."""
+    return float(np.stack([v.mean(0) for v in visits.values()]).std(0).mean())

@@ -7,13 +7,15 @@ cases: float weights and low-bit weights, both trained on the task loss from the
 network, and the meta-state, where bit-meta steps (Eq. 1) go on between forwards at the bits
 that were drawn, as in the paper's second epoch.
 
-Ours: bits are drawn anew every few steps, not every epoch (`qtool.analyses.bit_changes`); the
-other layers stay at their widest bits. In every case a step moves the running variance exactly
-once, at the drawn bits: what bit-meta's own forwards do to the watched BatchNorm is put back.
+Ours: bits are drawn anew every few steps (`qtool.analyses.bit_changes`), an epoch over the
+same few batches, so that images cause no change; the other layers stay at their widest bits.
+In every case a step moves the running variance exactly once, at the drawn bits: what
+bit-meta's own forwards do to the watched BatchNorm is put back.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,13 +159,13 @@ class Watch:
         Before the first one come `hold` steps at the widest bits, because quantizers have
         just been fitted.
         """
-        wanted, rows = [self.widest] * hold + list(drawn), []
-        batches = endless(self.source.batches())
-        for bits, (x, labels) in zip(wanted, batches, strict=False):
-            self.step(x.to(self.device), labels.to(self.device), bits)
-            rows.append(self.norm.get_buffer("running_var").double().cpu().numpy())
-            self._require_finite(rows[-1])
-            progress.step(f"weights {self.weights} bits, {self.layer.name} at {bits} bits")
+        batches, rows = self.source.batches(), []
+        for bits in (self.widest, *drawn[::hold]):
+            for x, labels in islice(endless(batches), hold):
+                self.step(x.to(self.device), labels.to(self.device), bits)
+                rows.append(self.norm.get_buffer("running_var").double().cpu().numpy())
+                self._require_finite(rows[-1])
+                progress.step(f"weights {self.weights} bits, {self.layer.name} at {bits} bits")
         return np.stack(rows[hold:])
 
     def _require_finite(self, variance: Values) -> None:

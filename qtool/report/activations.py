@@ -113,7 +113,7 @@ def _distances(axis: Any, content: dict[str, Any], how: str) -> None:
     marks = [x["name"] + " (dw)" * x["depthwise"] for x in layers]
     axis.set_xticks(range(len(marks)), marks, rotation=90)
     axis.tick_params("x", labelsize=6 if len(marks) < 30 else 4)
-    axis.set_ylim(0, 1.5 * axis.get_ylim()[1])  # the legend fits above
+    axis.set_ylim(0, 1.7 * axis.get_ylim()[1])  # the legend fits above
     axis.set_title(_STATISTICS[how], fontsize=9)
     axis.set_ylabel(f"distance from {widest}-bit activations", fontsize=8)
     axis.legend(fontsize=7, frameon=False, loc="upper left")

@@ -17,11 +17,12 @@ def variation_table(content: dict[str, Any]) -> Table:
     )  # fmt: skip
     table.add_column("case")
     bits = [str(b) for b in content["activation_bits"]]
-    for name in (*(f"{b} bits" for b in bits), "variation", "of a channel"):
+    for name in (*(f"{b} bits" for b in bits), "variation", "noise", "of a channel"):
         table.add_column(name, justify="right")
     for case in content["cases"]:
         means = [f"{case['by_bits'][b]:.3f}" for b in bits]
-        shares = [f"{100 * case[key]:.2f} %" for key in ("variation", "channel_variation")]
+        keys = ("variation", "noise", "channel_variation")
+        shares = [f"{100 * case[key]:.2f} %" for key in keys]
         table.add_row(case_name(case), *means, *shares)
     return table
 
@@ -45,10 +46,9 @@ def traces_picture(content: dict[str, Any], path: Path) -> None:
         axes = figure.subplots(len(cases), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for axis, case in zip(axes, cases, strict=True):
             _trace(axis, case["variance"], content["activations"])
-            share = 100 * case["variation"]
-            axis.set_title(
-                f"{case_name(case)}: varies by {share:.2f} % between bits", fontsize=9
-            )
+            share, noise = 100 * case["variation"], 100 * case["noise"]
+            found = f"varies by {share:.2f} % between bits (noise {noise:.2f} %)"
+            axis.set_title(f"{case_name(case)}: {found}", fontsize=9)
             axis.set_ylabel("variance / its mean", fontsize=9)
         axes[-1].set_xlabel("step", fontsize=9)
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
