@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import click
 
 import qtool
+from qtool.cli_analyse import analyse
 from qtool.cli_options import FILE, FOLDER, data_option, tvm_options
 from qtool.cli_search import search
 from qtool.cli_session import load_data, progress_shown, show
@@ -248,6 +249,7 @@ def demo(out: Path, force: bool) -> None:
     click.echo(f"everything is in {out}")
 
 
+cli.add_command(analyse)
 cli.add_command(search)
 LISTS = ("recipes", "models", "datasets", "quantizers", "runtimes", "searches")
 

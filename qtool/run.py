@@ -271,15 +271,15 @@ class Run:
 
         on_main(append)
 
-    def metrics(self, phase: str) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl that `phase` wrote, oldest first."""
+    def metrics(self, phase: str | None = None) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl, of one `phase` or of all, oldest first."""
         path = self.path(_METRICS)
         lines = path.read_text().splitlines() if path.exists() else []
         try:
             values = [json.loads(line) for line in lines]
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}") from None
-        return [value for value in values if value.get("phase") == phase]
+        return [value for value in values if phase in (None, value.get("phase"))]
 
     def save_bits(self, content: dict[str, Any]) -> None:
         """Write bits.json."""

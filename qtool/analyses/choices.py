@@ -70,7 +70,7 @@ def analyse(
     prepared, float_net = build_prepared(first), load_float(first)
     if isinstance(first.config, TrainConfig):
         float_net.to(training_device(first.config))
-    space = _space(first, prepared)
+    space = space_of(prepared, first.input_shape)
     names = [layer.name for layer in space.layers]
     bits = [_chosen_bits(run, names) for run in runs]
     batches = _batches(data, images, progress)

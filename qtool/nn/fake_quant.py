@@ -232,6 +232,12 @@ class FakeQuantizer(nn.Module):
             return (chosen if self.is_fixed else mixed)(self, x, self.mix)
         return x if self.selected is None else self.quantize_at(x, self.selected)
 
+    def unrounded(self, x: Tensor) -> Tensor:
+        """Return what `forward` rounds when it is given `x`: behind what was left to it."""
+        for prologue in self._prologue if self.training else ():
+            x = prologue.apply(x)
+        return x
+
     def defer(self, prologue: Prologue) -> None:
         """Compute `prologue` too, in training: its parts leave their work to this."""
         self._prologue = (prologue,)
