@@ -19,12 +19,14 @@ class SearchLayer:
         macs: multiply-accumulates per image.
         weights: elements of its weight.
         choices: its candidates; one where nothing is chosen.
+        shape: of its weight, (outputs, inputs / groups, ...); empty: not known.
     """
 
     name: str
     macs: int
     weights: int
     choices: tuple[LayerBits, ...]
+    shape: tuple[int, ...] = ()
 
     @property
     def is_open(self) -> bool:
@@ -62,6 +64,7 @@ def space_of(
             SearchLayer(
                 layer.name, macs[layer.name], layer.layer.weight.numel(),
                 pairs if _is_inner(layer) else (layer_bits(layer),),
+                tuple(layer.layer.weight.shape),
             )
             for layer in quant_layers(model)
         )
