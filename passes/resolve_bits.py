@@ -1,13 +1,14 @@
 """``FakeQuant(x, steps[n], bits=candidates)`` -> ``FakeQuant(x, steps[1], bits=[b])``.
 
 Cases:
-1. A selection names the layer: its input and weight quantizers keep those bits.
-2. A uniform selection (``w4a4``): every inner layer; the first and the last layer keep the
-   bits they were trained with unless these are among their candidates.
+1. A selection names the layer, or a pattern of it matches: its input and weight quantizers
+   keep those bits.
+2. The default of a selection (``w4a4``): every other layer; the first and the last layer keep
+   the bits they were trained with unless these are among their candidates.
 3. No word about the layer: its first candidate.
 4. Weights of 16 or 32 bits stay float (`passes.freeze_weights`); an input of 16 or 32 bits
    keeps the widest grid that was trained. Both are always among the candidates.
-Refuses when the bits are not among the candidates, or a named layer does not exist.
+Refuses when the bits are not among the candidates, or a name or pattern is about no layer.
 """
 
 from dataclasses import dataclass, field
@@ -31,15 +32,15 @@ class ResolveBits(InPlacePass):
         """Rewrite `model` in place; raises before the first change."""
         views = fake_quants(model)
         layers = [view.name for view in views if view.role == "weight"]
-        self._refuse_unknown(layers)
+        selection = self.selection.resolve(layers)
         ends = {layers[0], layers[-1]} if layers else set()
-        chosen = {view.node: self._bits(view, view.name in ends) for view in views}
+        chosen = {view.node: _bits(view, selection, view.name in ends) for view in views}
         modified = False
         for view in views:
             bits = chosen[view.node]
             if bits in FLOAT_WIDTHS and ACTIVATION_BITS_KEY not in view.node.metadata_props:
                 # What the input was asked for: its grid does not say.
-                asked = self.selection.of(view.name)
+                asked = selection.of(view.name)
                 wanted = asked.activation if asked is not None and asked.is_float else bits
                 view.node.metadata_props[ACTIVATION_BITS_KEY] = str(wanted)
                 modified = True
@@ -48,29 +49,23 @@ class ResolveBits(InPlacePass):
                 modified = True
         return PassResult(model, modified)
 
-    def _refuse_unknown(self, layers: list[str]) -> None:
-        unknown = sorted(set(self.selection.layers) - set(layers))
-        if unknown:
-            raise UserError(
-                f"bits are given for {', '.join(unknown)}, which the model does not have "
-                f"(its layers: {', '.join(layers)})"
-            )
 
-    def _bits(self, view: FakeQuant, is_end: bool) -> int:
-        chosen = self.selection.of(view.name)
-        if chosen is None or view.role not in ("activation", "weight"):
-            return view.bits[0]
-        wanted = chosen.weight if view.role == "weight" else chosen.activation
-        if wanted in FLOAT_WIDTHS:
-            return wanted if view.role == "weight" else max(view.bits)
-        if wanted in view.bits:
-            return wanted
-        if is_end and view.name not in self.selection.layers:
-            return view.bits[0]
-        known = ", ".join(map(str, view.bits))
-        raise UserError(
-            f"layer {view.name}: {view.role} bits {wanted} were not trained; trained: {known}"
-        )
+def _bits(view: FakeQuant, selection: Selection, is_end: bool) -> int:
+    """Return the bits that `view` keeps; `selection` has names, no patterns."""
+    chosen = selection.of(view.name)
+    if chosen is None or view.role not in ("activation", "weight"):
+        return view.bits[0]
+    wanted = chosen.weight if view.role == "weight" else chosen.activation
+    if wanted in FLOAT_WIDTHS:
+        return wanted if view.role == "weight" else max(view.bits)
+    if wanted in view.bits:
+        return wanted
+    if is_end and view.name not in selection.layers:
+        return view.bits[0]
+    known = ", ".join(map(str, view.bits))
+    raise UserError(
+        f"layer {view.name}: {view.role} bits {wanted} were not trained; trained: {known}"
+    )
 
 
 def _keep(graph: ir.Graph, view: FakeQuant, bits: int) -> None:

@@ -52,7 +52,7 @@ def _key(run: Run, selection: Selection) -> str:
         content = path.read_bytes() if path.exists() else b""
         state.update(hashlib.sha256(content).digest())
     if run.has_weights(CORRECTIONS):  # which of them apply depends on the bits
-        state.update(repr((sorted(selection.layers.items()), selection.default)).encode())
+        state.update(repr((list(selection.layers.items()), selection.default)).encode())
     return state.hexdigest()
 
 

@@ -73,7 +73,9 @@ def train(
 @cli.command()
 @click.argument("run", type=FOLDER)
 @click.option("--target", type=click.Choice(["onnx", "tvm"]), required=True)
-@click.option("--bits", metavar="FILE|w4a4", help="Other bits than the run's own.")
+@click.option(
+    "--bits", metavar="FILE|w4a4[,LAYER=w8a8,...]", help="Other bits than the run's own."
+)
 @click.option(
     "--format", "form", type=click.Choice(["qdq", "qop"]), default="qdq", show_default=True,
     help="ONNX flavour: DQ/Q pairs, which every runtime reads, or QLinear operators.",
@@ -211,7 +213,9 @@ def check(
 
 @cli.command()
 @click.argument("model")
-@click.option("--bits", metavar="FILE|w4a4", help="Bits of the layers; 32 without it.")
+@click.option(
+    "--bits", metavar="FILE|w4a4[,LAYER=w8a8,...]", help="Bits of the layers; 32 without it."
+)
 @click.option(
     "--first-last", type=click.IntRange(1, 32), help="Bits of the first and last layer."
 )

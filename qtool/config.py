@@ -197,8 +197,9 @@ class QatConfig(TrainConfig):
     """Quantization-aware training at fixed bits; `activation_bits`, `weight_bits` stay empty.
 
     Args:
-        bits: such as w4a4, with `first_last_bits` in the first and the last layer; or the path
-            of a bits.json, which names every layer.
+        bits: such as w4a4, with `first_last_bits` in the first and the last layer; a list such
+            as w4a4,layer3.*=w4a8; or the path of a bits file, which names every layer or has
+            a default (docs/bits.md).
         weights: float weights to start from, a file or a run directory; empty for none.
         float_epochs: of float training first, where there are no `weights`.
         float_lr: learning rate then.

@@ -1,6 +1,7 @@
 """What `qtool bops` counts: a named network at given bits, or a deployed ONNX file."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def count(
 
     Args:
         model: a model's name, ``package.module:factory``, or the path of a deployed file.
-        bits: ``w4a4`` or a bits file; None is floating point (a file's own bits).
+        bits: what `read_selection` reads; None is floating point (a file's own bits).
         first_last: bits of the first and last layer.
         shape: ``CxHxW``; None is the model's usual image.
 
@@ -45,15 +46,12 @@ def count(
 def _costs(
     macs: Sequence[tuple[str, int]], selection: Selection, first_last: int | None
 ) -> list[LayerCost]:
-    names = {name for name, _ in macs}
-    unknown = sorted(set(selection.layers) - names)
-    if unknown:
-        raise UserError(
-            f"bits are given for {', '.join(unknown)}, which the model does not have"
-        )
-    if selection.default is not None:
-        return with_bits(macs, selection.default, first_last)
-    return [LayerCost(name, n, selection.of(name) or FLOAT_BITS) for name, n in macs]
+    exact = selection.resolve(name for name, _ in macs)
+    if exact.default is None:
+        costs = with_bits(macs, FLOAT_BITS, None)
+    else:
+        costs = with_bits(macs, exact.default, first_last)
+    return [replace(cost, bits=exact.layers.get(cost.name, cost.bits)) for cost in costs]
 
 
 def _count_file(

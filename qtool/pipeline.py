@@ -86,7 +86,7 @@ class ExportOptions:
 
     Args:
         target: "onnx" or "tvm".
-        bits: ``w4a4`` or a bits file; None for the run's own.
+        bits: what `qtool.qspec.read_selection` reads; None for the run's own.
         form: ONNX flavour, a key of `FORMS`.
         raw_pixels: the model takes uint8 pixels instead of pixel / 255.
         allow_float: keep what has no integer form as marked float islands.

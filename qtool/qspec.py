@@ -6,14 +6,17 @@ window inside the container (``design``: unsigned windows start at 0, signed one
 on 128, weights are symmetric and narrow).
 """
 
+import difflib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from qtool.errors import UserError
+from qtool.errors import UserError, unknown_name
 from qtool.files import read_json
 
 ACTIVATION_BITS = range(1, 9)
@@ -85,16 +88,53 @@ class LayerBits:
 
 @dataclass(frozen=True)
 class Selection:
-    """Bits for every layer: explicit `layers`, or one `default` for all that may vary."""
+    """Bits for every layer: explicit `layers`, or one `default` for all that may vary.
+
+    Args:
+        layers: bits by layer name or pattern (``layer3.*``; ``*`` and ``?`` match dots too).
+            A name beats every pattern; of several patterns the last that matches counts.
+        default: bits of the layers that no name and no pattern is about.
+        source: where it was read, for errors.
+    """
 
     layers: Mapping[str, LayerBits] = field(default_factory=dict)
     default: LayerBits | None = None
+    source: str = field(default="", compare=False)
 
     def of(self, layer: str) -> LayerBits | None:
         """Return the bits asked for `layer`, None when the selection is silent."""
-        return self.layers.get(layer, self.default)
+        named = self._named(layer)
+        return self.default if named is None else named
+
+    def resolve(self, names: Iterable[str]) -> "Selection":
+        """Return the same selection with names instead of patterns.
+
+        Args:
+            names: the network's layers, in order.
+
+        Raises:
+            UserError: a name or pattern that is about none of them; says the nearest.
+        """
+        known = dict.fromkeys(names)
+        for key in self.layers:
+            if key not in known and not any(fnmatchcase(name, key) for name in known):
+                kind = f"layer or pattern in {self.source}" if self.source else "layer"
+                raise unknown_name(kind, key, known)
+        found = {name: bits for name in known if (bits := self._named(name)) is not None}
+        return replace(self, layers=found)
+
+    def _named(self, layer: str) -> LayerBits | None:
+        """Return the bits of the name or pattern that is about `layer`."""
+        if layer in self.layers:
+            return self.layers[layer]
+        matching = (
+            bits for key, bits in reversed(list(self.layers.items()))
+            if _WILD.search(key) and fnmatchcase(layer, key)
+        )  # fmt: skip
+        return next(matching, None)
 
 
+_WILD = re.compile(r"[*?\[]")
 _UNIFORM = re.compile(r"w(\d+)a(\d+)", re.IGNORECASE)
 
 
@@ -126,35 +166,77 @@ def _checked(bits: LayerBits, layer: str, where: str) -> LayerBits:
 
 
 def read_selection(text: str, what: str = "--bits") -> Selection:
-    """Return the selection that `text` names: ``w4a4`` or the path of a bits.json.
+    """Return the selection that `text` names.
 
     Args:
-        text: what the user gave.
+        text: what the user gave: ``w4a4``, a list such as ``w4a4,conv1=w8a8,layer3.*=w4a8``,
+            or the path of a bits file (docs/bits.md).
         what: where, for the error.
     """
     uniform = parse_uniform(text)
     if uniform is not None:
-        return Selection(default=uniform)
-    if not Path(text).exists():
-        raise UserError(f"{what} {text!r}: neither a pattern like w4a4 nor an existing file")
-    return selection_from_json(read_json(Path(text), "bits file"), text)
+        return Selection(default=uniform, source=what)
+    if os.path.exists(text):
+        return selection_from_json(read_json(Path(text), "bits file"), text)
+    if "=" in text or "," in text:
+        return _parse_list(text, what)
+    raise UserError(f"{what} {text!r}: neither a pattern like w4a4 nor an existing file")
+
+
+def _parse_list(text: str, what: str) -> Selection:
+    """Parse ``w4a4,conv1=w8a8,layer3.*=w4a8``: default, names, patterns."""
+    layers: dict[str, LayerBits] = {}
+    for part in text.split(","):
+        key, _, value = part.strip().rpartition("=")
+        bits = parse_uniform(value)
+        if bits is None:
+            raise UserError(
+                f"{what} {text!r}: {part!r} is not like w4a4, conv1=w8a8 or layer3.*=w4a8 "
+                "(nor is all of it an existing file)"
+            )
+        if key in layers:
+            raise UserError(f"{what} {text!r}: {key or 'the default'} is given twice")
+        layers[key] = bits
+    default = layers.pop("", None)
+    return Selection(layers, default, what)
 
 
 def selection_from_json(value: Mapping[str, Any], where: str) -> Selection:
-    """Check and convert the content of a bits.json."""
-    check_format(value, BITS_FORMAT, f"bits file {where}")
-    layers = value.get("layers")
+    """Check and convert the content of a bits file (docs/bits.md)."""
+    what = f"bits file {where}"
+    if "format" not in value:
+        raise UserError(f'{what}: no format number; write "format": {BITS_FORMAT} into it')
+    check_format(value, BITS_FORMAT, what)
+    for key in value:
+        # Other keys are what searches tell of themselves.
+        near = difflib.get_close_matches(key, _BITS_KEYS, n=1, cutoff=0.85)
+        if near and key not in _BITS_KEYS:
+            raise UserError(f"{what}: unknown key {key!r}: did you mean {near[0]}?")
+    default, layers = value.get("default"), value.get("layers")
+    if layers is None and default is not None:
+        layers = {}
     if not isinstance(layers, dict):
-        raise UserError(f"bits file {where}: no 'layers' object (layer: [weight, activation])")
-    return Selection({name: _pair(name, pair, where) for name, pair in layers.items()})
+        raise UserError(f"{what}: no 'layers' object (layer: [weight, activation])")
+    return Selection(
+        {name: _bits_of(f"layer {name}", bits, where) for name, bits in layers.items()},
+        None if default is None else _bits_of("default", default, where),
+        what,
+    )
 
 
-def _pair(name: str, pair: Any, where: str) -> LayerBits:
+_BITS_KEYS = ("format", "layers", "default")
+
+
+def _bits_of(name: str, value: Any, where: str) -> LayerBits:
+    """Convert ``[4, 8]`` or ``"w4a8"``."""
+    match = _UNIFORM.fullmatch(value) if isinstance(value, str) else None
+    pair = [int(group) for group in match.groups()] if match else value
     if not (isinstance(pair, list) and len(pair) == 2 and all(type(b) is int for b in pair)):
         raise UserError(
-            f"bits file {where}: layer {name}: got {json.dumps(pair)}, expected [w, a]"
+            f"bits file {where}: {name}: got {json.dumps(value)}, expected [w, a] such as "
+            '[4, 8], or "w4a8"'
         )
-    return _checked(LayerBits(*pair), f"layer {name}: ", where)
+    return _checked(LayerBits(*pair), f"{name}: ", where)
 
 
 def check_format(value: Mapping[str, Any], newest: int, what: str) -> None:

@@ -6,7 +6,6 @@ A process of its own, because engines keep thread pools and caches that slow eac
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ MEASURE_S = 1.0
 def measure(
     path: Path, runtime: str, shape: tuple[int, ...], threads: int = 1, kind: str = "float32"
 ) -> dict[str, Any]:
-    """Return {"median", "threads", "runs"} for batch 1, milliseconds.
+    """Return {"median", "quartiles", "threads", "runs"} for batch 1, milliseconds.
 
     Args:
         path: model.so for "tvm", model.onnx for the others.
@@ -92,8 +91,12 @@ def main() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (1, *shape)).astype(np.uint8)
     x = pixels if args.kind == "uint8" else pixels / np.float32(255)
     times = _times(_open(args.path, args.runtime, args.threads), x)
-    median = 1e3 * statistics.median(times)
-    json.dump({"median": median, "threads": args.threads, "runs": len(times)}, sys.stdout)
+    low, median, high = (1e3 * float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
+    result = {
+        "median": median, "quartiles": [low, high], "threads": args.threads,
+        "runs": len(times),
+    }  # fmt: skip
+    json.dump(result, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def meta_net(weights: tuple[int, ...] = (4,)) -> tuple[nn.Module, Space]:
     spec = QuantSpec(activation_bits=(8, 4, 2), weight_bits=weights)
     model = prepare(float_net(), spec, SHAPE)
     calibrate(model, batches()[0][0])
-    return model, space_of(model, SHAPE, weights, (8, 4, 2))
+    return model, space_of(model, SHAPE)
 
 
 def fingerprint(model: nn.Module) -> dict[str, torch.Tensor]:

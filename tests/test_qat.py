@@ -179,7 +179,7 @@ def spoilt(path: Path, target: Path, **layers: object) -> Path:
     (("bits=w9a4",), "w9a4: weight bits 9 not supported, expected 1 to 8"),
     (("bits=w8a8", "quantizer=dorefa"), "layer network.3: dorefa weights of 8 bits are odd i"),
     (("quantizer=lsc",), "unknown recipe setting quantizer 'lsc': did you mean lsq"),
-    (("bits={other}",), "other.json names 1 layers (network.conv9) not of model test_qat:net"),
+    (("bits={other}",), "other.json 'network.conv9': did you mean network."),
     (("bits={fewer}",), "fewer.json does not name 1 layers (network.7) of model te"),
     (("bits={wide}",), "layer network.7: weights of 4 bits with an input of 32: integer lay"),
     (("weights=nowhere.pt",), "weights nowhere.pt: no such file"),

@@ -23,7 +23,7 @@ from qtool.nn.quant_layer import Layer
 from qtool.progress import Progress
 from qtool.run import Run
 from qtool.search.curvature import LayerTraces, layer_traces
-from qtool.search.space import Space
+from qtool.search.space import Space, space_of
 from qtool.training.loop import training_device
 
 __all__ = ["analyse", "draw"]

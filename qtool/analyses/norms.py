@@ -34,7 +34,7 @@ from qtool.analyses.meta_state import (
 )
 from qtool.data.images import DataSet
 from qtool.errors import UserError
-from qtool.frontends.metamix import bit_meta
+from qtool.frontends.bit_meta import bit_meta
 from qtool.frontends.pretrain import plain_phase
 from qtool.nn.control import select
 from qtool.nn.quant_layer import Norm, QuantLayer

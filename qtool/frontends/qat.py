@@ -1,7 +1,7 @@
 """Quantization-aware training at fixed bits, from scratch or from float weights.
 
 1. The float network: `weights`, or `float_epochs` of training, or as the seed initialised it.
-2. Quantizers at exactly the bits of the recipe, uniform or those of a bits.json; steps start
+2. Quantizers at exactly the bits of the recipe, uniform or by layer; steps start
    where the squared error on training images is least.
 3. Weights and steps are trained together with the quantizer's published gradients
    (`qtool.quantizers`), also towards a teacher's logits.
@@ -11,6 +11,7 @@ This is what a network reaches that is trained for just these bits: the "dedicat
 adaptive methods are compared with.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,7 @@ from qtool.frontends.pretrain import (
     save_quantized,
     with_teacher,
 )
-from qtool.nn.control import bit_costs, calibrate, select
+from qtool.nn.control import bit_costs, calibrate, quant_layers, select
 from qtool.nn.prepare import prepare
 from qtool.progress import Progress
 from qtool.qspec import LayerBits, Selection, read_selection
@@ -63,34 +64,31 @@ def _costs(config: QatConfig, data: DataSet) -> list[LayerCost]:
         UserError: no such file, bits that are not supported, other layers than the network's.
     """
     asked = read_selection(config.bits, "recipe setting bits:")
-    uniform = asked.default or LayerBits(8, 8)  # a file has bits of its own for every layer
+    uniform = asked.default or LayerBits(8, 8)  # without a default every layer is named
     spec = replace(
         quant_spec(config),
         activation_bits=(uniform.activation,),
         weight_bits=uniform.weight,
     )
     model = prepare(build_network(config, data.shape, data.classes), spec, data.shape)
+    named = asked.resolve(layer.name for layer in quant_layers(model)).layers
     costs = bit_costs(model, data.shape, asked)
     if asked.default is None:
-        _require_layers(config, asked, {cost.name for cost in costs})
-        costs = [replace(cost, bits=asked.layers[cost.name]) for cost in costs]
+        _require_every(config, [cost.name for cost in costs if cost.name not in named])
+    # Whatever the recipe has for the first and the last layer: these were asked for by name.
+    costs = [replace(cost, bits=named.get(cost.name, cost.bits)) for cost in costs]
     quant_spec(config, {cost.name: cost.bits for cost in costs}).check(c.name for c in costs)
     return costs
 
 
-def _require_layers(config: QatConfig, asked: Selection, known: set[str]) -> None:
-    """Refuse a bits file that is not about these layers."""
-    for what, names in (
-        ("names", sorted(set(asked.layers) - known)),
-        ("does not name", sorted(known - set(asked.layers))),
-    ):
-        if names:
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            whose = "not of" if what == "names" else "of"
-            raise UserError(
-                f"bits file {config.bits} {what} {len(names)} layers ({shown}) {whose} model "
-                f"{config.model}: take one of the same model, or bits=w4a4"
-            )
+def _require_every(config: QatConfig, silent: Sequence[str]) -> None:
+    """Refuse bits without a default that say nothing of the layers `silent`."""
+    if silent:
+        shown = ", ".join(silent[:3]) + (", ..." if len(silent) > 3 else "")
+        raise UserError(
+            f"recipe setting bits: {config.bits} does not name {len(silent)} layers ({shown}) "
+            f"of model {config.model}: name them, or give a default such as w4a4"
+        )
 
 
 def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:

@@ -1,63 +1,122 @@
-"""The chosen bits, layer by layer: bars in a terminal, and a PNG."""
+"""The chosen bits, layer by layer: bars in a terminal, and a PNG.
 
+Weights have bars of their own where they differ between inner layers: the first and the last
+layer nearly always have other bits than the rest.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from qtool.cost import format_count
 from qtool.files import atomic_path
+from qtool.qspec import BITS_FORMAT, LayerBits, selection_from_json
 
-_COLOURS = {8: "red", 4: "yellow", 3: "green", 2: "cyan"}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Bits: colour in a terminal, colour in a picture. More bits are floating point.
+_COLOURS = {
+    8: ("red", "#c0392b"), 7: ("bright_red", "#cb5a2d"), 6: ("dark_orange", "#d4762e"),
+    5: ("orange1", "#da8c2f"), 4: ("yellow", "#e0a030"), 3: ("green", "#3b8f5a"),
+    2: ("cyan", "#2f8fa0"), 1: ("blue", "#3f6fb5"),
+}  # fmt: skip
+_FLOAT_COLOURS = ("white", "#9b8fb0")
+_WIDEST = max(_COLOURS)
+_OTHERS = "(all others)"
+# What was reached, what was asked for, how it reads.
+_COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("bops", "budget_bops", lambda count: f"{format_count(count)}BOPs"),
+    ("bytes", "budget_bytes", lambda count: f"{format_count(count)}B of weights"),
+    ("seconds", "budget_seconds", lambda seconds: f"{1e3 * seconds:.3f} ms"),
+)
 
 
 def bits_table(content: dict[str, Any]) -> Table:
-    """Return a terminal table of bits.json's `content`: a bar per layer."""
-    share = 100 * content["bops"] / content["budget_bops"]
-    table = Table(
-        title=f"bits: {format_count(content['bops'])}BOPs, {share:.1f} % of the budget",
-        box=None, pad_edge=False,
-    )  # fmt: skip
-    for name in ("layer", "W", "A", "input activation bits", "MACs"):
-        table.add_column(
-            name, justify="left" if name in ("layer", "input activation bits") else "right"
-        )
-    for layer, (weight, activation) in content["layers"].items():
-        colour = _COLOURS.get(activation, "white")
-        bar = f"[{colour}]{'█' * activation}[/]"
-        macs = f"{content['layer_macs'][layer]:,}"
-        table.add_row(layer, str(weight), str(activation), bar, macs)
+    """Return a terminal table of a bits file's `content`: a bar per layer."""
+    rows, macs = _rows(content), content.get("layer_macs", {})
+    bars = ["input activation bits", "weight bits"][: 1 + _weights_vary(rows)]
+    table = Table(title=_title(content), box=None, pad_edge=False)
+    for name in ("layer", "W", "A", *bars, *(["MACs"] if macs else [])):
+        left = name == "layer" or name in bars
+        table.add_column(name, justify="left" if left else "right")
+    for layer, bits in rows.items():
+        widths = (bits.activation, bits.weight)[: len(bars)]
+        cells = [layer, str(bits.weight), str(bits.activation), *map(_bar, widths)]
+        if macs:
+            cells.append(f"{macs[layer]:,}" if layer in macs else "")
+        table.add_row(*cells)
     return table
 
 
 def bits_picture(content: dict[str, Any], path: Path) -> None:
-    """Draw bits.json's `content` as a PNG: activation bits above MACs, per layer."""
+    """Draw a bits file's `content` as a PNG: bits above MACs, per layer."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    layers = list(content["layers"])
-    bits = [content["layers"][layer][1] for layer in layers]
-    macs = [content["layer_macs"][layer] / 1e3 for layer in layers]
-    figure, (top, bottom) = pyplot.subplots(
-        2, 1, sharex=True, figsize=(10, 5.4), height_ratios=(3, 1), layout="constrained"
-    )
-    colours = ["#c0392b" if b == 8 else "#e0a030" if b == 4 else "#3b8f5a" for b in bits]
-    bars = top.bar(range(len(layers)), bits, color=colours)
-    top.bar_label(bars, [str(b) for b in bits], fontsize=8)
-    top.set_ylabel("input activation bits")
-    top.set_ylim(0, 9)
-    share = 100 * content["bops"] / content["budget_bops"]
-    top.set_title(
-        f"{format_count(content['bops'])}BOPs, {share:.1f} % of the budget "
-        f"{format_count(content['budget_bops'])}"
-    )
-    bottom.bar(range(len(layers)), macs, color="#7f8c9a")
-    bottom.set_ylabel("MACs / 1000")
-    bottom.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=7)
-    for axis in (top, bottom):
+    rows, macs = _rows(content), content.get("layer_macs", {})
+    panels = [("input activation bits", [bits.activation for bits in rows.values()])]
+    if _weights_vary(rows):
+        panels.append(("weight bits", [bits.weight for bits in rows.values()]))
+    heights = [3.0] * len(panels) + [1.0] * bool(macs)
+    figure, grid = pyplot.subplots(
+        len(heights), 1, sharex=True, squeeze=False, figsize=(10, 1.4 + sum(heights)),
+        height_ratios=heights, layout="constrained",
+    )  # fmt: skip
+    axes = list(grid[:, 0])
+    for axis, (what, bits) in zip(axes, panels, strict=False):
+        _bars(axis, what, bits)
+    if macs:
+        counts = [macs.get(layer, 0) / 1e3 for layer in rows]
+        axes[-1].bar(range(len(rows)), counts, color="#7f8c9a")
+        axes[-1].set_ylabel("MACs / 1000")
+    axes[0].set_title(_title(content))
+    axes[-1].set_xticks(range(len(rows)), list(rows), rotation=60, ha="right", fontsize=7)
+    for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
     pyplot.close(figure)
+
+
+def _rows(content: dict[str, Any]) -> dict[str, LayerBits]:
+    """Return bits by layer or pattern, the default last."""
+    selection = selection_from_json({"format": BITS_FORMAT, **content}, "to show")
+    default = {} if selection.default is None else {_OTHERS: selection.default}
+    return {**selection.layers, **default}
+
+
+def _weights_vary(rows: dict[str, LayerBits]) -> bool:
+    return len({bits.weight for bits in list(rows.values())[1:-1]}) > 1
+
+
+def _title(content: dict[str, Any]) -> str:
+    """Return ``bits: 49.885 MBOPs, 99.8 % of the budget``, with all costs that are known."""
+    said = []
+    for key, budget_key, text in _COSTS:
+        cost, budget = content.get(key), content.get(budget_key)
+        if cost is not None:
+            share = "" if budget is None else f", {100 * cost / budget:.1f} % of the budget"
+            said.append(text(cost) + share)
+        elif budget is not None:
+            said.append(f"budget {text(budget)}")
+    return "bits" + (": " if said else "") + "; ".join(said)
+
+
+def _bar(bits: int) -> str:
+    colour, _ = _COLOURS.get(bits, _FLOAT_COLOURS)
+    return f"[{colour}]{'█' * min(bits, _WIDEST)}[/]"
+
+
+def _bars(axis: "Axes", what: str, bits: Sequence[int]) -> None:
+    """Draw one bar per layer; those of floating point are cut off."""
+    colours = [_COLOURS.get(width, _FLOAT_COLOURS)[1] for width in bits]
+    heights = [min(width, _WIDEST) for width in bits]
+    drawn = axis.bar(range(len(bits)), heights, color=colours)
+    axis.bar_label(drawn, [str(width) for width in bits], fontsize=8)
+    axis.set_ylabel(what)
+    axis.set_ylim(0, _WIDEST + 1)

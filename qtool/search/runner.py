@@ -41,7 +41,7 @@ def run_search(
     run.require_shape(data)
     config = _config(run, request)
     space = space_of(prepared(run, config), run.input_shape)
-    bounds = [limits_of(budget, run, space, request, progress) for budget in request.budgets]
+    bounds = limits_of(request, run, space, progress)
     for limits in bounds:
         check_reachable(limits)
     base = _base(run, request, config)

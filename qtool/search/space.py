@@ -18,12 +18,14 @@ class SearchLayer:
         macs: multiply-accumulates per image.
         weights: elements of its weight.
         choices: its candidates; one where nothing is chosen.
+        shape: of its weight, (outputs, inputs / groups, ...); empty: not known.
     """
 
     name: str
     macs: int
     weights: int
     choices: tuple[LayerBits, ...]
+    shape: tuple[int, ...] = ()
 
     @property
     def is_open(self) -> bool:
@@ -62,6 +64,7 @@ def space_of(model: nn.Module, shape: Sequence[int]) -> Space:
                     for weight in layer.weight_quant.bits
                     for activation in layer.input_quant.bits
                 ),
+                tuple(layer.layer.weight.shape),
             )
             for layer in quant_layers(model)
         )
