@@ -115,6 +115,25 @@ def test_bits_of_a_file_and_weights_of_a_run(
     assert exact_layers(tmp_path / "run", source) == asked
 
 
+@pytest.mark.parametrize(("bits", "ends", "inner"), [
+    ("w4a4,network.[37]=w2a3", ([8, 8], [2, 3]), [2, 3]),
+    ("network.*=w3a5,network.7=w2a6", ([3, 5], [2, 6]), [3, 5]),
+])  # fmt: skip
+def test_patterns_give_every_layer_its_bits(
+    source: Path,
+    tmp_path: Path,
+    bits: str,
+    ends: tuple[list[int], list[int]],
+    inner: list[int],
+) -> None:
+    """Also for a quantizer that has no 8-bit weights."""
+    settings = (f"bits={bits}", "quantizer=dorefa", "epochs=0", "float_epochs=0")
+    done = train(source, tmp_path / "run", *settings)
+    assert done.code == 0, done.err
+    layers = json.loads((tmp_path / "run" / "bits.json").read_text())["layers"]
+    assert layers == {ENDS[0]: ends[0], "network.3": inner, ENDS[1]: ends[1]}
+
+
 def test_the_float_network_may_be_the_teacher(
     qat_run: Path, source: Path, tmp_path: Path
 ) -> None:

@@ -64,7 +64,9 @@ def _costs(config: QatConfig, data: DataSet) -> list[LayerCost]:
         UserError: no such file, bits that are not supported, other layers than the network's.
     """
     asked = read_selection(config.bits, "recipe setting bits:")
-    uniform = asked.default or LayerBits(8, 8)  # without a default every layer is named
+    # Without a default every layer is named; any bits that the quantizers have will do here.
+    integer = (bits for bits in asked.layers.values() if not bits.is_float)
+    uniform = asked.default or next(integer, LayerBits(8, 8))
     spec = replace(
         quant_spec(config),
         activation_bits=(uniform.activation,),
