@@ -9,6 +9,7 @@ import click
 
 import qtool
 from qtool.cli_analyse import analyse
+from qtool.cli_list import list_
 from qtool.cli_options import FILE, FOLDER, data_option, tvm_options
 from qtool.cli_search import search
 from qtool.cli_session import load_data, progress_shown, show
@@ -255,43 +256,7 @@ def demo(out: Path, force: bool) -> None:
 
 cli.add_command(analyse)
 cli.add_command(search)
-LISTS = ("recipes", "models", "datasets", "quantizers", "runtimes", "searches")
-
-
-@cli.command(name="list")
-@click.argument("what", type=click.Choice(LISTS))
-def list_(what: str) -> None:
-    """List what a name can be."""
-    for name, summary in _listing(what):
-        click.echo(f"{name:22} {summary}")
-
-
-def _listing(what: str) -> list[tuple[str, str]]:
-    if what == "models":
-        from qtool.models import MODELS
-
-        return [
-            (n, f"{'x'.join(map(str, e.input_shape))}  {e.summary}") for n, e in MODELS.items()
-        ]
-    if what == "datasets":
-        from qtool.data import DATASETS
-
-        return [(name, entry[2]) for name, entry in DATASETS.items()]
-    if what == "quantizers":
-        from qtool.quantizers import QUANTIZERS
-
-        return [(name, entry.summary) for name, entry in QUANTIZERS.items()]
-    if what == "runtimes":
-        from runtimes import RUNTIMES
-
-        return list(RUNTIMES.items())
-    if what == "searches":
-        from qtool.search import METHODS
-
-        return [(name, summary) for name, (_, summary) in METHODS.items()]
-    from qtool.recipes import RECIPES
-
-    return [(name, str(recipe.__doc__).splitlines()[0]) for name, recipe in RECIPES.items()]
+cli.add_command(list_)
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 1. Bit-meta (Eq. 1): min over W of mean over b of L(W; every layer at b). Weights in floating
    point and shared, one activation step per bit-width ("branch").
-2. Branch (Eq. 2): a_hat = sum_b hs(alpha)_b Q_b(a).
-3. Bit-search (Eq. 3-5): min over alpha of L_task + lambda |BOPs(alpha) - target|, weights
+2. Branch (Eq. 2): a_hat = sum_b softmax(alpha)_b Q_b(a).
+3. Bit-search (Eq. 3-5): min over alpha of L_task + lambda |BOPs(hs(alpha)) - target|, weights
    and steps fixed; hs is the one-hot argmax forward and softmax backward; BOPs in units of
    1e9.
 4. Phases (Table 1): bit-meta; then bit-meta and bit-search in turn on each batch; then weights

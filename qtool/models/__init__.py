@@ -51,6 +51,7 @@ MODELS = {
     "resnet18_cifar": Entry(_RESNET, "resnet18_cifar", _PX32, "CIFAR, 555 M MACs"),
     "resnet34": Entry(_RESNET, "resnet34", _PX224, "ImageNet, 3.66 G MACs"),
     "resnet50": Entry(_RESNET, "resnet50", _PX224, "ImageNet, 4.09 G MACs"),
+    "resnet101": Entry(_RESNET, "resnet101", _PX224, "ImageNet, 7.80 G MACs"),
     "resnet20": Entry(_CIFAR, "resnet20", _PX32, "CIFAR, 40.6 M MACs"),
     "resnet32": Entry(_CIFAR, "resnet32", _PX32, "CIFAR, 68.9 M MACs"),
     "resnet44": Entry(_CIFAR, "resnet44", _PX32, "CIFAR, 97.2 M MACs"),

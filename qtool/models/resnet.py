@@ -138,3 +138,8 @@ def resnet34(in_channels: int = 3, classes: int = 1000) -> ResNet:
 def resnet50(in_channels: int = 3, classes: int = 1000) -> ResNet:
     """ResNet-50, 4.09 G MACs at 224 px."""
     return ResNet(Bottleneck, (3, 4, 6, 3), in_channels, classes)
+
+
+def resnet101(in_channels: int = 3, classes: int = 1000) -> ResNet:
+    """ResNet-101, 7.80 G MACs at 224 px."""
+    return ResNet(Bottleneck, (3, 4, 23, 3), in_channels, classes)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qtool.nn.fake_quant_op import fake_quant_op
 from qtool.nn.fit_steps import covering, least_squares
-from qtool.nn.mixture import chosen, mixed
+from qtool.nn.mixture import mixed, mixed_fixed
 from qtool.nn.prologue import Prologue
 from qtool.qspec import FLOAT_WIDTHS, MIN_STEP, activation_window, weight_limit
 from qtool.quantizers import activation_quantizer, weight_quantizer
@@ -87,7 +87,7 @@ class FakeQuantizer(nn.Module):
             self._add_activation_parameters(step, asymmetric)
         self.selected: int | None = None
         self.mix: Tensor | None = None
-        # Of `mix`: one-hot, and nothing but its weights is trained.
+        # Of `mix`: nothing but its weights is trained.
         self.is_fixed = False
         self.observed: Tensor | None = None
         self.observing = False
@@ -229,7 +229,7 @@ class FakeQuantizer(nn.Module):
         if self.observing:
             self._observe(x)
         if self.mix is not None:
-            return (chosen if self.is_fixed else mixed)(self, x, self.mix)
+            return (mixed_fixed if self.is_fixed else mixed)(self, x, self.mix)
         return x if self.selected is None else self.quantize_at(x, self.selected)
 
     def unrounded(self, x: Tensor) -> Tensor:
@@ -281,7 +281,9 @@ class FakeQuantizer(nn.Module):
 
     def _observe(self, x: Tensor) -> None:
         flat = x.detach().reshape(-1)
-        self.observed = flat[:: max(1, flat.numel() // _SAMPLES)].clone()
+        # Odd: an even stride would meet the same columns of every image and no others.
+        stride = flat.numel() // _SAMPLES | 1
+        self.observed = flat[::stride].clone()
 
     @torch.no_grad()
     def initialise(self, values: Tensor) -> None:

@@ -1,6 +1,6 @@
-"""A weighted sum of a quantizer's candidates, and its cheap form where one weight is 1."""
+"""A weighted sum of a quantizer's candidates: a branch of MetaMix (Eq. 2) or DNAS."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,48 +12,55 @@ if TYPE_CHECKING:
 
 def mixed(quantizer: "FakeQuantizer", x: Tensor, weights: Tensor) -> Tensor:
     """Return sum over candidates b of weights[b] * Q_b(x), shaped as `x`."""
-    parts = (
-        weight * quantizer.quantize_at(x, bits)
-        for weight, bits in zip(weights, quantizer.bits, strict=True)
-    )
-    return torch.stack(tuple(parts)).sum(0)
+    parts = _parts(quantizer, x)
+    pairs = zip(weights, parts, strict=True)
+    return torch.stack([weight * part for weight, part in pairs]).sum(0)
 
 
-def chosen(quantizer: "FakeQuantizer", x: Tensor, weights: Tensor) -> Tensor:
-    """Return what `mixed` does, for one-hot `weights` and a quantizer that is not trained.
+def mixed_fixed(quantizer: "FakeQuantizer", x: Tensor, weights: Tensor) -> Tensor:
+    """Return what `mixed` does, for a quantizer that is not trained.
 
-    Forward quantizes at one candidate and keeps `x` only; the gradient of weights[b], which is
-    <gradient, Q_b(x)>, quantizes at the others when it is asked for.
+    Only `x` is kept for the backward pass, which quantizes once more: a third of the memory,
+    and no pass over it for steps that nobody trains.
     """
-    out: Tensor = _Chosen.apply(x, weights, quantizer)  # type: ignore[no-untyped-call]
+    out: Tensor = _Mixed.apply(x, weights, quantizer)  # type: ignore[no-untyped-call]
     return out
 
 
-class _Chosen(torch.autograd.Function):
+class _Mixed(torch.autograd.Function):
+    """d/dx of the sum, and d/dweights[b] = <gradient, Q_b(x)>."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, quantizer: "FakeQuantizer") -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.quantizer, ctx.bits = quantizer, quantizer.bits[int(weights.argmax())]
-        return quantizer.quantize_at(x, ctx.bits)
+        ctx.save_for_backward(x, weights)
+        ctx.quantizer = quantizer
+        return _sum(quantizer, x, weights)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (x,), (grad,) = ctx.saved_tensors, grads
-        outputs, dx = [], None
-        for bits in ctx.quantizer.bits:
-            with torch.set_grad_enabled(bits == ctx.bits and ctx.needs_input_grad[0]):
-                leaf = x.detach().requires_grad_(torch.is_grad_enabled())
+        (x, weights), (grad,) = ctx.saved_tensors, grads
+        products, flat = [], _flat(grad)
+        dx = None if not ctx.needs_input_grad[0] else torch.zeros_like(grad)
+        for weight, bits in zip(weights.tolist(), ctx.quantizer.bits, strict=True):
+            with torch.set_grad_enabled(dx is not None):
+                leaf = x.detach().requires_grad_(dx is not None)
                 out = ctx.quantizer.quantize_at(leaf, bits)
-                if torch.is_grad_enabled():
-                    (dx,) = torch.autograd.grad(out, leaf, grad)
-            outputs.append(out.detach())
-        return dx, _products(outputs, grad), None
+            products.append(torch.dot(_flat(out.detach()), flat))
+            if dx is not None:
+                (part,) = torch.autograd.grad(out, leaf, grad)
+                dx.add_(part, alpha=weight)
+        return dx, torch.stack(products), None
 
 
-def _products(outputs: Sequence[Tensor], grad: Tensor) -> Tensor:
-    """Return <out, grad> of every output."""
-    flat = _flat(grad)
-    return torch.stack([torch.dot(_flat(out), flat) for out in outputs])
+def _parts(quantizer: "FakeQuantizer", x: Tensor) -> Iterator[Tensor]:
+    return (quantizer.quantize_at(x, bits) for bits in quantizer.bits)
+
+
+def _sum(quantizer: "FakeQuantizer", x: Tensor, weights: Tensor) -> Tensor:
+    total = torch.zeros_like(x)
+    for weight, part in zip(weights.tolist(), _parts(quantizer, x), strict=True):
+        total.add_(part, alpha=weight)
+    return total
 
 
 def _flat(x: Tensor) -> Tensor:

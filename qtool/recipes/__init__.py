@@ -3,21 +3,17 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from qtool.config import Config, MetaMixConfig, PtqConfig, QatConfig
+from qtool.config import Config, PtqConfig, QatConfig
 from qtool.errors import unknown_name
-
-
-def metamix_fashion() -> MetaMixConfig:
-    """MetaMix on the embedded Fashion-MNIST subset: minutes on two cores."""
-    return MetaMixConfig(
-        name="metamix_fashion",
-        model="mobilenet_v2_small",
-        dataset="fashion_mnist_12k",
-        search_lambda=5.0,
-        alpha_lr=0.02,
-        finetune_epochs=10,
-        finetune_lr=0.1,
-    )
+from qtool.recipes.metamix import (
+    metamix_fashion,
+    metamix_mobilenet_v2,
+    metamix_mobilenet_v2_cifar,
+    metamix_mobilenet_v2_imagenette,
+    metamix_mobilenet_v3,
+    metamix_resnet18,
+    metamix_resnet20_cifar,
+)
 
 
 def ptq_resnet20_cifar() -> PtqConfig:
@@ -52,43 +48,6 @@ def qat_resnet20_cifar() -> QatConfig:
         epochs=8,
         teacher="float",
         distill_weight=0.9,
-    )
-
-
-def metamix_resnet20_cifar() -> MetaMixConfig:
-    """MetaMix on CIFAR-10 ResNet-20: --set weights=FILE of float weights."""
-    images = qat_resnet20_cifar()
-    return MetaMixConfig(
-        name="metamix_resnet20_cifar",
-        model=images.model,
-        dataset=images.dataset,
-        mean=images.mean,
-        std=images.std,
-        asymmetric=True,
-        augment=images.augment,
-        label_smoothing=0.0,
-        weight_decay=images.weight_decay,
-        float_epochs=images.float_epochs,
-        meta_lr=0.01,
-        search_lambda=5.0,
-        alpha_lr=0.01,
-        finetune_epochs=5,
-        finetune_lr=0.01,
-        teacher="float",
-        distill_weight=0.9,
-    )
-
-
-def metamix_mobilenet_v2_cifar() -> MetaMixConfig:
-    """MetaMix on CIFAR-10 MobileNet-v2: float training first, or --set weights=FILE."""
-    return replace(
-        metamix_resnet20_cifar(),
-        name="metamix_mobilenet_v2_cifar",
-        model="mobilenet_v2_cifar",
-        mean=(),
-        std=(),
-        search_lambda=10.0,
-        alpha_lr=0.02,
     )
 
 
@@ -143,7 +102,11 @@ def qat_fashion() -> QatConfig:
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "metamix_fashion": metamix_fashion,
+    "metamix_mobilenet_v2": metamix_mobilenet_v2,
     "metamix_mobilenet_v2_cifar": metamix_mobilenet_v2_cifar,
+    "metamix_mobilenet_v2_imagenette": metamix_mobilenet_v2_imagenette,
+    "metamix_mobilenet_v3": metamix_mobilenet_v3,
+    "metamix_resnet18": metamix_resnet18,
     "metamix_resnet20_cifar": metamix_resnet20_cifar,
     "ptq_resnet20_cifar": ptq_resnet20_cifar,
     "ptq_resnet56_cifar": ptq_resnet56_cifar,

@@ -4,11 +4,11 @@ Every open layer has one parameter alpha a choice. A choice (b_w, b_a) mixes as
 
     a_hat = sum over b_a of P(b_a) Q_{b_a}(a),  w_hat = sum over b_w of P(b_w) Q_{b_w}(w)
 
-with P the marginals of the mixture over pairs: for a one-hot mixture this is the layer at the
-chosen pair exactly, and its gradient the linearisation there.
+with P the marginals of the mixture over pairs: one convolution a layer, not one a pair.
 
-straight-through  MetaMix (arXiv 2311.06798, Eq. 5): one-hot argmax forward, softmax backward
-gumbel            DNAS (Wu et al. 2018, arXiv 1812.00090): Gumbel softmax at a temperature
+The mixture is softmax(alpha) in MetaMix (Eq. 2), so that the error of every candidate is in
+the forward pass in proportion to its probability; a Gumbel softmax in DNAS. What it costs
+(Eq. 4) is that of the one-hot argmax, with softmax's gradient (Eq. 5).
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,11 @@ from qtool.search.space import Space
 from qtool.training.losses import task_loss
 
 
+def softmax(alpha: Tensor) -> Tensor:
+    """Return the mixture of Eq. 2."""
+    return functional.softmax(alpha, 1)
+
+
 def straight_through(alpha: Tensor) -> Tensor:
     """Return the one-hot argmax of every row, with softmax's gradient (paper, Eq. 5)."""
     soft = functional.softmax(alpha, 1)
@@ -42,7 +47,7 @@ class BitSearch:
         model: prepared model.
         space: its layers and candidates; every open layer has the same number of choices.
         limits: the budget; the first bound is aimed at, the others are only upper bounds.
-        is_fixed: only `alpha` is trained, and mixtures are one-hot: a cheaper gradient.
+        is_fixed: only `alpha` is trained: a cheaper gradient.
         quantize_weights: also where they have one candidate; the paper searches on
             floating-point weights then.
 
@@ -78,12 +83,12 @@ class BitSearch:
         Args:
             x: images.
             labels: (N,).
-            mixture: (open layers, choices), made from `alpha`.
+            mixture: (open layers, choices), made from `alpha`; each row's sum is 1.
         """
         select(self.model, Selection(), weights=self.quantize_weights)
         self._mix(mixture)
         logits = clip_logits(self.model(x), len(labels))
-        penalty = self.config.search_lambda * self._excess(mixture)
+        penalty = self.config.search_lambda * self._excess(straight_through(self.alpha))
         return task_loss(self.config, logits, labels), logits, penalty
 
     def shares(self) -> list[float]:

@@ -21,7 +21,7 @@ from qtool.data.batches import to_batch
 from qtool.frontends.bit_meta import bit_meta
 from qtool.frontends.pretrain import build_prepared, make_batches
 from qtool.nn.control import calibrate
-from qtool.search.bit_search import BitSearch, straight_through
+from qtool.search.bit_search import BitSearch, softmax
 from qtool.search.fit import argmax, fit
 from qtool.search.limits import Limit
 from qtool.search.methods import Found, State, Task
@@ -116,7 +116,7 @@ def _unfixed(task: Task, name: str, limits: tuple[Limit, ...]) -> Found:
 
     def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
         model.train()
-        loss, logits, penalty = search.loss(x, labels, straight_through(search.alpha))
+        loss, logits, penalty = search.loss(x, labels, softmax(search.alpha))
         yield loss + penalty, logits
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
@@ -143,7 +143,7 @@ def _alpha_optimizer(task: Task, searches: list[BitSearch]) -> torch.optim.Optim
 
 def _search_step(
     search: BitSearch, x: Tensor, labels: Tensor, averages: Averages,
-    mixture: _Mixture = straight_through,
+    mixture: _Mixture = softmax,
 ) -> str:  # fmt: skip
     """Set alpha's gradient of Eq. 3 and nothing else; return the shares of the budget."""
     loss, logits, penalty = search.loss(x, labels, mixture(search.alpha))

@@ -1,7 +1,8 @@
 """Bits that fit a budget: the argmax of a search where it fits, its nearest repair where not.
 
 The repair maximises the sum of scores subject to every bound, and to the use of at least
-`LEAST_USE` of the tightest one: a multiple-choice knapsack, solved exactly.
+`LEAST_USE` of the tightest one: a multiple-choice knapsack, solved exactly. What it leaves of
+the budget goes to the upgrades that cost least score.
 """
 
 from collections.abc import Sequence
@@ -41,9 +42,28 @@ def fit(scores: Sequence[Sequence[float]], limits: Sequence[Limit]) -> list[int]
         for tight in limits
         if (picks := solve(penalties, [_bound(one, one is tight) for one in limits]))
     ]
-    if found:
-        return min(found, key=lambda picks: _total(penalties, picks))
-    return _nearest(limits)
+    if not found:
+        return _nearest(limits)
+    return _spend(penalties, min(found, key=lambda p: _total(penalties, p)), limits)
+
+
+def _spend(
+    penalties: Sequence[Sequence[float]], picks: Sequence[int], limits: Sequence[Limit]
+) -> list[int]:
+    """Take dearer choices while one fits: the least penalty per share of the bounds first."""
+    result = list(picks)
+    while True:
+        upgrades = []
+        for layer, row in enumerate(penalties):
+            for choice in range(len(row)):
+                other = [*result[:layer], choice, *result[layer + 1 :]]
+                more = [(o.used(other) - o.used(result)) / o.bound for o in limits]
+                fits = all(o.used(other) <= o.bound for o in limits)
+                if fits and min(more) >= 0 and sum(more) > 0:
+                    upgrades.append(((row[choice] - row[result[layer]]) / sum(more), other))
+        if not upgrades:
+            return result
+        result = min(upgrades, key=lambda upgrade: upgrade[0])[1]
 
 
 def _nearest(limits: Sequence[Limit]) -> list[int]:
