@@ -12,20 +12,16 @@ command is repeated; what is complete is only measured again. A row is added to 
 place of an earlier one of the same settings.
 """
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
+from deployed import differing, measure, qtool
 
 from qtool.files import read_json, write_json
 
-_PACKAGES = ("torch", "onnxruntime", "numpy")
 _PATH = click.Path(path_type=Path)
 # Rows that agree in these are of the same training.
 _KEY = ("recipe", "bits", "settings", "threads")
@@ -58,7 +54,7 @@ def main(
             "threads": threads,
         }
         minutes = _train(run, recipe, source, chosen, threads)
-        row = {**known, "minutes": minutes, **_measure(run, source, runtime, threads)}
+        row = {**known, "minutes": minutes, **measure(run, source, runtime, threads)}
         rows = [*(old for old in rows if any(old[k] != row[k] for k in _KEY)), row]
         if output is not None:
             write_json(output, {"rows": rows})
@@ -76,38 +72,12 @@ def _train(
     words = (word for each in settings for word in ("--set", each))
     began = time.monotonic()
     try:
-        _qtool(threads, "train", recipe, *source, "--out", run, *words, "--resume")
+        qtool(threads, "train", recipe, *source, "--out", run, *words, "--resume")
     finally:
         minutes = before + (time.monotonic() - began) / 60
         if run.is_dir():
             write_json(spent, {"minutes": minutes})
     return float(minutes)
-
-
-def _measure(run: Path, source: Sequence[str], runtime: str, threads: int) -> dict[str, Any]:
-    """Export and check; return what a row says of it."""
-    model, report = run / "model.onnx", run / "check.json"
-    _qtool(threads, "export", run, "--target", "onnx", "-o", model, "--force")
-    _qtool(
-        threads, "check", model, *source, "--reference", run, "--runtime", runtime,
-        "--json", report, "--force",
-    )  # fmt: skip
-    found, recipe = read_json(report, "report"), read_json(run / "recipe.json", "recipe")
-    keys = ("model", "dataset", "quantizer", "epochs", "lr", "seed", "distill_weight")
-    return {
-        **{key: recipe["recipe"][key] for key in keys if key in recipe["recipe"]},
-        **{key: found[key] for key in ("images", "accuracy", "bops", "file_bytes")},
-        "parity": found["parity"].get("ort"),
-        "versions": {name: version(name) for name in _PACKAGES},
-    }
-
-
-def _qtool(threads: int, *words: object) -> None:
-    """Run a command of qtool; stop with its exit code where it fails."""
-    command = [sys.executable, "-m", "qtool", *map(str, words)]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
-    if done.returncode != 0:
-        raise SystemExit(done.returncode)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -119,12 +89,12 @@ def markdown(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield "|---" * 10 + "|"
     for row in rows:
         accuracy, parity = row["accuracy"], row["parity"]
-        differ = f"{parity['mismatched']:,} of {parity['compared']:,}" if parity else ""
         cells = [
             row["bits"].upper(), f"{row['epochs']}", f"{row['seed']}",
             f"{accuracy['float']:.2f} %", f"{accuracy['fake_quant']:.2f} %",
             f"{accuracy['ort']:.2f} %", f"{accuracy['float'] - accuracy['ort']:.2f}",
-            differ, f"{row['file_bytes']:,}", f"{row['minutes']:.0f}, {row['threads']}",
+            differing(parity), f"{row['file_bytes']:,}",
+            f"{row['minutes']:.0f}, {row['threads']}",
         ]  # fmt: skip
         yield f"| {' | '.join(cells)} |"
 

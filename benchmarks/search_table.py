@@ -1,0 +1,95 @@
+"""Searched and uniform bits, measured as deployed, means over seeds.
+
+    python benchmarks/search_table.py --data DIR --json FILE RUN [RUN...]
+
+Exports every run (as `qtool train` with frontend qat, or `qtool search`, left it) and checks
+the file on the whole test set: accuracy of the integer file in ONNX Runtime, and in how many
+integers that differs from the numpy reference. Runs of equal network, method, settings and
+budget are a row; they differ by their seeds.
+"""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from deployed import differing, measure
+
+from qtool.files import read_json, write_json
+
+_PATH = click.Path(path_type=Path)
+_SAME = ("model", "method", "weights", "budget_bops", "fixed_meta_state", "finetune_epochs")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=_PATH)
+@click.option("--data", type=_PATH, help="Folder with the data set's files.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--json", "output", type=_PATH, help="Write the rows.")
+def main(runs: Sequence[Path], data: Path | None, threads: int, output: Path | None) -> None:
+    """Export, check; print a Markdown table."""
+    source = () if data is None else ("--data", str(data))
+    rows = []
+    for run in runs:
+        rows.append({**_about(run), **measure(run, source, "reference,ort", threads)})
+        if output is not None:
+            write_json(output, {"rows": rows})
+    click.echo("\n".join(markdown(rows)))
+
+
+def _about(run: Path) -> dict[str, Any]:
+    """Return what bits.json and the recipe say."""
+    bits, recipe = read_json(run / "bits.json", "bits"), read_json(run / "recipe.json", "run")
+    inner = list(bits["layers"].values())[1:-1]
+    settings = recipe["recipe"]
+    return {
+        "run": run.name,
+        "method": bits.get("method", "uniform" if len(set(map(tuple, inner))) == 1 else "qat"),
+        "budget_bops": bits.get("budget_bops"),
+        "weights": sorted({pair[0] for pair in inner}, reverse=True),
+        "activations": statistics.fmean(pair[1] for pair in inner),
+        "repaired": len(bits.get("repaired", ())),
+        "candidates": settings["activation_bits"],
+        "fixed_meta_state": settings.get("fixed_meta_state"),
+        "finetune_epochs": settings.get("finetune_epochs", settings.get("epochs")),
+    }
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table."""
+    yield (
+        "| method | weights | mean input bits | MBOPs | budget | float | deployed, each seed "
+        "| mean | integers that differ |"
+    )
+    yield "|---" * 9 + "|"
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(str([row[key] for key in _SAME]), []).append(row)
+    for group in groups.values():
+        yield f"| {' | '.join(_cells(sorted(group, key=lambda row: row['seed'])))} |"
+
+
+def _cells(group: Sequence[dict[str, Any]]) -> list[str]:
+    first, deployed = group[0], [row["accuracy"]["ort"] for row in group]
+    name = first["method"] + (
+        "" if first["fixed_meta_state"] in (None, True) else ", not fixed"
+    )
+    share = statistics.fmean(
+        row["bops"] / (row["budget_bops"] or row["bops"]) for row in group
+    )
+    return [
+        name,
+        ", ".join(map(str, first["weights"])),
+        f"{statistics.fmean(row['activations'] for row in group):.2f}",
+        " ".join(f"{row['bops'] / 1e6:.1f}" for row in group),
+        f"{100 * share:.1f} %" if first["budget_bops"] else "",
+        f"{first['accuracy']['float']:.2f} %",
+        " ".join(f"{value:.2f}" for value in deployed),
+        f"{statistics.fmean(deployed):.2f} %",
+        " ".join(differing(row["parity"]) for row in group),
+    ]
+
+
+if __name__ == "__main__":
+    main()
