@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,7 +11,9 @@ from qtool.cli_options import FILE, FOLDER, data_option
 from qtool.cli_session import load_data, progress_shown, show
 from qtool.errors import UserError
 from qtool.search import METHODS
-from qtool.search.request import Budget, Request
+
+if TYPE_CHECKING:
+    from qtool.search.request import Budget
 
 
 @click.command()
@@ -53,6 +56,8 @@ def search(
     The result is never above the budget. Several budgets (--bops A --bops B) give as many
     runs, in folders of --out (by default RUN/pareto), and pareto.json.
     """
+    from qtool.search.request import Request
+
     request = Request(
         _budgets(bops, size, latency), method, _bits("--weights", weights),
         _bits("--activations", activations), power_of_two, tuple(settings), not no_finetune,
@@ -75,9 +80,10 @@ def search(
 
 def _budgets(
     bops: Sequence[str], size: Sequence[str], latency: Sequence[str]
-) -> tuple[Budget, ...]:
+) -> "tuple[Budget, ...]":
     """Return every combination of the bounds."""
     from qtool.cost import parse_bytes, parse_count, parse_seconds
+    from qtool.search.request import Budget
 
     if not (bops or size or latency):
         raise UserError("a search needs a budget: --bops 5.3G, --size 2MB or --latency 3ms")

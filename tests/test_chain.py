@@ -109,6 +109,7 @@ def test_lists() -> None:
     for what, name in (
         ("recipes", "metamix_fashion"), ("models", "resnet18"), ("runtimes", "tvm"),
         ("datasets", "fashion_mnist_12k"), ("quantizers", "any_precision"),
+        ("searches", "hessian"), ("analyses", "pareto"),
     ):  # fmt: skip
         assert name in run_qtool("list", what).out
 
