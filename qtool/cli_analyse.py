@@ -1,14 +1,13 @@
 """``qtool analyse``: the paper's analyses of a run, as data and as a picture."""
 
-import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import click
 
 from qtool.analyses import ANALYSES
 from qtool.cli_options import FOLDER, data_option
+from qtool.cli_session import load_data, progress_shown, show
 
 
 @click.command()
@@ -38,12 +37,9 @@ def analyse(
     pareto       accuracy against BOPs of several runs
     """  # noqa: D301 (\b is click's mark of a paragraph that keeps its lines)
     import matplotlib  # noqa: F401  (where it is missing, the command ends before its work)
-    from rich.console import Console
 
     from qtool.analyses import load_analysis
-    from qtool.data import load_dataset
     from qtool.files import refuse_existing
-    from qtool.progress import open_progress
     from qtool.report.analysis_files import write_analysis
     from qtool.run import Run
 
@@ -54,14 +50,12 @@ def analyse(
     analysis = load_analysis(what)
     loaded = None
     if analysis.images:
-        config = opened[0].config
-        loaded = load_dataset(config.dataset, data, config.image_size, config.frames)
+        loaded = load_data(opened[0].config, data)
         opened[0].require_shape(loaded)
-    with closing(open_progress()) as progress:
+    with progress_shown() as progress:
         content = analysis.analyse(opened, loaded, images or analysis.images, progress)
     paths = write_analysis(analysis, content, folder)
     if analysis.table is not None:
-        console = Console(width=None if sys.stdout.isatty() else 100)
-        console.print(analysis.table(content), highlight=False)
+        show(analysis.table(content))
     for path in paths:
         click.echo(f"{path}: {path.stat().st_size:,} bytes")

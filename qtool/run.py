@@ -134,8 +134,7 @@ class Run:
             _clear(folder)
             folder.mkdir(parents=True, exist_ok=True)
             for stage in stages:
-                name = f"{stage}.safetensors"
-                link_or_copy(self.path(name), folder / name)
+                _link(stage, self.folder, folder)
             _write_recipe(folder, config, self.input_shape, self.classes)
 
         on_main(start)
@@ -187,6 +186,10 @@ class Run:
         """Write a state dict."""
         path, mark = self.path(f"{stage}.safetensors"), {"format": RUN_FORMAT, "stage": stage}
         on_main(lambda: save_tensors(path, state, mark))
+
+    def link_weights(self, stage: str, source: "Run") -> None:
+        """Take over the weights of `source`; linked, not copied, where that is possible."""
+        on_main(lambda: _link(stage, source.folder, self.folder))
 
     def load_weights(self, stage: str) -> dict[str, "Tensor"]:
         """Read a state dict.
@@ -326,6 +329,11 @@ def _write_recipe(folder: Path, config: Config, shape: Sequence[int], classes: i
         "input_shape": list(shape), "classes": classes,
     }  # fmt: skip
     write_json(folder / "recipe.json", header)
+
+
+def _link(stage: str, source: Path, target: Path) -> None:
+    name = f"{stage}.safetensors"
+    link_or_copy(source / name, target / name)
 
 
 def _clear(folder: Path) -> None:

@@ -19,8 +19,8 @@ from qtool.files import read_json
 from qtool.progress import Progress
 from qtool.qspec import check_format, parse_uniform
 from qtool.run import Run
+from qtool.search import PARETO_FORMAT
 
-PARETO_FORMAT = 1
 # Runtimes that compute the reference's integers, first those that are asked for most.
 _EXACT = ("reference", "ort", "tvm")
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError)

@@ -24,11 +24,8 @@ from qtool.training.update import Losses, Pass, Update
 
 def bit_meta(config: MetaMixConfig, model: nn.Module) -> tuple[Update, Losses]:
     """Return the step on the mean loss over the candidate bits (Eq. 1), and these losses."""
-    objective, shared, branches = (
-        make_objective(config),
-        SharedPrefix(model),
-        branches_of(config),
-    )
+    objective, shared = make_objective(config), SharedPrefix(model)
+    branches = branches_of(config)
     has_weights = not branches[0].is_float
 
     def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
@@ -60,23 +57,14 @@ def load_meta(model: nn.Module, run: Run) -> None:
     """
     source = build_prepared(run)
     load_state(source, run, "meta")
-    old = dict(source.named_modules())
-    state = source.state_dict()
+    old, state = dict(source.named_modules()), source.state_dict()
     for name, module in model.named_modules():
         if isinstance(module, FakeQuantizer):
             state = _converted(state, name, old[name], module, run)
     model.load_state_dict(state)
-    if any(module.role == "weight" for module in _changed(model, old)):
+    before = [quantizer.bits for quantizer in quantizers(source) if quantizer.role == "weight"]
+    if before != [q.bits for q in quantizers(model) if q.role == "weight"]:
         initialise_weight_steps(model)
-
-
-def _changed(model: nn.Module, old: dict[str, nn.Module]) -> list[FakeQuantizer]:
-    pairs = zip(quantizers(model), _quantizers(old), strict=True)
-    return [new for new, before in pairs if new.bits != before.bits]
-
-
-def _quantizers(modules: dict[str, nn.Module]) -> list[FakeQuantizer]:
-    return [module for module in modules.values() if isinstance(module, FakeQuantizer)]
 
 
 def _converted(
@@ -86,8 +74,7 @@ def _converted(
     if not isinstance(old, FakeQuantizer) or old.bits == new.bits:
         return state
     if new.role == "weight":
-        own = {key: value for key, value in new.state_dict(prefix=f"{name}.").items()}
-        return {**state, **own}
+        return {**state, **new.state_dict(prefix=f"{name}.")}
     rows = _rows(old.bits, new.bits, run)
     changed = {
         key: state[key][rows] if state[key].shape[0] == len(old.bits) else state[key]

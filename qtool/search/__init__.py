@@ -7,3 +7,6 @@ METHODS: dict[str, tuple[str, str]] = {
     "hessian": ("qtool.search.metric:hessian", "Hessian traces and an integer programme"),
     "greedy": ("qtool.search.metric:greedy", "one layer down at a time, by measured loss"),
 }
+
+# Of pareto.json, what a search under several budgets leaves.
+PARETO_FORMAT = 1

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from qtool.data.batches import to_batch
 from qtool.frontends.bit_meta import bit_meta
+from qtool.frontends.metamix import CALIBRATION_IMAGES
 from qtool.frontends.pretrain import build_prepared, make_batches
 from qtool.nn.control import calibrate
 from qtool.search.bit_search import BitSearch, softmax
@@ -31,7 +32,6 @@ from qtool.training.phases import Phase, run_phase
 from qtool.training.schedules import cosine
 from qtool.training.update import Pass, Update
 
-CALIBRATION_IMAGES = 512
 # Temperatures of the Gumbel softmax at the first and the last batch.
 _HOT, _COLD = 5.0, 0.5
 _Mixture = Callable[[Tensor], Tensor]
@@ -74,11 +74,11 @@ def dnas(task: Task) -> list[Found]:
 def _dnas(task: Task, name: str, limits: tuple[Limit, ...]) -> Found:
     config = task.config
     model = build_prepared(task.run, float_weights=True)
-    source = make_batches(config, task.data).source
-    calibrate(model, to_batch(source, slice(0, CALIBRATION_IMAGES))[0])
+    batches = make_batches(config, task.data)
+    calibrate(model, to_batch(batches.source, slice(0, CALIBRATION_IMAGES))[0])
     search = BitSearch(config, model, task.space, limits, quantize_weights=True)
     epochs = config.meta_epochs + config.search_epochs
-    steps = epochs * len(make_batches(config, task.data))
+    steps = epochs * len(batches)
     done = torch.zeros(())
 
     def mixture(alpha: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ the budget goes to the upgrades that cost least score.
 from collections.abc import Sequence
 
 from qtool.errors import UserError
-from qtool.search.ilp import Bound, solve
+from qtool.search.ilp import Bound, solve, total
 from qtool.search.limits import LEAST_USE, Limit
 
 
@@ -44,7 +44,7 @@ def fit(scores: Sequence[Sequence[float]], limits: Sequence[Limit]) -> list[int]
     ]
     if not found:
         return _nearest(limits)
-    return _spend(penalties, min(found, key=lambda p: _total(penalties, p)), limits)
+    return _spend(penalties, min(found, key=lambda p: total(penalties, p)), limits)
 
 
 def _spend(
@@ -83,7 +83,3 @@ def _nearest(limits: Sequence[Limit]) -> list[int]:
 def _bound(limit: Limit, is_tight: bool) -> Bound:
     low = LEAST_USE * limit.bound - limit.fixed if is_tight else float("-inf")
     return Bound(limit.costs, low, limit.bound - limit.fixed)
-
-
-def _total(penalties: Sequence[Sequence[float]], picks: Sequence[int]) -> float:
-    return sum(row[pick] for row, pick in zip(penalties, picks, strict=True))

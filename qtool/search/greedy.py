@@ -16,11 +16,10 @@ from qtool.data.batches import Batch
 from qtool.data.clips import clip_logits
 from qtool.nn.control import initialise_weight_steps, select
 from qtool.qspec import LayerBits, Selection
+from qtool.search.ilp import Matrix, total
 from qtool.search.space import SearchLayer, Space
 from qtool.search.undisturbed import undisturbed
 from qtool.training.evaluation import device_of
-
-Matrix = Sequence[Sequence[float]]
 
 
 def loss_increases(
@@ -101,7 +100,7 @@ def greedy_choices(penalties: Matrix, costs: Matrix, limit: float) -> list[int]:
         limit: largest sum of costs.
     """
     chosen = [_costliest(*rows) for rows in zip(penalties, costs, strict=True)]
-    while _total(costs, chosen) > limit:
+    while total(costs, chosen) > limit:
         steps = [move for move in _moves(penalties, costs, chosen) if move.cost < 0]
         if not steps:
             return chosen
@@ -111,7 +110,7 @@ def greedy_choices(penalties: Matrix, costs: Matrix, limit: float) -> list[int]:
         upgrades = [
             move for move in _moves(penalties, costs, chosen)
             if move.cost > 0 and move.penalty <= 0
-            and _total(costs, _after(chosen, move)) <= limit
+            and total(costs, _after(chosen, move)) <= limit
         ]  # fmt: skip
         if not upgrades:
             return chosen
@@ -121,10 +120,6 @@ def greedy_choices(penalties: Matrix, costs: Matrix, limit: float) -> list[int]:
 def _costliest(penalties: Sequence[float], costs: Sequence[float]) -> int:
     """Return the choice of highest cost, of lowest penalty among equals."""
     return max(range(len(costs)), key=lambda choice: (costs[choice], -penalties[choice]))
-
-
-def _total(costs: Matrix, chosen: Sequence[int]) -> float:
-    return sum(row[choice] for row, choice in zip(costs, chosen, strict=True))
 
 
 def _after(chosen: Sequence[int], move: _Move) -> list[int]:

@@ -25,6 +25,11 @@ _CUTS = 20
 _ATTEMPTS = 60
 
 
+def total(table: Matrix, choices: Sequence[int]) -> float:
+    """Return the sum over layers of what each one's choice has in `table`."""
+    return sum(row[choice] for row, choice in zip(table, choices, strict=True))
+
+
 @dataclass(frozen=True)
 class Bound:
     """What a selection may cost in one unit.
@@ -41,7 +46,7 @@ class Bound:
 
     def total(self, choices: Sequence[int]) -> float:
         """Return the cost of `choices`, summed in layer order (exact where costs are int)."""
-        return sum(row[choice] for row, choice in zip(self.costs, choices, strict=True))
+        return total(self.costs, choices)
 
     def allows(self, choices: Sequence[int]) -> bool:
         """Return whether `choices` are within the bound, exactly."""

@@ -8,9 +8,10 @@ seconds  latency, from measurements of single layers on a runtime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qtool.cost import format_count
+from qtool.cost import LayerCost, format_count
 from qtool.errors import UserError
 from qtool.qspec import LayerBits
+from qtool.search.ilp import total
 from qtool.search.space import SearchLayer, Space
 
 # A result that uses less than this share of its tightest bound is repaired.
@@ -57,7 +58,7 @@ class Limit:
 
     def used(self, picks: Sequence[int]) -> float:
         """Return what the choices `picks` cost together."""
-        return self.fixed + sum(row[pick] for row, pick in zip(self.costs, picks, strict=True))
+        return self.fixed + total(self.costs, picks)
 
     @property
     def span(self) -> tuple[float, float]:
@@ -83,7 +84,7 @@ def limit_of(
 
 def layer_bops(layer: SearchLayer, bits: LayerBits) -> int:
     """Return the BOPs of one layer per image (paper, Eq. 6)."""
-    return layer.macs * bits.weight * bits.activation
+    return LayerCost(layer.name, layer.macs, bits).bops
 
 
 def check_reachable(limits: Sequence[Limit]) -> None:

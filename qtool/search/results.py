@@ -23,13 +23,12 @@ from qtool.nn.control import bit_costs, initialise_weight_steps, select
 from qtool.progress import Progress
 from qtool.qspec import Selection
 from qtool.run import Run
+from qtool.search import PARETO_FORMAT
 from qtool.search.limits import KINDS, Limit
 from qtool.search.methods import Found, Task
 from qtool.search.request import Budget, Request
 from qtool.training.evaluation import recalibrate_norms
 from qtool.training.phases import run_phase
-
-PARETO_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def save_choice(task: Task, result: Result, method: str, found: Found) -> None:
     select(model, chosen)
     recalibrate_norms(model, make_batches(config, task.data), config.norm_batches)
     if not run.has_weights("meta"):
-        run.save_weights("meta", task.run.load_weights("meta"))
+        run.link_weights("meta", task.run)
     run.save_weights("searched", model.state_dict())
     run.save_weights("model", model.state_dict())
     run.save_bits(content)
