@@ -5,49 +5,34 @@ from pathlib import Path
 from typing import Any
 
 from qtool.cost import format_count
-from qtool.files import atomic_path
+from qtool.report.plots import GREY, SERIES, bits_colour, picture
 
 _RHO = r"$\rho$"
 Rows = Sequence[Mapping[str, Any]]
-_FIXED, _OTHER = "#c3c9d0", "#8e5ea2"
-_BITS = {8: "#c0392b", 6: "#d0689b", 4: "#e0a030", 3: "#3b8f5a", 2: "#2f6fb0"}
-_WEIGHT, _INPUT, _DEPTHWISE = "#7f8c9a", "#2f6fb0", "#b0451c"
+_FIXED = "#c3c9d0"
+_WEIGHT, _INPUT, _DEPTHWISE = GREY, SERIES[0], "#b0451c"
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
     """Draw what `qtool.analyses.choices.analyse` returned as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     layers, runs = content["layers"], content["runs"]
     heights = (*[1.0] * len(runs), 1.4, 1.0, 1.4)
-    figure, axes = pyplot.subplots(
-        len(heights), 1, sharex=True, height_ratios=heights, layout="constrained",
-        figsize=(max(8.0, 2.0 + 0.23 * len(layers)), 1.9 * sum(heights) + 0.8),
-    )  # fmt: skip
-    try:
+    width = max(8.0, 2.0 + 0.23 * len(layers))
+    with picture(path, width, 1.9 * sum(heights) + 0.8) as figure:
+        axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         for axis, run in zip(axes, runs, strict=False):
             _draw_bits(axis, run, layers)
         _draw_traces(axes[-3], content, "", "Hessian trace")
         _draw_macs(axes[-2], content)
         _draw_traces(axes[-1], content, "_per_mac", "Hessian trace / MACs")
         _name_layers(axes[-1], layers)
-        for axis in axes:
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.tick_params(axis="y", labelsize=8)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=110)
-    finally:
-        pyplot.close(figure)
 
 
 def _draw_bits(axis: Any, run: Mapping[str, Any], layers: Rows) -> None:
     """Draw one bar per layer: its input's bits; its weight's above where those vary."""
     pairs = [run["bits"][layer["name"]] for layer in layers]
     colours = [
-        _BITS.get(a, _OTHER) if layer["open"] else _FIXED
+        bits_colour(a) if layer["open"] else _FIXED
         for layer, (_, a) in zip(layers, pairs, strict=True)
     ]
     bars = axis.bar(range(len(layers)), [a for _, a in pairs], color=colours)

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from qtool.cost import format_count
-from qtool.files import atomic_path
 from qtool.qspec import BITS_FORMAT, LayerBits, selection_from_json
+from qtool.report.plots import GREY, bits_colour, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Bits: colour in a terminal, colour in a picture. More bits are floating point.
+# Colours in a terminal; more bits are floating point.
 _COLOURS = {
-    8: ("red", "#c0392b"), 7: ("bright_red", "#cb5a2d"), 6: ("dark_orange", "#d4762e"),
-    5: ("orange1", "#da8c2f"), 4: ("yellow", "#e0a030"), 3: ("green", "#3b8f5a"),
-    2: ("cyan", "#2f8fa0"), 1: ("blue", "#3f6fb5"),
+    8: "red", 7: "bright_red", 6: "dark_orange", 5: "orange1", 4: "yellow", 3: "green",
+    2: "cyan", 1: "blue",
 }  # fmt: skip
-_FLOAT_COLOURS = ("white", "#9b8fb0")
+_FLOAT_COLOUR = "white"
 _WIDEST = max(_COLOURS)
 _OTHERS = "(all others)"
 # What was reached, what was asked for, how it reads.
@@ -53,34 +52,24 @@ def bits_table(content: dict[str, Any]) -> Table:
 
 def bits_picture(content: dict[str, Any], path: Path) -> None:
     """Draw a bits file's `content` as a PNG: bits above MACs, per layer."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows, macs = _rows(content), content.get("layer_macs", {})
     panels = [("input activation bits", [bits.activation for bits in rows.values()])]
     if _weights_vary(rows):
         panels.append(("weight bits", [bits.weight for bits in rows.values()]))
     heights = [3.0] * len(panels) + [1.0] * bool(macs)
-    figure, grid = pyplot.subplots(
-        len(heights), 1, sharex=True, squeeze=False, figsize=(10, 1.4 + sum(heights)),
-        height_ratios=heights, layout="constrained",
-    )  # fmt: skip
-    axes = list(grid[:, 0])
-    for axis, (what, bits) in zip(axes, panels, strict=False):
-        _bars(axis, what, bits)
-    if macs:
-        counts = [macs.get(layer, 0) / 1e3 for layer in rows]
-        axes[-1].bar(range(len(rows)), counts, color="#7f8c9a")
-        axes[-1].set_ylabel("MACs / 1000")
-    axes[0].set_title(_title(content))
-    axes[-1].set_xticks(range(len(rows)), list(rows), rotation=60, ha="right", fontsize=7)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    pyplot.close(figure)
+    with picture(path, 10, 1.4 + sum(heights)) as figure:
+        grid = figure.subplots(
+            len(heights), 1, sharex=True, squeeze=False, height_ratios=heights
+        )
+        axes = list(grid[:, 0])
+        for axis, (what, bits) in zip(axes, panels, strict=False):
+            _bars(axis, what, bits)
+        if macs:
+            counts = [macs.get(layer, 0) / 1e3 for layer in rows]
+            axes[-1].bar(range(len(rows)), counts, color=GREY)
+            axes[-1].set_ylabel("MACs / 1000")
+        axes[0].set_title(_title(content))
+        axes[-1].set_xticks(range(len(rows)), list(rows), rotation=60, ha="right", fontsize=7)
 
 
 def _rows(content: dict[str, Any]) -> dict[str, LayerBits]:
@@ -108,13 +97,12 @@ def _title(content: dict[str, Any]) -> str:
 
 
 def _bar(bits: int) -> str:
-    colour, _ = _COLOURS.get(bits, _FLOAT_COLOURS)
-    return f"[{colour}]{'█' * min(bits, _WIDEST)}[/]"
+    return f"[{_COLOURS.get(bits, _FLOAT_COLOUR)}]{'█' * min(bits, _WIDEST)}[/]"
 
 
 def _bars(axis: "Axes", what: str, bits: Sequence[int]) -> None:
     """Draw one bar per layer; those of floating point are cut off."""
-    colours = [_COLOURS.get(width, _FLOAT_COLOURS)[1] for width in bits]
+    colours = [bits_colour(width) for width in bits]
     heights = [min(width, _WIDEST) for width in bits]
     drawn = axis.bar(range(len(bits)), heights, color=colours)
     axis.bar_label(drawn, [str(width) for width in bits], fontsize=8)

@@ -8,11 +8,18 @@ from typing import Any
 from qtool.files import atomic_path
 
 _BITS = {
-    32: "#222222", 8: "#c0392b", 6: "#8e5ea2", 5: "#d0689b", 4: "#e0a030", 3: "#3b8f5a",
-    2: "#2f6fb0", 1: "#6b4f3a",
+    32: "#222222", 8: "#c0392b", 7: "#a0522d", 6: "#8e5ea2", 5: "#d0689b", 4: "#e0a030",
+    3: "#3b8f5a", 2: "#2f6fb0", 1: "#6b4f3a",
 }  # fmt: skip
 GREY = "#7f8c9a"
 SERIES = ("#2f6fb0", "#c0392b", "#3b8f5a", "#e0a030", "#8e5ea2", "#6b4f3a", "#222222")
+
+_STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
 
 
 def bits_colour(bits: int) -> str:
@@ -36,10 +43,8 @@ def picture(path: Path, width: float, height: float) -> Iterator[Any]:
 
     figure = pyplot.figure(figsize=(width, height), layout="constrained")
     try:
-        yield figure
-        for axis in figure.axes:
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.tick_params(labelsize=8)
+        with matplotlib.rc_context(_STYLE):
+            yield figure
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=110)
     finally:
