@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from qtool.config import MetaMixConfig, override
 from qtool.errors import UserError
@@ -43,8 +44,13 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.rand(8, 1, 28, 28), torch.randint(10, (8,))
 
 
+def searched(search: BitSearch, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x, labels = batch()
+    return search.loss(x, lambda z: cross_entropy(z, labels), len(labels), mixture)
+
+
 def gradient(search: BitSearch) -> Tensor:
-    loss, _, penalty = search.loss(*batch(), softmax(search.alpha))
+    loss, _, penalty = searched(search, softmax(search.alpha))
     (found,) = torch.autograd.grad(loss + penalty, [search.alpha])
     return found
 
@@ -62,14 +68,13 @@ def test_gradient_is_alphas_alone(weights: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("weights", [(4,), (8, 4, 2)])
 def test_a_certain_mixture_is_the_network_at_these_bits(weights: tuple[int, ...]) -> None:
     search = bit_search(48e6, weights)
-    x, labels = batch()
     picks = search.alpha.argmax(1).tolist()
-    _, logits, _ = search.loss(x, labels, softmax(1e8 * search.alpha))
+    _, logits, _ = searched(search, softmax(1e8 * search.alpha))
     pairs = zip(search.space.open, picks, strict=True)
     bits = Selection({layer.name: layer.choices[pick] for layer, pick in pairs})
     select(search.model, bits, weights=len(weights) > 1)
     # In evaluation a quantized layer sums codes, the mixture values.
-    assert torch.allclose(logits, search.model(x), atol=1e-3)
+    assert torch.allclose(logits, search.model(batch()[0]), atol=1e-3)
     costs = bit_costs(search.model, SHAPE, bits)
     assert search.limits[0].used(picks) == sum(cost.bops for cost in costs)
 
@@ -88,7 +93,7 @@ def test_straight_through_is_one_hot_with_softmaxs_gradient() -> None:
 
 def test_the_mixture_is_eq_2() -> None:
     search = bit_search(48e6)
-    search.loss(*batch(), softmax(search.alpha))
+    searched(search, softmax(search.alpha))
     layer = search.layers[0].input_quant
     x = torch.randn(4, 16, 7, 7)
     parts = zip(softmax(search.alpha)[0], layer.bits, strict=True)
@@ -100,16 +105,20 @@ def test_penalty_is_the_distance_to_the_budget() -> None:
     penalties = []
     for budget in (48e6, 90e6):
         search = bit_search(budget, search_lambda="7")
-        *_, penalty = search.loss(*batch(), softmax(search.alpha))
+        *_, penalty = searched(search, softmax(search.alpha))
         used = search.limits[0].used(search.alpha.argmax(1).tolist())
         assert float(penalty.detach()) == pytest.approx(7 * abs(used - budget) / 1e9, rel=1e-5)
         penalties.append(float(penalty.detach()))
     assert penalties[0] != penalties[1]
 
 
+@pytest.mark.parametrize("autocast", ["true", "false"])
 @pytest.mark.parametrize("weights", [(4,), (8, 4)])
-def test_the_cheap_gradient_is_the_whole_ones(weights: tuple[int, ...]) -> None:
-    cheap, whole = (gradient(bit_search(48e6, weights, is_fixed=f)) for f in (True, False))
+def test_the_cheap_gradient_is_the_whole_ones(weights: tuple[int, ...], autocast: str) -> None:
+    cheap, whole = (
+        gradient(bit_search(48e6, weights, is_fixed=is_fixed, autocast=autocast))
+        for is_fixed in (True, False)
+    )
     assert torch.allclose(cheap, whole, rtol=1e-4, atol=1e-7)
 
 

@@ -1,14 +1,17 @@
 """`qtool search`: every method, several budgets from one meta-state, refusals, resuming."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import run_qtool
+from torch import Tensor
 
 from qtool.search import METHODS
 from qtool.tensor_file import load_tensors
+from qtool.training.losses import Objective
 
 
 def bits_of(run: Path) -> dict[str, Any]:
@@ -138,3 +141,26 @@ def test_candidates_that_the_meta_state_lacks(run_copy: Path, tmp_path: Path) ->
     text = refusal(run_copy, "--bops", "48M", "--activations", "8,5,3", "--out", out)
     assert "its meta-state has activations of 8, 4, 3 bits, not 5: choose among these" in text
     assert not (out / "bits.json").exists()
+
+
+def test_alpha_minimises_the_recipes_loss_teacher_included(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, losses, made = [], [], Objective.on
+
+    def on(objective: Objective, x: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+        batches.append(len(labels))
+        loss = made(objective, x, labels)
+
+        def counted(logits: Tensor) -> Tensor:
+            losses.append(len(logits))
+            return loss(logits)
+
+        return counted
+
+    monkeypatch.setattr(Objective, "on", on)
+    search(
+        run_copy, "--bops", "50M", "--bops", "45M", "--no-finetune", "--out", tmp_path / "o"
+    )
+    # 4 batches: bit-meta's three candidates, then both budgets on one teacher's answer.
+    assert (len(batches), len(losses)) == (4 + 4, 4 * 3 + 4 * 2)

@@ -35,7 +35,7 @@ from qtool.analyses.meta_state import (
 from qtool.data.images import DataSet
 from qtool.errors import UserError
 from qtool.frontends.bit_meta import bit_meta
-from qtool.frontends.pretrain import plain_phase
+from qtool.frontends.pretrain import make_objective, plain_phase
 from qtool.nn.control import select
 from qtool.nn.quant_layer import Norm, QuantLayer
 from qtool.progress import Progress
@@ -134,7 +134,8 @@ class Watch:
 
     def _meta_step(self) -> Callable[[Tensor, Tensor, int], None]:
         """Return: a bit-meta step, then a forward of fixed weights, as bit-search does one."""
-        update, losses = bit_meta(self.source.config, self.model)
+        config = self.source.config
+        update, losses = bit_meta(config, self.model, make_objective(config))
 
         def step(x: Tensor, labels: Tensor, bits: int) -> None:
             kept = {name: value.clone() for name, value in self.norm.named_buffers()}

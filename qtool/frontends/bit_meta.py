@@ -13,19 +13,21 @@ from torch import Tensor, nn
 from qtool.config import MetaMixConfig
 from qtool.data.clips import clip_logits
 from qtool.errors import UserError
-from qtool.frontends.pretrain import build_prepared, load_state, make_objective
+from qtool.frontends.pretrain import build_prepared, load_state
 from qtool.nn.control import initialise_weight_steps, quantizers, select
 from qtool.nn.fake_quant import FakeQuantizer
 from qtool.nn.shared_prefix import SharedPrefix
 from qtool.qspec import LayerBits, Selection
 from qtool.run import Run
+from qtool.training.losses import Objective
 from qtool.training.update import Losses, Pass, Update
 
 
-def bit_meta(config: MetaMixConfig, model: nn.Module) -> tuple[Update, Losses]:
+def bit_meta(
+    config: MetaMixConfig, model: nn.Module, objective: Objective
+) -> tuple[Update, Losses]:
     """Return the step on the mean loss over the candidate bits (Eq. 1), and these losses."""
-    objective, shared = make_objective(config), SharedPrefix(model)
-    branches = branches_of(config)
+    shared, branches = SharedPrefix(model), branches_of(config)
     has_weights = not branches[0].is_float
 
     def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:

@@ -29,6 +29,7 @@ from qtool.frontends.pretrain import (
     check_training,
     make_batches,
     make_float,
+    make_objective,
     network_with,
     with_teacher,
 )
@@ -76,7 +77,7 @@ def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> No
     batches = make_batches(config, data)
     model = build_prepared(run, float_weights=True)
     calibrate(model, to_batch(batches.source, slice(0, CALIBRATION_IMAGES))[0])
-    update, losses = bit_meta(config, model)
+    update, losses = bit_meta(config, model, make_objective(config))
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
         update(losses, x, labels, averages)

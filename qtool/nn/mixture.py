@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def mixed(quantizer: "FakeQuantizer", x: Tensor, weights: Tensor) -> Tensor:
-    """Return sum over candidates b of weights[b] * Q_b(x), shaped as `x`."""
+    """Return sum over candidates b of weights[b] * Q_b(x), float32, shaped as `x`."""
     parts = _parts(quantizer, x)
     pairs = zip(weights, parts, strict=True)
     return torch.stack([weight * part for weight, part in pairs]).sum(0)
@@ -49,7 +49,7 @@ class _Mixed(torch.autograd.Function):
             if dx is not None:
                 (part,) = torch.autograd.grad(out, leaf, grad)
                 dx.add_(part, alpha=weight)
-        return dx, torch.stack(products), None
+        return None if dx is None else dx.to(x.dtype), torch.stack(products), None
 
 
 def _parts(quantizer: "FakeQuantizer", x: Tensor) -> Iterator[Tensor]:
@@ -57,7 +57,7 @@ def _parts(quantizer: "FakeQuantizer", x: Tensor) -> Iterator[Tensor]:
 
 
 def _sum(quantizer: "FakeQuantizer", x: Tensor, weights: Tensor) -> Tensor:
-    total = torch.zeros_like(x)
+    total = torch.zeros_like(x, dtype=torch.float32)  # as the parts are, under autocast too
     for weight, part in zip(weights.tolist(), _parts(quantizer, x), strict=True):
         total.add_(part, alpha=weight)
     return total

@@ -11,7 +11,7 @@ the forward pass in proportion to its probability; a Gumbel softmax in DNAS. Wha
 (Eq. 4) is that of the one-hot argmax, with softmax's gradient (Eq. 5).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from qtool.nn.fake_quant import FakeQuantizer
 from qtool.qspec import Selection
 from qtool.search.limits import KINDS, Limit, check_reachable
 from qtool.search.space import Space
-from qtool.training.losses import task_loss
+from qtool.training.update import precision
 
 
 def softmax(alpha: Tensor) -> Tensor:
@@ -76,20 +76,23 @@ class BitSearch:
         self.alpha = nn.Parameter(torch.randn(size, generator=generator) * config.alpha_init)
 
     def loss(
-        self, x: Tensor, labels: Tensor, mixture: Tensor
+        self, x: Tensor, task_loss: Callable[[Tensor], Tensor], count: int, mixture: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (task loss, logits, penalty), the first and the last to be added (Eq. 3).
 
         Args:
             x: images.
-            labels: (N,).
+            task_loss: of logits (`count`, classes): the recipe's on `x`, teacher included.
+            count: number of labels.
             mixture: (open layers, choices), made from `alpha`; each row's sum is 1.
         """
         select(self.model, Selection(), weights=self.quantize_weights)
         self._mix(mixture)
-        logits = clip_logits(self.model(x), len(labels))
+        with precision(self.config, x.device):
+            logits = clip_logits(self.model(x), count)
+            loss = task_loss(logits)
         penalty = self.config.search_lambda * self._excess(straight_through(self.alpha))
-        return task_loss(self.config, logits, labels), logits, penalty
+        return loss, logits, penalty
 
     def shares(self) -> list[float]:
         """Return what the present argmax uses of every bound."""

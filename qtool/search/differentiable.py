@@ -20,7 +20,7 @@ from torch.nn import functional
 from qtool.data.batches import to_batch
 from qtool.frontends.bit_meta import bit_meta
 from qtool.frontends.metamix import CALIBRATION_IMAGES
-from qtool.frontends.pretrain import build_prepared, make_batches
+from qtool.frontends.pretrain import build_prepared, make_batches, make_objective
 from qtool.nn.control import calibrate
 from qtool.search.bit_search import BitSearch, softmax
 from qtool.search.fit import argmax, fit
@@ -35,6 +35,7 @@ from qtool.training.update import Pass, Update
 # Temperatures of the Gumbel softmax at the first and the last batch.
 _HOT, _COLD = 5.0, 0.5
 _Mixture = Callable[[Tensor], Tensor]
+_Loss = Callable[[Tensor], Tensor]
 
 
 def metamix(task: Task) -> list[Found]:
@@ -46,13 +47,15 @@ def metamix(task: Task) -> list[Found]:
         BitSearch(config, model, task.space, limits, is_fixed=True)
         for _, limits in task.budgets
     ]
-    update, losses = bit_meta(config, model)
+    objective = make_objective(config)
+    update, losses = bit_meta(config, model, objective)
     alphas = _alpha_optimizer(task, searches)
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
         update(losses, x, labels, Averages())
         model.eval()
-        notes = [_search_step(search, x, labels, averages) for search in searches]
+        loss = objective.on(x, labels)
+        notes = [_search_step(search, x, labels, loss, averages) for search in searches]
         alphas.step()
         return f"budget used {' '.join(notes)}"
 
@@ -79,7 +82,7 @@ def _dnas(task: Task, name: str, limits: tuple[Limit, ...]) -> Found:
     search = BitSearch(config, model, task.space, limits, quantize_weights=True)
     epochs = config.meta_epochs + config.search_epochs
     steps = epochs * len(batches)
-    done = torch.zeros(())
+    objective, done = make_objective(config), torch.zeros(())
 
     def mixture(alpha: Tensor) -> Tensor:
         share = float(done) / steps
@@ -88,14 +91,16 @@ def _dnas(task: Task, name: str, limits: tuple[Limit, ...]) -> Found:
 
     def weights_first(x: Tensor, labels: Tensor) -> Iterator[Pass]:
         model.train()
-        loss, logits, _ = search.loss(x, labels, mixture(search.alpha.detach()))
+        mixed = mixture(search.alpha.detach())
+        loss, logits, _ = search.loss(x, objective.on(x, labels), len(labels), mixed)
         yield loss, logits
 
     update, alphas = Update(config, model, config.meta_lr), _alpha_optimizer(task, [search])
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
         update(weights_first, x, labels, averages)
-        note = _search_step(search, x, labels, Averages(), mixture)
+        loss = objective.on(x, labels)
+        note = _search_step(search, x, labels, loss, Averages(), mixture)
         alphas.step()
         done.add_(1)
         return f"budget used {note}"
@@ -113,10 +118,12 @@ def _unfixed(task: Task, name: str, limits: tuple[Limit, ...]) -> Found:
     config, model = task.config, copy.deepcopy(task.model)
     search = BitSearch(config, model, task.space, limits)
     update, alphas = Update(config, model, config.meta_lr), _alpha_optimizer(task, [search])
+    objective = make_objective(config)
 
     def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
         model.train()
-        loss, logits, penalty = search.loss(x, labels, softmax(search.alpha))
+        task_loss, mixture = objective.on(x, labels), softmax(search.alpha)
+        loss, logits, penalty = search.loss(x, task_loss, len(labels), mixture)
         yield loss + penalty, logits
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
@@ -142,11 +149,12 @@ def _alpha_optimizer(task: Task, searches: list[BitSearch]) -> torch.optim.Optim
 
 
 def _search_step(
-    search: BitSearch, x: Tensor, labels: Tensor, averages: Averages,
+    search: BitSearch, x: Tensor, labels: Tensor, task_loss: _Loss, averages: Averages,
     mixture: _Mixture = softmax,
 ) -> str:  # fmt: skip
     """Set alpha's gradient of Eq. 3 and nothing else; return the shares of the budget."""
-    loss, logits, penalty = search.loss(x, labels, mixture(search.alpha))
+    mixed = mixture(search.alpha)
+    loss, logits, penalty = search.loss(x, task_loss, len(labels), mixed)
     (search.alpha.grad,) = torch.autograd.grad(loss + penalty, [search.alpha])
     average_gradients([search.alpha])
     averages.add((loss + penalty).detach(), logits, labels)

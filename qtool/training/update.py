@@ -21,6 +21,13 @@ Pass = tuple[Tensor, Tensor]
 Losses = Callable[[Tensor, Tensor], Iterable[Pass]]
 
 
+def precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Return what to compute a loss under: bfloat16 where the recipe has `autocast`."""
+    if not config.autocast:
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
 class Update:
     """Trains the parameters of `model`.
 
@@ -66,10 +73,5 @@ class Update:
             self.ema.update()
 
     def _next(self, found: Iterator[Pass], device: torch.device) -> Pass | None:
-        with self._precision(device):
+        with precision(self.config, device):
             return next(found, None)
-
-    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
-        if not self.config.autocast:
-            return nullcontext()
-        return torch.autocast(device.type, torch.bfloat16)
