@@ -99,12 +99,12 @@ def metamix_resnet20_cifar() -> MetaMixConfig:
         asymmetric=True,
         augment=("crop4", "flip"),
         # Layers of equal cost: candidates near each other, or uniform bits are the best ones.
-        activation_bits=(6, 5, 4, 3),
+        activation_bits=(5, 4, 3),
         label_smoothing=0.0,
         weight_decay=1e-4,
         float_epochs=160,
         meta_lr=0.01,
-        search_lambda=0.2,
+        search_lambda=1.0,
         alpha_lr=0.05,
         finetune_epochs=5,
         finetune_lr=0.01,
@@ -121,8 +121,8 @@ def metamix_mobilenet_v2_cifar() -> MetaMixConfig:
         model="mobilenet_v2_cifar",
         mean=(),
         std=(),
-        activation_bits=(8, 4, 3),
-        search_lambda=0.5,
+        activation_bits=(6, 5, 4, 3),
+        search_lambda=1.0,
     )
 
 
