@@ -87,7 +87,7 @@ def _task(run: Run, images: Any) -> Task:
 
 def _steps(task: Task) -> dict[str, Step]:
     x, labels = to_batch(task.data.train, slice(0, task.config.batch_size))
-    config, meta = task.config, task.model
+    config, meta, objective = task.config, task.model, make_objective(task.config)
     quantized = prepared(task.run, config)
     load_meta(quantized, task.run)
     search = BitSearch(config, meta, task.space, task.budgets[0][1], is_fixed=True)
@@ -95,12 +95,13 @@ def _steps(task: Task) -> dict[str, Step]:
 
     def search_step() -> None:
         meta.eval()
-        loss, _, penalty = search.loss(x, labels, softmax(search.alpha))
+        task_loss, mixture = objective.on(x, labels), softmax(search.alpha)
+        loss, _, penalty = search.loss(x, task_loss, len(labels), mixture)
         torch.autograd.grad(loss + penalty, [search.alpha])
 
     return {
         "float": _training(task, load_float(task.run), x, labels),
-        "bit-meta": partial(_update, *bit_meta(config, meta), x, labels),
+        "bit-meta": partial(_update, *bit_meta(config, meta, objective), x, labels),
         "bit-search, a budget": search_step,
         "fine-tuning": _training(task, quantized, x, labels, Selection(default=widths)),
     }
