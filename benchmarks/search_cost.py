@@ -35,6 +35,7 @@ from qtool.search.metric import greedy, hessian
 from qtool.search.results import prepared
 from qtool.search.space import space_of
 from qtool.training.averages import Averages
+from qtool.training.losses import Objective
 from qtool.training.update import Pass, Update
 
 Step = Callable[[], object]
@@ -112,15 +113,14 @@ def _training(
     selection: Selection | None = None,
 ) -> Step:  # fmt: skip
     """Return a plain training step; the float one has no teacher."""
-    objective = make_objective(task.config) if selection else None
+    objective = make_objective(task.config) if selection else Objective(task.config)
 
     def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
         model.train()
         if selection is not None:
             select(model, selection)
         logits = model(x)
-        plain = torch.nn.functional.cross_entropy
-        yield objective.on(x, labels)(logits) if objective else plain(logits, labels), logits
+        yield objective.on(x, labels)(logits), logits
 
     return partial(_update, Update(task.config, model, 1e-3), losses, x, labels)
 

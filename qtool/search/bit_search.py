@@ -11,7 +11,7 @@ the forward pass in proportion to its probability; a Gumbel softmax in DNAS. Wha
 (Eq. 4) is that of the one-hot argmax, with softmax's gradient (Eq. 5).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from qtool.nn.fake_quant import FakeQuantizer
 from qtool.qspec import Selection
 from qtool.search.limits import KINDS, Limit, check_reachable
 from qtool.search.space import Space
+from qtool.training.losses import LogitsLoss
 from qtool.training.update import precision
 
 
@@ -76,7 +77,7 @@ class BitSearch:
         self.alpha = nn.Parameter(torch.randn(size, generator=generator) * config.alpha_init)
 
     def loss(
-        self, x: Tensor, task_loss: Callable[[Tensor], Tensor], count: int, mixture: Tensor
+        self, x: Tensor, task_loss: LogitsLoss, count: int, mixture: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (task loss, logits, penalty), the first and the last to be added (Eq. 3).
 

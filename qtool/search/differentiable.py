@@ -28,14 +28,15 @@ from qtool.search.limits import Limit
 from qtool.search.methods import Found, State, Task
 from qtool.training.averages import Averages
 from qtool.training.distributed import average_gradients
+from qtool.training.losses import LogitsLoss
 from qtool.training.phases import Phase, run_phase
 from qtool.training.schedules import cosine
 from qtool.training.update import Pass, Update
 
 # Temperatures of the Gumbel softmax at the first and the last batch.
 _HOT, _COLD = 5.0, 0.5
+# Alpha, (layers, branches), to how much of each branch a layer takes.
 _Mixture = Callable[[Tensor], Tensor]
-_Loss = Callable[[Tensor], Tensor]
 
 
 def metamix(task: Task) -> list[Found]:
@@ -149,7 +150,7 @@ def _alpha_optimizer(task: Task, searches: list[BitSearch]) -> torch.optim.Optim
 
 
 def _search_step(
-    search: BitSearch, x: Tensor, labels: Tensor, task_loss: _Loss, averages: Averages,
+    search: BitSearch, x: Tensor, labels: Tensor, task_loss: LogitsLoss, averages: Averages,
     mixture: _Mixture = softmax,
 ) -> str:  # fmt: skip
     """Set alpha's gradient of Eq. 3 and nothing else; return the shares of the budget."""

@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from qtool.config import TrainConfig
 
+# The loss of a batch's logits, (N, classes).
+LogitsLoss = Callable[[Tensor], Tensor]
 LoadTeacher = Callable[[tuple[int, ...], int], nn.Module]
 
 
@@ -51,7 +53,7 @@ class Objective:
         self.config, self._load = config, load_teacher
         self._teacher: nn.Module | None = None
 
-    def on(self, x: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    def on(self, x: Tensor, labels: Tensor) -> LogitsLoss:
         """Return the loss of logits for images `x`, whatever the bits that they come from.
 
         The teacher sees `x` once, at the first call.
