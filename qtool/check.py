@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qtool.data import load_dataset
 from qtool.data.clips import clip_logits
@@ -235,8 +236,12 @@ def _run(
 
 
 def _accuracy(outputs: Floats, images: Source) -> float:
-    logits = clip_logits(outputs, len(images))
-    return float(100 * np.mean(logits.argmax(1) == images.labels))
+    return _agreement(clip_logits(outputs, len(images)).argmax(1), images.labels)
+
+
+def _agreement(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
+    """Return how many of two lists of classes agree, in percent."""
+    return 100 * int(np.count_nonzero(one == other)) / len(one)
 
 
 def _parity(model: Model, checked: Checked, isa: Isa) -> dict[str, Any]:
@@ -260,7 +265,7 @@ def _parity(model: Model, checked: Checked, isa: Isa) -> dict[str, Any]:
             "against": baseline, "required": name in EXACT, **parity.to_json(),
             "reason": _reason(model, name, baseline, isa) if parity.mismatched else None,
             "logits": {"mismatched": parity.mismatched - before, "compared": pair[0].size},
-            "same_class": float(100 * np.mean(pair[0].argmax(1) == pair[1].argmax(1))),
+            "same_class": _agreement(pair[0].argmax(1), pair[1].argmax(1)),
         }  # fmt: skip
     return result
 

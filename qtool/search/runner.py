@@ -6,6 +6,7 @@ settings, its float and meta weights are those of the run it comes from.
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
 from qtool.config import MetaMixConfig, config_as
@@ -22,6 +23,7 @@ from qtool.search.methods import Task, load_method
 from qtool.search.request import Request
 from qtool.search.results import Result, answer, finish, prepared, save_choice, save_front
 from qtool.search.space import Space, space_of
+from qtool.training.job import on_main
 
 _FOLDER = "pareto"
 
@@ -40,6 +42,7 @@ def run_search(
     """
     run.require_shape(data)
     config = _config(run, request)
+    on_main(lambda: _refuse_results(run, request))
     space = space_of(prepared(run, config), run.input_shape)
     bounds = limits_of(request, run, space, progress)
     for limits in bounds:
@@ -78,16 +81,26 @@ def _is_in_place(request: Request) -> bool:
     return request.out is None and len(request.budgets) == 1
 
 
+def _folder(run: Run, request: Request) -> Path:
+    return request.out or run.path(_FOLDER)
+
+
+def _refuse_results(run: Run, request: Request) -> None:
+    """Refuse results that are there already, before minutes go into measuring latency."""
+    folder, name = run.folder, "bits.json"
+    if not _is_in_place(request):
+        folder, name = _folder(run, request), "recipe.json"
+        if folder.resolve() == run.folder.resolve():
+            raise UserError(f"--out {folder} is the run itself: leave it out, or name another")
+    if not request.resume:
+        refuse_existing(folder / name, request.force)
+
+
 def _base(run: Run, request: Request, config: MetaMixConfig) -> Run:
     """Return the run in which the search happens."""
     if _is_in_place(request):
-        if not request.resume:
-            refuse_existing(run.path("bits.json"), request.force)
         return run
-    folder = request.out or run.path(_FOLDER)
-    if folder.resolve() == run.folder.resolve():
-        raise UserError(f"--out {folder} is the run itself: leave it out, or name another")
-    return run.derive(folder, config, ["float"], request.resume, request.force)
+    return run.derive(_folder(run, request), config, ["float"], request.resume, request.force)
 
 
 def _places(base: Run, request: Request) -> list[Run]:
