@@ -5,7 +5,8 @@
 Exports every run (as `qtool train` with frontend qat, or `qtool search`, left it) and checks
 the file on the whole test set: accuracy of the integer file in ONNX Runtime, and in how many
 integers that differs from the numpy reference. Runs of equal network, method, settings and
-budget are a row; they differ by their seeds.
+budget are a row; they differ by their seeds. A budget's "x" is its multiple of what 4-bit
+activations in all inner layers cost at the same weights.
 """
 
 import statistics
@@ -19,7 +20,11 @@ from deployed import differing, measure
 from qtool.files import read_json, write_json
 
 _PATH = click.Path(path_type=Path)
-_SAME = ("model", "method", "weights", "budget_bops", "fixed_meta_state", "finetune_epochs")
+_SAME = (
+    "model", "method", "weights", "budget_bops", "candidates", "fixed_meta_state",
+    "finetune_epochs",
+)  # fmt: skip
+_COUNTS = ("mismatched", "compared")
 
 
 @click.command()
@@ -47,6 +52,7 @@ def _about(run: Path) -> dict[str, Any]:
         "run": run.name,
         "method": bits.get("method", "uniform" if len(set(map(tuple, inner))) == 1 else "qat"),
         "budget_bops": bits.get("budget_bops"),
+        "uniform_bops": _uniform(bits, activation=4),
         "weights": sorted({pair[0] for pair in inner}, reverse=True),
         "activations": statistics.fmean(pair[1] for pair in inner),
         "repaired": len(bits.get("repaired", ())),
@@ -54,6 +60,15 @@ def _about(run: Path) -> dict[str, Any]:
         "fixed_meta_state": settings.get("fixed_meta_state"),
         "finetune_epochs": settings.get("finetune_epochs", settings.get("epochs")),
     }
+
+
+def _uniform(bits: dict[str, Any], activation: int) -> int:
+    """Return the BOPs with inner layers' inputs at `activation` bits."""
+    pairs = dict(bits["layers"])
+    for layer in list(pairs)[1:-1]:
+        pairs[layer] = (pairs[layer][0], activation)
+    macs = bits["layer_macs"]
+    return sum(macs[layer] * weight * inputs for layer, (weight, inputs) in pairs.items())
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -72,23 +87,28 @@ def markdown(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _cells(group: Sequence[dict[str, Any]]) -> list[str]:
     first, deployed = group[0], [row["accuracy"]["ort"] for row in group]
-    name = first["method"] + (
-        "" if first["fixed_meta_state"] in (None, True) else ", not fixed"
-    )
-    share = statistics.fmean(
-        row["bops"] / (row["budget_bops"] or row["bops"]) for row in group
-    )
+    budget = first["budget_bops"]
+    share = statistics.fmean(row["bops"] / (budget or row["bops"]) for row in group)
     return [
-        name,
+        _name(first),
         ", ".join(map(str, first["weights"])),
         f"{statistics.fmean(row['activations'] for row in group):.2f}",
         " ".join(f"{row['bops'] / 1e6:.1f}" for row in group),
-        f"{100 * share:.1f} %" if first["budget_bops"] else "",
+        f"{100 * share:.1f} %" if budget else "",
         f"{first['accuracy']['float']:.2f} %",
         " ".join(f"{value:.2f}" for value in deployed),
         f"{statistics.fmean(deployed):.2f} %",
-        " ".join(differing(row["parity"]) for row in group),
+        differing({key: sum(row["parity"][key] for row in group) for key in _COUNTS}),
     ]
+
+
+def _name(row: dict[str, Any]) -> str:
+    if not row["budget_bops"]:
+        return f"uniform A{row['activations']:g}" if row["method"] == "uniform" else "qat"
+    fixed = "" if row["fixed_meta_state"] else ", meta-state not fixed"
+    candidates = ",".join(map(str, row["candidates"]))
+    share = row["budget_bops"] / row["uniform_bops"]
+    return f"{row['method']}{fixed}, {candidates}, {share:.2f} x"
 
 
 if __name__ == "__main__":
