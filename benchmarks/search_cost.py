@@ -4,7 +4,7 @@
 
 RUN is a run of frontend metamix. Printed are medians and quartiles of a step's time over that
 of a float step, and what follows for a whole search: one epoch of bit-meta and one of bit-meta
-and bit-search in turn (MetaMix, Table 1); as many of DNAS; the seconds of the metrics.
+and bit-search in turn (MetaMix, Table 1); as many of DNAS; the metrics' own time.
 """
 
 import statistics
@@ -23,8 +23,8 @@ from qtool.data.batches import to_batch
 from qtool.files import write_json
 from qtool.frontends.bit_meta import bit_meta, load_meta
 from qtool.frontends.metamix import settings_of
-from qtool.frontends.pretrain import load_float, make_objective
-from qtool.nn.control import select
+from qtool.frontends.pretrain import build_prepared, load_float, make_objective
+from qtool.nn.control import calibrate, select
 from qtool.progress import Silent
 from qtool.qspec import LayerBits, Selection
 from qtool.run import Run
@@ -70,10 +70,15 @@ def main(
     meta = rows["bit-meta"]["ratio"]
     whole = 2 * meta + rows["bit-search, a budget"]["ratio"]
     click.echo(f"metamix: {whole:.2f} float epochs, of which the meta-state {meta:.2f}")
+    dnas = 2 * rows["dnas, a budget"]["ratio"]
+    click.echo(f"dnas: {dnas:.2f} float epochs")
     for name, value in metrics.items():
         click.echo(f"{name}: {value:.2f} float epochs")
     if output is not None:
-        write_json(output, {"rows": rows, "metamix": whole, **metrics, "threads": threads})
+        write_json(
+            output,
+            {"rows": rows, "metamix": whole, "dnas": dnas, **metrics, "threads": threads},
+        )
 
 
 def _task(run: Run, images: Any) -> Task:
@@ -92,18 +97,36 @@ def _steps(task: Task) -> dict[str, Step]:
     quantized = prepared(task.run, config)
     load_meta(quantized, task.run)
     search = BitSearch(config, meta, task.space, task.budgets[0][1], is_fixed=True)
+    along = build_prepared(task.run, float_weights=True)
+    calibrate(along, x)
+    dnas = BitSearch(config, along, task.space, task.budgets[0][1], quantize_weights=True)
+    update = Update(config, along, config.meta_lr)
     widths = LayerBits(4, config.activation_bits[1])
 
-    def search_step() -> None:
-        meta.eval()
+    def alpha_step(search: BitSearch) -> None:
         task_loss, mixture = objective.on(x, labels), softmax(search.alpha)
         loss, _, penalty = search.loss(x, task_loss, len(labels), mixture)
         torch.autograd.grad(loss + penalty, [search.alpha])
+
+    def search_step() -> None:
+        meta.eval()
+        alpha_step(search)
+
+    def weights_along(x: Tensor, labels: Tensor) -> Iterator[Pass]:
+        along.train()
+        mixture = softmax(dnas.alpha.detach())
+        loss, logits, _ = dnas.loss(x, objective.on(x, labels), len(labels), mixture)
+        yield loss, logits
+
+    def dnas_step() -> None:
+        _update(update, weights_along, x, labels)
+        alpha_step(dnas)
 
     return {
         "float": _training(task, load_float(task.run), x, labels),
         "bit-meta": partial(_update, *bit_meta(config, meta, objective), x, labels),
         "bit-search, a budget": search_step,
+        "dnas, a budget": dnas_step,
         "fine-tuning": _training(task, quantized, x, labels, Selection(default=widths)),
     }
 
