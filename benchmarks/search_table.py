@@ -17,7 +17,9 @@ from typing import Any
 import click
 from deployed import differing, measure
 
+from qtool.cost import LayerCost, total_bops
 from qtool.files import read_json, write_json
+from qtool.qspec import LayerBits
 
 _PATH = click.Path(path_type=Path)
 _SAME = (
@@ -68,7 +70,9 @@ def _uniform(bits: dict[str, Any], activation: int) -> int:
     for layer in list(pairs)[1:-1]:
         pairs[layer] = (pairs[layer][0], activation)
     macs = bits["layer_macs"]
-    return sum(macs[layer] * weight * inputs for layer, (weight, inputs) in pairs.items())
+    return total_bops(
+        LayerCost(name, macs[name], LayerBits(*pair)) for name, pair in pairs.items()
+    )
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
