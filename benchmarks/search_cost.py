@@ -28,7 +28,8 @@ from qtool.nn.control import calibrate, select
 from qtool.progress import Silent
 from qtool.qspec import LayerBits, Selection
 from qtool.run import Run
-from qtool.search.bit_search import BitSearch, softmax
+from qtool.search.bit_search import BitSearch
+from qtool.search.differentiable import mixture_losses, search_step
 from qtool.search.limits import Limit, layer_bops, limit_of
 from qtool.search.methods import Task
 from qtool.search.metric import greedy, hessian
@@ -104,28 +105,22 @@ def _steps(task: Task) -> dict[str, Step]:
     widths = LayerBits(4, config.activation_bits[1])
 
     def alpha_step(search: BitSearch) -> None:
-        task_loss, mixture = objective.on(x, labels), softmax(search.alpha)
-        loss, _, penalty = search.loss(x, task_loss, len(labels), mixture)
-        torch.autograd.grad(loss + penalty, [search.alpha])
+        search_step(search, x, labels, objective.on(x, labels), Averages())
 
-    def search_step() -> None:
+    def meta_alpha_step() -> None:
         meta.eval()
         alpha_step(search)
 
-    def weights_along(x: Tensor, labels: Tensor) -> Iterator[Pass]:
-        along.train()
-        mixture = softmax(dnas.alpha.detach())
-        loss, logits, _ = dnas.loss(x, objective.on(x, labels), len(labels), mixture)
-        yield loss, logits
+    weights = mixture_losses(along, dnas, objective)
 
     def dnas_step() -> None:
-        _update(update, weights_along, x, labels)
+        _update(update, weights, x, labels)
         alpha_step(dnas)
 
     return {
         "float": _training(task, load_float(task.run), x, labels),
         "bit-meta": partial(_update, *bit_meta(config, meta, objective), x, labels),
-        "bit-search, a budget": search_step,
+        "bit-search, a budget": meta_alpha_step,
         "dnas, a budget": dnas_step,
         "fine-tuning": _training(task, quantized, x, labels, Selection(default=widths)),
     }

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Module, functional
 
 from qtool.data.batches import to_batch
 from qtool.frontends.bit_meta import bit_meta
@@ -28,7 +28,7 @@ from qtool.search.limits import Limit
 from qtool.search.methods import Found, State, Task
 from qtool.training.averages import Averages
 from qtool.training.distributed import average_gradients
-from qtool.training.losses import LogitsLoss
+from qtool.training.losses import LogitsLoss, Objective
 from qtool.training.phases import Phase, run_phase
 from qtool.training.schedules import cosine
 from qtool.training.update import Pass, Update
@@ -36,7 +36,7 @@ from qtool.training.update import Pass, Update
 # Temperatures of the Gumbel softmax at the first and the last batch.
 _HOT, _COLD = 5.0, 0.5
 # Alpha, (layers, branches), to how much of each branch a layer takes.
-_Mixture = Callable[[Tensor], Tensor]
+Mixture = Callable[[Tensor], Tensor]
 
 
 def metamix(task: Task) -> list[Found]:
@@ -56,7 +56,7 @@ def metamix(task: Task) -> list[Found]:
         update(losses, x, labels, Averages())
         model.eval()
         loss = objective.on(x, labels)
-        notes = [_search_step(search, x, labels, loss, averages) for search in searches]
+        notes = [search_step(search, x, labels, loss, averages) for search in searches]
         alphas.step()
         return f"budget used {' '.join(notes)}"
 
@@ -90,18 +90,13 @@ def _dnas(task: Task, name: str, limits: tuple[Limit, ...]) -> Found:
         temperature = _HOT * (_COLD / _HOT) ** share
         return functional.gumbel_softmax(alpha, temperature)
 
-    def weights_first(x: Tensor, labels: Tensor) -> Iterator[Pass]:
-        model.train()
-        mixed = mixture(search.alpha.detach())
-        loss, logits, _ = search.loss(x, objective.on(x, labels), len(labels), mixed)
-        yield loss, logits
-
+    weights = mixture_losses(model, search, objective, mixture)
     update, alphas = Update(config, model, config.meta_lr), _alpha_optimizer(task, [search])
 
     def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
-        update(weights_first, x, labels, averages)
+        update(weights, x, labels, averages)
         loss = objective.on(x, labels)
-        note = _search_step(search, x, labels, loss, Averages(), mixture)
+        note = search_step(search, x, labels, loss, Averages(), mixture)
         alphas.step()
         done.add_(1)
         return f"budget used {note}"
@@ -149,9 +144,23 @@ def _alpha_optimizer(task: Task, searches: list[BitSearch]) -> torch.optim.Optim
     return torch.optim.Adam(alphas, lr=rate, betas=(0.5, 0.999), weight_decay=1e-3)
 
 
-def _search_step(
+def mixture_losses(
+    model: Module, search: BitSearch, objective: Objective, mixture: Mixture = softmax
+) -> Callable[[Tensor, Tensor], Iterator[Pass]]:
+    """Return the passes of a step of the weights below a mixture of branches."""
+
+    def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
+        model.train()
+        mixed = mixture(search.alpha.detach())
+        loss, logits, _ = search.loss(x, objective.on(x, labels), len(labels), mixed)
+        yield loss, logits
+
+    return losses
+
+
+def search_step(
     search: BitSearch, x: Tensor, labels: Tensor, task_loss: LogitsLoss, averages: Averages,
-    mixture: _Mixture = softmax,
+    mixture: Mixture = softmax,
 ) -> str:  # fmt: skip
     """Set alpha's gradient of Eq. 3 and nothing else; return the shares of the budget."""
     mixed = mixture(search.alpha)
