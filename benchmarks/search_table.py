@@ -5,8 +5,8 @@
 Exports every run (as `qtool train` with frontend qat, or `qtool search`, left it) and checks
 the file on the whole test set: accuracy of the integer file in ONNX Runtime, and in how many
 integers that differs from the numpy reference. Runs of equal network, method, settings and
-budget are a row; they differ by their seeds. A budget's "x" is its multiple of what 4-bit
-activations in all inner layers cost at the same weights.
+budget are a row; they differ by their seeds. Epochs are those at the chosen bits. A budget's
+"x" is its multiple of what 4-bit activations in all inner layers cost at the same weights.
 """
 
 import statistics
@@ -78,10 +78,10 @@ def _uniform(bits: dict[str, Any], activation: int) -> int:
 def markdown(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of a table."""
     yield (
-        "| method | weights | mean input bits | MBOPs | budget | float | deployed, each seed "
-        "| mean | integers that differ |"
+        "| method | epochs | weights | mean input bits | MBOPs | budget | float "
+        "| deployed, each seed | mean | integers that differ |"
     )
-    yield "|---" * 9 + "|"
+    yield "|---" * 10 + "|"
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(str([row[key] for key in _SAME]), []).append(row)
@@ -95,6 +95,7 @@ def _cells(group: Sequence[dict[str, Any]]) -> list[str]:
     share = statistics.fmean(row["bops"] / (budget or row["bops"]) for row in group)
     return [
         _name(first),
+        str(first["finetune_epochs"]),
         ", ".join(map(str, first["weights"])),
         f"{statistics.fmean(row['activations'] for row in group):.2f}",
         " ".join(f"{row['bops'] / 1e6:.1f}" for row in group),
