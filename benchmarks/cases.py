@@ -9,8 +9,8 @@ from pathlib import Path
 
 from networks import Bits, write_float, write_library, write_qtool, write_static
 
+from qtool.core.tvm_env import require_tvm
 from runtimes.openvino import require_openvino
-from runtimes.tvm_env import require_tvm
 
 ORT_INT8, OPENVINO_INT8 = "ORT int8", "OpenVINO int8"
 

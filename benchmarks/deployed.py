@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qtool.files import read_json
+from qtool.core.files import read_json
 
 _PACKAGES = ("torch", "onnxruntime", "numpy")
 

@@ -48,7 +48,7 @@ def tvm(model: str, threads: int, x: NDArray[Any]) -> Call:
     """TVM's virtual machine, function `main`."""
     os.environ["TVM_NUM_THREADS"] = str(threads)  # read when TVM starts its threads
 
-    from runtimes.tvm_env import require_tvm
+    from qtool.core.tvm_env import require_tvm
 
     require_tvm()
     import tvm as t

@@ -72,12 +72,12 @@ def end_to_end(name: str) -> dict[str, Any]:
         import torch
         from networks import Bits, images, random_network
 
-        from passes.emit.onnx_qdq import emit_onnx_qdq
+        from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
         from passes.pipelines import lower
+        from qtool.core.selection import Selection
+        from qtool.export.trace import trace
         from qtool.nn.control import calibrate
-        from qtool.nn.prepare import prepare
-        from qtool.qspec import Selection
-        from qtool.trace import trace
+        from qtool.nn.prepare.prepare import prepare
     with phases.phase("build, BatchNorm statistics"):
         model = random_network(name, 224)
     with phases.phase("prepare"):
@@ -145,10 +145,10 @@ def one_pass_run(count: int) -> dict[str, float]:
     import onnx_ir as ir
     from synthetic import adaptive_chain
 
-    from passes.emit.onnx_qdq import emit_onnx_qdq
+    from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
     from passes.pipelines import import_qdq, lower
-    from qtool.dialect import read_program
-    from qtool.qspec import Selection
+    from qtool.core.dialect import read_program
+    from qtool.core.selection import Selection
 
     seconds: dict[str, float] = {}
 
@@ -177,7 +177,7 @@ _RUN = """
 import sys, time
 from pathlib import Path
 began, worked = time.perf_counter(), time.process_time()
-from qtool.pipeline import integer_model, write_onnx
+from qtool.export.export import integer_model, write_onnx
 dialect = integer_model(Path(sys.argv[1]), sys.argv[2])
 wrote = time.perf_counter()
 write_onnx(dialect, Path(sys.argv[3]))

@@ -27,7 +27,7 @@ from cases import Case, select, write_files
 from interleaved import engine_command
 from latency_rows import Row, markdown, table_rows
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 from qtool.models import model_factory
 from qtool.models.macs import count_macs
 

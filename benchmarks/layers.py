@@ -27,9 +27,9 @@ from interleaved import engine_command
 from networks import write_program
 from single_layer import Site, repeated, sites
 
-from qtool.errors import UserError
-from qtool.pipeline import read_onnx
-from runtimes.tvm_env import require_tvm
+from qtool.core.errors import UserError
+from qtool.core.tvm_env import require_tvm
+from qtool.export.read import read_onnx
 
 FURTHER = 4  # copies of a layer more in the second module than in the first
 

@@ -15,16 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from passes.emit.onnx.target import write_onnx
+from passes.emit.tvm.target import compile_program
 from passes.pipelines import import_qdq, lower
-from qtool.dialect import Program
-from qtool.foreign_import import read_foreign
+from qtool.core.dialect import Program
+from qtool.core.selection import LayerBits, Selection
+from qtool.export.export import write_tvm
+from qtool.export.foreign_import import read_foreign
+from qtool.export.read import load_graph
+from qtool.export.trace import trace, trace_float
 from qtool.models import model_factory
 from qtool.nn.control import calibrate, quantizers
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.pipeline import load_graph, write_onnx, write_tvm
-from qtool.qspec import LayerBits, Selection
-from qtool.trace import trace, trace_float
-from qtool.tvm_export import compile_program
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 
 
 @dataclass(frozen=True)

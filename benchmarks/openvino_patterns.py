@@ -1,8 +1,8 @@
 """Small QDQ models, one per pattern that qtool emits, with random codes as their inputs.
 
 ``Qdq`` builds them tensor by tensor; a tensor is uint8 codes with a scale and a zero point.
-`PATTERNS` are spelled as `passes.emit.onnx_qdq` spells them; `BEFORE_ADD` are other spellings
-of the one that OpenVINO does not round as written.
+`PATTERNS` are spelled as `passes.emit.onnx.onnx_qdq` spells them; `BEFORE_ADD` are other
+spellings of the one that OpenVINO does not round as written.
 """
 
 from collections.abc import Callable

@@ -21,7 +21,7 @@ import onnx
 import openvino
 from openvino_patterns import BEFORE_ADD, DIVISIONS, PATTERNS, Build, Qdq
 
-from qtool.pipeline import read_onnx
+from qtool.export.read import read_onnx
 from runtimes.compare import Parity, output_codes
 from runtimes.isa import read_isa
 from runtimes.openvino import CONFIG, OpenVinoRuntime
@@ -123,13 +123,13 @@ def write_network(name: str, bits: int, size: int, folder: Path) -> Path:
     import onnx_ir as ir
     import torch
 
-    from passes.emit.onnx_qdq import emit_onnx_qdq
+    from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
     from passes.pipelines import lower
+    from qtool.core.selection import Selection
+    from qtool.export.trace import trace
     from qtool.models import model_factory
     from qtool.nn.control import calibrate, quantizers
-    from qtool.nn.prepare import QuantSpec, prepare
-    from qtool.qspec import Selection
-    from qtool.trace import trace
+    from qtool.nn.prepare.prepare import QuantSpec, prepare
 
     torch.manual_seed(0)
     model = model_factory(name)(classes=100)

@@ -19,15 +19,15 @@ from typing import Any
 
 import click
 
-from qtool.check import check
-from qtool.config import override
+from qtool.checking.check import check
+from qtool.core.files import write_json
+from qtool.core.progress import Progress, open_progress
 from qtool.data import load_dataset
-from qtool.files import write_json
-from qtool.frontends import ptq
-from qtool.pipeline import ExportOptions, export
-from qtool.progress import Progress, open_progress
+from qtool.export.export import ExportOptions, export
+from qtool.frontends.ptq import frontend as ptq
 from qtool.recipes import load_recipe
-from qtool.run import Run
+from qtool.runs.run import Run
+from qtool.settings.override import override
 
 _PACKAGES = ("torch", "onnxruntime", "onnx", "numpy")
 

@@ -32,7 +32,7 @@ import interleaved
 from step_networks import Variant
 from step_rows import Peaks, Row, markdown, table_rows
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 from qtool.models import model_entry
 
 _PACKAGES = ("torch", "brevitas", "numpy")

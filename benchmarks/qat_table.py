@@ -20,7 +20,7 @@ from typing import Any
 import click
 from deployed import differing, measure, qtool
 
-from qtool.files import read_json, write_json
+from qtool.core.files import read_json, write_json
 
 _PATH = click.Path(path_type=Path)
 # Rows that agree in these are of the same training.

@@ -18,16 +18,16 @@ import click
 import torch
 from torch import Tensor
 
+from qtool.core.files import write_json
+from qtool.core.progress import Silent
+from qtool.core.selection import LayerBits, Selection
 from qtool.data import load_dataset
 from qtool.data.batches import to_batch
-from qtool.files import write_json
-from qtool.frontends.bit_meta import bit_meta, load_meta
-from qtool.frontends.metamix import settings_of
-from qtool.frontends.pretrain import build_prepared, load_float, make_objective
+from qtool.frontends.metamix.bit_meta import bit_meta, load_meta
+from qtool.frontends.metamix.frontend import settings_of
+from qtool.networks import build_prepared, load_float
 from qtool.nn.control import calibrate, select
-from qtool.progress import Silent
-from qtool.qspec import LayerBits, Selection
-from qtool.run import Run
+from qtool.runs.run import Run
 from qtool.search.bit_search import BitSearch
 from qtool.search.differentiable import mixture_losses, search_step
 from qtool.search.limits import Limit, layer_bops, limit_of
@@ -36,6 +36,7 @@ from qtool.search.metric import greedy, hessian
 from qtool.search.results import prepared
 from qtool.search.space import space_of
 from qtool.training.averages import Averages
+from qtool.training.ingredients import make_objective
 from qtool.training.losses import Objective
 from qtool.training.update import Pass, Update
 

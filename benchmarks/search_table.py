@@ -17,9 +17,9 @@ from typing import Any
 import click
 from deployed import differing, measure
 
-from qtool.cost import LayerCost, total_bops
-from qtool.files import read_json, write_json
-from qtool.qspec import LayerBits
+from qtool.core.cost import LayerCost, total_bops
+from qtool.core.files import read_json, write_json
+from qtool.core.selection import LayerBits
 
 _PATH = click.Path(path_type=Path)
 _SAME = (

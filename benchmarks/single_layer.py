@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from qtool.cost import conv_macs
-from qtool.dialect import Add, Conv, Gemm, Op, Program, weight_of
+from qtool.core.cost import conv_macs
+from qtool.core.dialect import Add, Conv, Gemm, Op, Program, weight_of
 
 Layer = Conv | Gemm
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from qtool.core.selection import Selection
 from qtool.models import model_entry, model_factory
 from qtool.nn.control import calibrate, select
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.qspec import Selection
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 
 BITS, ENDS = 4, 8
 _LAYERS = (nn.Conv2d, nn.Linear)

@@ -9,14 +9,18 @@ to ONNX and TVM and checks that three runtimes compute the same integers. About 
 import sys
 from pathlib import Path
 
-from qtool.check import Bars, check, require
+from passes.emit.onnx.target import write_onnx
+from passes.emit.tvm.target import write_tvm
+from qtool.checking.bars import Bars, require
+from qtool.checking.check import check
+from qtool.core.progress import open_progress
 from qtool.data import load_dataset
-from qtool.frontends import metamix
-from qtool.pipeline import integer_model, write_onnx
-from qtool.progress import open_progress
+from qtool.export.export import integer_model
+from qtool.frontends.metamix import frontend as metamix
 from qtool.recipes import load_recipe
-from qtool.run import Run
-from qtool.tvm_export import write_tvm
+from qtool.runs.run import Run
+from qtool.search.request import Budget, Request
+from qtool.search.runner import run_search
 
 
 def main(folder: Path) -> None:
@@ -30,7 +34,7 @@ def main(folder: Path) -> None:
     metamix.train(run, data, progress, resume=False)
 
     # 2. Search: bits per layer under a budget, then fine-tuning at these bits.
-    bits = metamix.search(run, data, 50e6, True, progress, resume=False)
+    (bits,) = run_search(run, data, Request((Budget(bops=50e6),)), progress)
 
     # 3. Compile: the integer dialect once, then as many targets as you like.
     dialect = integer_model(run.folder, bits=None)

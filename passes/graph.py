@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qtool.dialect import Grid, constant
-from qtool.errors import UnsupportedError
-from qtool.qspec import MIN_STEP, Window, activation_window
+from qtool.core.dialect import Grid, constant
+from qtool.core.errors import UnsupportedError
+from qtool.core.grids import MIN_STEP, Window, activation_window
 
 QTOOL = "qtool"
 LAYER_KEY = "qtool.layer"

@@ -10,28 +10,28 @@ from onnx_ir.passes.common import (
     ShapeInferencePass,
 )
 
-from passes.canonicalize import Canonicalize
-from passes.expand_qlinear import ExpandQLinear, is_operator_form
-from passes.fold_batchnorm import FoldBatchNorm
-from passes.fold_constants import FoldConstants
-from passes.free_batch import FreeBatch
-from passes.freeze_weights import FreezeWeights
+from passes.adaptive.canonicalize import Canonicalize
+from passes.adaptive.fold_batchnorm import FoldBatchNorm
+from passes.adaptive.freeze_weights import FreezeWeights
+from passes.adaptive.quantize_glue import QuantizeGlue
+from passes.adaptive.resolve_bits import ResolveBits
 from passes.graph import collection_paused
-from passes.import_qdq import ImportQDQ
-from passes.lower_to_integer import LowerToInteger
-from passes.quantize_glue import QuantizeGlue
-from passes.quantize_output import QuantizeOutput
-from passes.resolve_bits import ResolveBits
-from passes.respell_foreign import RespellForeign
-from qtool.errors import UserError
-from qtool.qspec import Selection
+from passes.importing.expand_qlinear import ExpandQLinear, is_operator_form
+from passes.importing.fold_constants import FoldConstants
+from passes.importing.free_batch import FreeBatch
+from passes.importing.import_qdq import ImportQDQ
+from passes.importing.quantize_output import QuantizeOutput
+from passes.importing.respell_foreign import RespellForeign
+from passes.lower.lower_to_integer import LowerToInteger
+from qtool.core.errors import UserError
+from qtool.core.selection import Selection
 
 
 def lower(model: ir.Model, selection: Selection, allow_float: bool = False) -> ir.Model:
     """Adaptive graph -> integer dialect, in place.
 
     Args:
-        model: result of `qtool.trace.trace`.
+        model: result of `qtool.export.trace.trace`.
         selection: bits of every layer; 16 and 32 are float weights.
         allow_float: keep what has no integer form as marked float islands.
     """

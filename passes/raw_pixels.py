@@ -12,8 +12,8 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.graph import drop_unused_constants
-from qtool.dialect import scalar
-from qtool.errors import UnsupportedError
+from qtool.core.dialect import scalar
+from qtool.core.errors import UnsupportedError
 
 PIXEL_SCALE = np.float32(1) / np.float32(255)
 

@@ -2,7 +2,7 @@
 
 # name: what `qtool list` says
 RUNTIMES = {
-    "reference": "numpy, the definition of the integer dialect (qtool.numerics)",
+    "reference": "numpy, the definition of the integer dialect (qtool.core.numerics)",
     "ort": "ONNX Runtime, CPU, on model.onnx",
     "tvm": "TVM virtual machine, llvm, on model.so (extra: tvm)",
     "openvino": "OpenVINO, CPU, on model.onnx; not exact, used on request (extra: openvino)",

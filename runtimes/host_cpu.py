@@ -10,7 +10,7 @@ from typing import Any
 import tvm
 from tvm.target import codegen
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 
 _SHOWN = 4  # missing features in a message
 

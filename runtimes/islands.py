@@ -1,4 +1,4 @@
-"""Float islands (`qtool.dialect.Island`) on codes: as ONNX Runtime does it, and as numpy does.
+"""Float islands (`qtool.core.dialect.Island`) on codes: as ONNX Runtime and as numpy do it.
 
 Floating point has no one right answer: orders of summation and approximations of exp differ
 between libraries. An island's codes are therefore, by definition, those of ONNX Runtime: the
@@ -17,8 +17,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from qtool import numerics
-from qtool.dialect import Grid, Island, Program
+from qtool.core import numerics
+from qtool.core.dialect import Grid, Island, Program
 from runtimes.base import Codes
 from runtimes.compare import Parity
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 from runtimes.base import Codes, Floats, Inputs
 
 INSTALL = "pip install 'qtool[openvino]'"

@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from qtool.dialect import Grid
-from qtool.errors import UserError
+from qtool.core.dialect import Grid
+from qtool.core.errors import UserError
 from runtimes.base import Codes, Floats, Inputs
 
 # Operators of ONNX Runtime's optimized graphs that compute on integers only.

@@ -1,4 +1,4 @@
-"""The reference runtime: the integer dialect in numpy, on `qtool.numerics`.
+"""The reference runtime: the integer dialect in numpy, on `qtool.core.numerics`.
 
 It defines the numbers, but for float islands: theirs are ONNX Runtime's (`runtimes.islands`).
 It is written to be read, and fast enough for a test set. Suffixes: N batch, C channels, H and
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from qtool import numerics
-from qtool.dialect import (
+from qtool.core import numerics
+from qtool.core.dialect import (
     Add,
     Average,
     Concat,
@@ -34,7 +34,7 @@ from qtool.dialect import (
     Transpose,
     Upsample,
 )
-from qtool.numerics import Accumulators, Codes, Floats
+from qtool.core.numerics import Accumulators, Codes, Floats
 from runtimes.base import Inputs
 
 # From here on not every integer is a float32.

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from qtool.errors import UserError
-from qtool.sealed import read_seal
+from qtool.core.errors import UserError
+from qtool.core.sealed import read_seal
+from qtool.core.tvm_env import require_tvm
 from runtimes.base import Codes, Floats, Inputs
-from runtimes.tvm_env import require_tvm
 
 
 def require_loadable(path: Path, cpu: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from tiny_files import qdq
 
-from qtool import cli
+from qtool.cli import main as cli
 
 TINY = [
     "--set", "train_images=256", "--set", "batch_size=64", "--set", "meta_epochs=1",

@@ -8,11 +8,11 @@ import numpy as np
 from kernel_calls import Call
 from numpy.lib.stride_tricks import sliding_window_view
 
-from passes.emit.kernels.direct import DirectConv, Place, Tile, pack_weights
-from passes.emit.kernels.epilogue import Residual, Window, form, record
-from passes.emit.kernels.layout import Layout, nhwc
-from passes.emit.kernels.vectors import Vectors
-from qtool import numerics
+from passes.emit.tvm.cpu.kernels.direct import DirectConv, Place, Tile, pack_weights
+from passes.emit.tvm.cpu.kernels.epilogue import Residual, Window, form, record
+from passes.emit.tvm.cpu.kernels.layout import Layout, nhwc
+from passes.emit.tvm.cpu.vectors.base import Vectors
+from qtool.core import numerics
 
 Array = np.ndarray[Any, Any]
 SLACK = 64

@@ -10,13 +10,13 @@ import onnx_ir as ir
 from fuzz import images, make
 from kernel_calls import target_of
 
-from passes.emit.onnx_qdq import emit_onnx_qdq
-from passes.emit.onnx_qop import emit_onnx_qop
+from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
+from passes.emit.onnx.onnx_qop import emit_onnx_qop
+from passes.emit.tvm.target import compile_program
 from passes.pipelines import import_qdq, lower
 from passes.raw_pixels import UseRawPixels
-from qtool.dialect import Program, read_program
-from qtool.qspec import Selection
-from qtool.tvm_export import compile_program
+from qtool.core.dialect import Program, read_program
+from qtool.core.selection import Selection
 from runtimes.compare import Parity
 from runtimes.ort import OrtRuntime
 from runtimes.reference import ReferenceRuntime

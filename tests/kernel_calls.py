@@ -11,7 +11,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from passes.emit.cpu_target import CpuTarget, cpu_target, host_triple
+from passes.emit.tvm.cpu_target import CpuTarget, cpu_target, host_triple
 
 Array = np.ndarray[Any, Any]
 CONFIG = {"tirx.disable_storage_rewrite": True}

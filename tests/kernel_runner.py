@@ -8,9 +8,9 @@ from kernel_calls import HOST, Array, compiled
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from passes.emit.kernels.direct import Place
-from passes.emit.kernels.layout import Layout, round_up
-from passes.emit.kernels.runs import Region
+from passes.emit.tvm.cpu.kernels.direct import Place
+from passes.emit.tvm.cpu.kernels.layout import Layout, round_up
+from passes.emit.tvm.cpu.kernels.runs import Region
 
 # The last bytes may be read 64 bytes further; pointers are 16-byte aligned and no more.
 SLACK, ALIGNMENT = 64, 16

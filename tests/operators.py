@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from qtool.dialect import MS, Grid
+from qtool.core.dialect import MS, Grid
 
 F32 = np.float32
 ALL_CODES = np.arange(256, dtype=np.uint8)

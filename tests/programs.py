@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from arrays import random_weights
 
-from passes.emit.cpu_target import CpuTarget
-from passes.emit.kernels.vectors import vectors
-from passes.emit.plan.plan import Plan, make_plan
-from qtool import numerics
-from qtool.dialect import (
+from passes.emit.tvm.cpu.plan.plan import Plan, make_plan
+from passes.emit.tvm.cpu.vectors.units import vectors
+from passes.emit.tvm.cpu_target import CpuTarget
+from passes.emit.tvm.target import compile_program
+from qtool.core import numerics
+from qtool.core.dialect import (
     Add,
     Average,
     Concat,
@@ -34,8 +35,7 @@ from qtool.dialect import (
     Transpose,
     Upsample,
 )
-from qtool.qspec import LayerBits
-from qtool.tvm_export import compile_program
+from qtool.core.selection import LayerBits
 from runtimes.compare import Parity
 from runtimes.reference import ReferenceRuntime
 from runtimes.tvm import TvmRuntime

@@ -6,7 +6,7 @@ from torch import nn
 
 from qtool.data.batches import Batch
 from qtool.nn.control import calibrate
-from qtool.nn.prepare import QuantSpec, prepare
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.search.space import Space, space_of
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import run_qtool
 
-from qtool.tensor_file import load_tensors, save_tensors
+from qtool.core.tensor_file import load_tensors, save_tensors
 
 EXPORT = """
 import sys
 from pathlib import Path
-from qtool.pipeline import ExportOptions, export
+from qtool.export.export import ExportOptions, export
 export(Path(sys.argv[1]), ExportOptions("onnx", "w4a4"), Path(sys.argv[2]), force=True)
 print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "onnxscript"}))
 """
@@ -68,6 +68,6 @@ def test_a_run_that_may_only_be_read_exports(
     def refuse(*_: object) -> None:
         raise OSError("read-only")
 
-    monkeypatch.setattr("qtool.adaptive.write_bytes", refuse)
+    monkeypatch.setattr("qtool.export.adaptive.write_bytes", refuse)
     assert export(run_copy, tmp_path / "second.onnx") == first
     assert not (run_copy / "adaptive.onnx").exists()

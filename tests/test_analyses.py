@@ -19,12 +19,12 @@ from qtool.analyses.activations import distance
 from qtool.analyses.bit_changes import HOLD, schedule, variation
 from qtool.analyses.meta_state import MetaMixRun, open_layers
 from qtool.analyses.norms import Watch
-from qtool.config import QatConfig
-from qtool.frontends import metamix
+from qtool.core.progress import Silent
+from qtool.core.selection import LayerBits, Selection
+from qtool.frontends.metamix import frontend as metamix
 from qtool.nn.control import select
-from qtool.progress import Silent
-from qtool.qspec import LayerBits, Selection
-from qtool.run import Run
+from qtool.runs.run import Run
+from qtool.settings.qat import QatConfig
 
 BITS = (8, 2)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from qtool.core.errors import UserError
 from qtool.data.augment import crop_boxes, parse_augment
 from qtool.data.batches import Batch, Batches, to_batch
 from qtool.data.draws import uniform_draws
 from qtool.data.images import Images, to_float
-from qtool.errors import UserError
 
 ALL = ("crop2", "flip", "resized_crop", "cutout3")
 

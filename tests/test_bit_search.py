@@ -8,18 +8,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from qtool.config import MetaMixConfig, override
-from qtool.errors import UserError
+from qtool.core.errors import UserError
+from qtool.core.selection import LayerBits, Selection
 from qtool.models.mobilenet_v2 import mobilenet_v2_small
 from qtool.nn.control import bit_costs, calibrate, select
-from qtool.nn.fake_quant import FakeQuantizer
-from qtool.nn.mixture import mixed, mixed_fixed
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.qspec import LayerBits, Selection
+from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.ops.mixture import mixed, mixed_fixed
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.search.bit_search import BitSearch, softmax, straight_through
 from qtool.search.fit import argmax, fit, is_fitting
 from qtool.search.limits import LEAST_USE, Limit, check_reachable, layer_bops, limit_of
 from qtool.search.space import space_of
+from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.override import override
 
 SHAPE = (1, 28, 28)
 

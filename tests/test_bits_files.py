@@ -11,9 +11,9 @@ import pytest
 from conftest import graph, run_qtool
 from json_schema import fits
 
-from passes.resolve_bits import ResolveBits
-from qtool.errors import UserError
-from qtool.qspec import LayerBits, Selection, read_selection, selection_from_json
+from passes.adaptive.resolve_bits import ResolveBits
+from qtool.core.errors import UserError
+from qtool.core.selection import LayerBits, Selection, read_selection, selection_from_json
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "bits.schema.json").read_text())
 LAYERS = (
@@ -168,7 +168,10 @@ def test_bops_of_a_list() -> None:
 
 
 def test_reading_bits_needs_no_torch() -> None:
-    code = "import sys, qtool.qspec; print({'torch', 'onnx', 'numpy'} & set(sys.modules))"
+    code = (
+        "import sys, qtool.core.selection; "
+        "print({'torch', 'onnx', 'numpy'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qtool.errors import UnsupportedError
-from qtool.nn.capture import capture
+from qtool.core.errors import UnsupportedError
+from qtool.core.selection import Selection
+from qtool.nn.capture.capture import capture
 from qtool.nn.control import calibrate, quant_layers, select
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.qspec import Selection
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 
 SHAPE = (3, 8, 8)
 

@@ -116,7 +116,7 @@ def test_lists() -> None:
 
 def test_help_is_instant_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom qtool.cli import main\nsys.argv = ['qtool', '--help']\n"
+        "import sys\nfrom qtool.cli.main import main\nsys.argv = ['qtool', '--help']\n"
         "try: main()\nexcept SystemExit: pass\n"
         "bad = {'torch', 'onnx', 'onnxruntime', 'tvm', 'numpy', 'rich'} & set(sys.modules)\n"
         "sys.exit(repr(bad) if bad else 0)"
@@ -131,7 +131,7 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
 
 def test_checking_a_file_does_not_need_torch(exported: Path) -> None:
     code = (
-        "import sys\nsys.modules['torch'] = None\nfrom qtool.cli import main\n"
+        "import sys\nsys.modules['torch'] = None\nfrom qtool.cli.main import main\n"
         f"sys.argv = ['qtool', 'check', {str(exported / 'model.onnx')!r}]\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,7 +8,8 @@ import pytest
 from conftest import Result, run_qtool
 from test_cli_errors import refused
 
-from qtool.check import Bars, _accuracy, missed_bars
+from qtool.checking.accuracy import top1
+from qtool.checking.bars import Bars, missed_bars
 from qtool.data.images import Images
 from qtool.report.table import SHOWN, rows
 from runtimes.compare import Parity
@@ -187,7 +188,7 @@ def test_saturation_is_reported_with_the_parity_it_breaks(
     """A machine that saturates, and an ONNX Runtime whose result is off by it."""
     from runtimes.ort import OrtRuntime
 
-    monkeypatch.setattr("qtool.check.read_isa", lambda: Isa(("avx2",), 512, 512))
+    monkeypatch.setattr("qtool.checking.check.read_isa", lambda: Isa(("avx2",), 512, 512))
     true = OrtRuntime.intermediates
     monkeypatch.setattr(
         OrtRuntime,
@@ -206,8 +207,8 @@ def test_saturation_is_reported_with_the_parity_it_breaks(
     assert said in missed
 
 
-def test_accuracy_of_clips_is_that_of_their_mean_logits() -> None:
+def testtop1_of_clips_is_that_of_their_mean_logits() -> None:
     clips = Images(np.zeros((2, 1, 1, 1), np.uint8), np.array([1, 0]))
     frames = np.array([[0.0, 5.0], [1.0, 0.0], [0.0, 2.0], [3.0, 0.0]], np.float32)
-    assert _accuracy(frames, clips) == 100.0
-    assert _accuracy(frames[::2], clips) == 50.0
+    assert top1(frames, clips) == 100.0
+    assert top1(frames[::2], clips) == 50.0

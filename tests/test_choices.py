@@ -11,10 +11,10 @@ from tiny_training import tiny_data, tiny_run
 from torch import nn
 
 from qtool.analyses.choices import MEASURES, analyse, draw, rank_correlation
-from qtool.errors import UserError
-from qtool.frontends.pretrain import build_float
-from qtool.progress import Silent
-from qtool.run import Run
+from qtool.core.errors import UserError
+from qtool.core.progress import Silent
+from qtool.networks import build_float
+from qtool.runs.run import Run
 
 LAYERS = ("0", "3", "6", "11")
 IMAGES = 20

@@ -202,7 +202,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None
             raise metadata.PackageNotFoundError(package)
         return versions[package]
 
-    monkeypatch.setattr("runtimes.tvm_env.metadata.version", version)
+    monkeypatch.setattr("qtool.core.tvm_env.metadata.version", version)
 
 
 def test_wrong_ffi_is_refused_before_it_crashes(

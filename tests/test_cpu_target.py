@@ -11,13 +11,13 @@ import pytest
 from tiny_files import qdq
 from tvm.target import codegen
 
-from passes.emit import cpu_target as module
-from passes.emit.cpu_target import CpuTarget, choose_isa, cpu_target, host_target
-from passes.emit.library import OBJECTS, compile_library, find_linker
-from passes.emit.tvm_module import emit_tvm
+from passes.emit.tvm import cpu_target as module
+from passes.emit.tvm.cpu.tvm_module import emit_tvm
+from passes.emit.tvm.cpu_target import CpuTarget, choose_isa, cpu_target, host_target
+from passes.emit.tvm.library import OBJECTS, compile_library, find_linker
 from passes.pipelines import import_qdq
-from qtool.dialect import Program, read_program
-from qtool.errors import UserError
+from qtool.core.dialect import Program, read_program
+from qtool.core.errors import UserError
 
 ELF_MACHINE = {"x86_64": 62, "aarch64": 183}
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from cifar import write_cifar10
 
+from qtool.core.errors import UserError
 from qtool.data import load_dataset
 from qtool.data.fashion_mnist import EMBEDDED, make_subset
 from qtool.data.idx import encode_idx, read_idx
 from qtool.data.images import to_float
-from qtool.errors import UserError
 
 FULL = os.environ.get("QTOOL_DATA")
 needs_full = pytest.mark.skipif(

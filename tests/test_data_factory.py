@@ -8,8 +8,8 @@ import torch
 from conftest import run_qtool
 from PIL import Image
 
+from qtool.core.errors import UserError
 from qtool.data import load_dataset
-from qtool.errors import UserError
 
 SIZE = 6
 CODE = """

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qtool.core.selection import LayerBits, Selection
 from qtool.models import model_factory
 from qtool.native.library import availability
 from qtool.nn.control import calibrate, quantizers, select, turn_off
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.nn.prologue import Deferred, rectify
-from qtool.qspec import LayerBits, Selection
+from qtool.nn.modules.prologue import Deferred, rectify
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.quantizers.engines import engine
 
 NETS = ["preact_resnet20_narrow", "resnet20", "mobilenet_v2_small"]

@@ -13,10 +13,10 @@ from conftest import TINY, run_qtool
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qtool.nn import sync_norm
-from qtool.nn.sync_norm import SyncBatchNorm
-from qtool.training import job
-from qtool.training.job import Job
+from qtool.nn.modules import sync_norm
+from qtool.nn.modules.sync_norm import SyncBatchNorm
+from qtool.parallel import job
+from qtool.parallel.job import Job
 
 HERE = Path(__file__).parent
 TRAIN = (

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 from qtool.native.compiler import NoCompiler, cache_folder, compiled
 from qtool.native.library import SOURCE, availability
 from qtool.quantizers import engines

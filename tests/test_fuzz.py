@@ -4,7 +4,7 @@ import pytest
 from fuzz_check import check, minimal
 from kernel_calls import cpu_for
 
-from qtool.errors import UnsupportedError
+from qtool.core.errors import UnsupportedError
 
 # This machine's own unit is in every other test.
 UNITS = ("avx512_vnni", "avx_vnni", "avx2", "sse2", "neon_dot", "portable")

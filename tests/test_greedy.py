@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from search_nets import batches, fingerprint, meta_net, same
 from torch.nn import functional
 
+from qtool.core.selection import LayerBits, Selection
 from qtool.nn.control import initialise_weight_steps, quantizers, select
-from qtool.qspec import LayerBits, Selection
 from qtool.search.greedy import greedy_choices, loss_increases
 
 Table = list[list[float]]

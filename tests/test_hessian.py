@@ -8,10 +8,10 @@ from search_nets import batches, fingerprint, float_net, meta_net, same
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qtool.errors import UnsupportedError
+from qtool.core.errors import UnsupportedError
+from qtool.core.selection import LayerBits, Selection
 from qtool.models.normalised import Normalised
 from qtool.nn.control import quant_layers, quantizers, select
-from qtool.qspec import LayerBits, Selection
 from qtool.search.curvature import Surface, surface
 from qtool.search.hessian import LayerTraces, Traces, hessian_penalties, layer_traces
 

@@ -17,15 +17,16 @@ from mutations import MUTATIONS
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from passes.fold_constants import FoldConstants
-from passes.free_batch import FreeBatch
-from passes.quantize_output import QuantizeOutput
-from passes.respell_foreign import RespellForeign
-from qtool.describe import describe
-from qtool.dialect import FloatGemm, Program, read_program
-from qtool.errors import UnsupportedError, UserError
-from qtool.foreign_import import parse_range, read_foreign
-from qtool.pipeline import FORMS, read_onnx, write_onnx
+from passes.emit.facts import describe
+from passes.emit.onnx.target import FORMS, write_onnx
+from passes.importing.fold_constants import FoldConstants
+from passes.importing.free_batch import FreeBatch
+from passes.importing.quantize_output import QuantizeOutput
+from passes.importing.respell_foreign import RespellForeign
+from qtool.core.dialect import FloatGemm, Program, read_program
+from qtool.core.errors import UnsupportedError, UserError
+from qtool.export.foreign_import import parse_range, read_foreign
+from qtool.export.read import read_onnx
 from runtimes.ort import OrtRuntime, count_float_ops
 from runtimes.reference import ReferenceRuntime
 
@@ -154,8 +155,8 @@ def float_file(
     import torch
     from torch import nn
 
+    from qtool.export.trace import trace_float
     from qtool.models import model_factory
-    from qtool.trace import trace_float
 
     name: str = request.param
     torch.manual_seed(0)

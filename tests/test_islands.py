@@ -13,25 +13,26 @@ from conftest import graph, run_qtool
 from test_cli_errors import refused
 from torch import nn
 
-from passes.canonicalize import Canonicalize
-from passes.emit.cpu_target import host_target
-from passes.emit.onnx_qdq import emit_onnx_qdq
-from passes.emit.tvm_module import emit_tvm
-from passes.fold_batchnorm import FoldBatchNorm
-from passes.freeze_weights import FreezeWeights
-from passes.import_qdq import ImportQDQ
-from passes.lower_to_integer import LowerToInteger
+from passes.adaptive.canonicalize import Canonicalize
+from passes.adaptive.fold_batchnorm import FoldBatchNorm
+from passes.adaptive.freeze_weights import FreezeWeights
+from passes.adaptive.quantize_glue import QuantizeGlue
+from passes.adaptive.resolve_bits import ResolveBits
+from passes.emit.facts import describe
+from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
+from passes.emit.onnx.target import FORMS, write_onnx
+from passes.emit.tvm.cpu.tvm_module import emit_tvm
+from passes.emit.tvm.cpu_target import host_target
+from passes.importing.import_qdq import ImportQDQ
+from passes.lower.lower_to_integer import LowerToInteger
 from passes.pipelines import import_qdq, lower
-from passes.quantize_glue import QuantizeGlue
-from passes.resolve_bits import ResolveBits
-from qtool.describe import describe
-from qtool.dialect import ISLANDS_KEY, Grid, Island, Program, read_program
-from qtool.errors import UnsupportedError, UserError
+from qtool.core.dialect import ISLANDS_KEY, Grid, Island, Program, read_program
+from qtool.core.errors import UnsupportedError, UserError
+from qtool.core.selection import LayerBits, Selection, parse_uniform, selection_from_json
+from qtool.export.read import read_onnx
+from qtool.export.trace import trace
 from qtool.nn.control import bit_costs, calibrate, select
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.pipeline import FORMS, read_onnx, write_onnx
-from qtool.qspec import LayerBits, Selection, parse_uniform, selection_from_json
-from qtool.trace import trace
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 from runtimes.compare import Parity
 from runtimes.islands import compare_islands, run_island, run_numpy
 from runtimes.ort import OrtRuntime

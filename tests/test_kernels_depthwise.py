@@ -8,14 +8,19 @@ from arrays import assert_same, random_codes, random_weights
 from kernel_calls import Call, host_has, run
 from numpy.lib.stride_tricks import sliding_window_view
 
-from passes.emit.kernels.average import GlobalAverage
-from passes.emit.kernels.depthwise import DepthwiseConv, blocks, lane_order, pack_depthwise
-from passes.emit.kernels.direct import Place
-from passes.emit.kernels.epilogue import Residual, Window, form, record
-from passes.emit.kernels.layout import Layout, nhwc
-from passes.emit.kernels.max_pool import MaxPool, supports
-from passes.emit.kernels.vectors import vectors
-from qtool import numerics
+from passes.emit.tvm.cpu.kernels.average import GlobalAverage
+from passes.emit.tvm.cpu.kernels.depthwise import (
+    DepthwiseConv,
+    blocks,
+    lane_order,
+    pack_depthwise,
+)
+from passes.emit.tvm.cpu.kernels.direct import Place
+from passes.emit.tvm.cpu.kernels.epilogue import Residual, Window, form, record
+from passes.emit.tvm.cpu.kernels.layout import Layout, nhwc
+from passes.emit.tvm.cpu.kernels.max_pool import MaxPool, supports
+from passes.emit.tvm.cpu.vectors.units import vectors
+from qtool.core import numerics
 
 ISA = "avx512_vnni"
 SLACK = 64  # bytes that a kernel may read behind a tensor

@@ -1,4 +1,4 @@
-"""Kernels of single codes against `qtool.numerics`, on shapes with and without halos."""
+"""Kernels of single codes against `qtool.core.numerics`, on shapes with and without halos."""
 
 from typing import Any
 
@@ -7,21 +7,21 @@ import pytest
 from kernel_calls import Array, host_has
 from kernel_runner import Arena, Check, filled, place, region
 
-from passes.emit.kernels.direct import DirectConv, Place, Tile, pack_weights
-from passes.emit.kernels.elementwise import (
+from passes.emit.tvm.cpu.kernels.direct import DirectConv, Place, Tile, pack_weights
+from passes.emit.tvm.cpu.kernels.elementwise import (
     AddCodes,
     MulCodes,
     Operands,
     product_numbers,
     sum_numbers,
 )
-from passes.emit.kernels.epilogue import Form
-from passes.emit.kernels.images import CopyInput, QuantizeInput, quantize_numbers
-from passes.emit.kernels.layout import Halo, nhwc
-from passes.emit.kernels.results import Dequantize, dequantize_numbers
-from passes.emit.kernels.tables import LookUp
-from passes.emit.kernels.vectors import vectors
-from qtool import numerics
+from passes.emit.tvm.cpu.kernels.epilogue import Form
+from passes.emit.tvm.cpu.kernels.images import CopyInput, QuantizeInput, quantize_numbers
+from passes.emit.tvm.cpu.kernels.layout import Halo, nhwc
+from passes.emit.tvm.cpu.kernels.results import Dequantize, dequantize_numbers
+from passes.emit.tvm.cpu.kernels.tables import LookUp
+from passes.emit.tvm.cpu.vectors.units import vectors
+from qtool.core import numerics
 
 ISA = "avx512_vnni"
 F32 = np.float32

@@ -1,4 +1,4 @@
-"""Every vector unit against `qtool.numerics`; those that this CPU lacks by their code."""
+"""Every vector unit against `qtool.core.numerics`; those that this CPU lacks by their code."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,14 +10,15 @@ from conv_cases import CASES, Case, Convolution, drawn
 from kernel_calls import Call, compiled, cpu_for, module, run
 from tvm.script.ir_builder import tirx as T
 
-from passes.emit.kernels import tir
-from passes.emit.kernels.vectors import Vectors, units, vectors
-from qtool import numerics
+from passes.emit.tvm.cpu.kernels import tir
+from passes.emit.tvm.cpu.vectors.base import Vectors
+from passes.emit.tvm.cpu.vectors.units import UNITS, vectors
+from qtool.core import numerics
 
 Array = np.ndarray[Any, Any]
 
 
-@pytest.fixture(params=sorted(units()))
+@pytest.fixture(params=sorted(UNITS))
 def unit(request: pytest.FixtureRequest) -> tuple[Vectors, str]:
     """A unit and a CPU to compile for that this one is compatible with."""
     return vectors(request.param), cpu_for(request.param)

@@ -5,11 +5,11 @@ import pytest
 from kernel_calls import Array, host_has
 from kernel_runner import Arena, Check, filled, pixels, place
 
-from passes.emit.kernels.channels import ShuffleChannels, channel_places
-from passes.emit.kernels.copies import CopyRegion, FillHalo, FillRegion
-from passes.emit.kernels.direct import Place
-from passes.emit.kernels.layout import NO_HALO, Halo, Layout, nhwc
-from passes.emit.kernels.runs import Region
+from passes.emit.tvm.cpu.kernels.channels import ShuffleChannels, channel_places
+from passes.emit.tvm.cpu.kernels.copies import CopyRegion, FillHalo, FillRegion
+from passes.emit.tvm.cpu.kernels.direct import Place
+from passes.emit.tvm.cpu.kernels.layout import NO_HALO, Halo, Layout, nhwc
+from passes.emit.tvm.cpu.kernels.runs import Region
 
 ISA = "avx512_vnni"
 RNG = np.random.default_rng

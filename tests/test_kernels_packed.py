@@ -9,8 +9,8 @@ import pytest
 from conv_cases import CASES, Case, Convolution, drawn
 from kernel_calls import Call, cpu_for, run
 
-from passes.emit.kernels.direct import DirectConv
-from passes.emit.kernels.packed_weights import (
+from passes.emit.tvm.cpu.kernels.direct import DirectConv
+from passes.emit.tvm.cpu.kernels.packed_weights import (
     SMALLEST_FACTOR,
     pack,
     runs,
@@ -18,16 +18,17 @@ from passes.emit.kernels.packed_weights import (
     width_of,
     worth_packing,
 )
-from passes.emit.kernels.vectors import Vectors, units, vectors
-from passes.emit.plan.plan import make_plan
-from qtool.dialect import Conv, Grid, Program, Quantize
-from qtool.qspec import LayerBits
+from passes.emit.tvm.cpu.plan.plan import make_plan
+from passes.emit.tvm.cpu.vectors.base import Vectors
+from passes.emit.tvm.cpu.vectors.units import UNITS, vectors
+from qtool.core.dialect import Conv, Grid, Program, Quantize
+from qtool.core.selection import LayerBits
 
 Array = np.ndarray[Any, Any]
 ONE = np.ones(1, np.float32)
 
 
-@pytest.fixture(params=sorted(units()))
+@pytest.fixture(params=sorted(UNITS))
 def unit(request: pytest.FixtureRequest) -> tuple[Vectors, str]:
     """A unit and a CPU to compile for that this one is compatible with."""
     return vectors(request.param), cpu_for(request.param)

@@ -10,19 +10,19 @@ from kernel_calls import Array, host_has
 from kernel_runner import Arena, filled, pixels, untouched
 from numpy.lib.stride_tricks import sliding_window_view
 
-from passes.emit.kernels.direct import Place
-from passes.emit.kernels.epilogue import Form, Residual, Window, form, record
-from passes.emit.kernels.layout import Layout, nhwc, round_up
-from passes.emit.kernels.winograd import Winograd, strip_rows
-from passes.emit.kernels.winograd_transforms import INPUT, LIMIT, OUTPUT, SHIFT, WEIGHT
-from passes.emit.kernels.winograd_weights import (
+from passes.emit.tvm.cpu.kernels.direct import Place
+from passes.emit.tvm.cpu.kernels.epilogue import Form, Residual, Window, form, record
+from passes.emit.tvm.cpu.kernels.layout import Layout, nhwc, round_up
+from passes.emit.tvm.cpu.kernels.winograd import Winograd, strip_rows
+from passes.emit.tvm.cpu.kernels.winograd_transforms import INPUT, LIMIT, OUTPUT, SHIFT, WEIGHT
+from passes.emit.tvm.cpu.kernels.winograd_weights import (
     gain,
     pack_bias,
     pack_winograd,
     supports,
     worthwhile,
 )
-from qtool import numerics
+from qtool.core import numerics
 
 ISA = "avx512_vnni"
 F32 = np.float32

@@ -10,15 +10,16 @@ import torch
 from tiny_training import tiny_data
 from torch import Tensor, nn
 
-from qtool.config import MetaMixConfig, override
-from qtool.errors import UserError
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.qspec import LayerBits
-from qtool.run import Run
+from qtool.core.errors import UserError
+from qtool.core.selection import LayerBits
+from qtool.nn.prepare.prepare import QuantSpec, prepare
+from qtool.runs.run import Run
 from qtool.search import latency
 from qtool.search.latency import load_table, machine_of, measure_latency
 from qtool.search.one_layer import Geometry, geometries
 from qtool.search.space import Space, space_of
+from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.override import override
 
 SHAPE = (1, 8, 8)
 

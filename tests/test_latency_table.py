@@ -7,16 +7,10 @@ from typing import Any
 
 import pytest
 
-from qtool.cost import parse_seconds
-from qtool.errors import UserError
-from qtool.qspec import LayerBits
-from qtool.search.latency_table import (
-    LatencyTable,
-    Timing,
-    Whole,
-    read_table,
-    require_fit,
-)
+from qtool.core.cost import parse_seconds
+from qtool.core.errors import UserError
+from qtool.core.selection import LayerBits
+from qtool.search.latency_table import LatencyTable, Timing, Whole, read_table, require_fit
 from qtool.search.space import SearchLayer, Space
 
 W4A8, W4A4, W4A3 = LayerBits(4, 8), LayerBits(4, 4), LayerBits(4, 3)

@@ -17,8 +17,8 @@ from onnx import numpy_helper
 from operators import F32, session
 from tiny_files import qdq, qop
 
-from qtool.errors import UserError
-from qtool.pipeline import read_onnx
+from qtool.core.errors import UserError
+from qtool.export.read import read_onnx
 from runtimes.reference import ReferenceRuntime
 
 SEEDS = {"qdq": qdq(), "qop": qop()}
@@ -286,8 +286,8 @@ def test_check_exits_2_with_one_line_and_no_output(tmp_path):
 READ = """
 import sys
 from pathlib import Path
-from qtool.errors import UserError
-from qtool.pipeline import read_onnx
+from qtool.core.errors import UserError
+from qtool.export.export import read_onnx
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
         read_onnx(path)

@@ -3,8 +3,15 @@
 import pytest
 from torch import nn
 
-from qtool.cost import LayerBits, format_count, parse_count, total_bops, total_macs, with_bits
-from qtool.errors import UserError
+from qtool.core.cost import (
+    LayerBits,
+    format_count,
+    parse_count,
+    total_bops,
+    total_macs,
+    with_bits,
+)
+from qtool.core.errors import UserError
 from qtool.models import MODELS, model_factory
 from qtool.models.macs import count_macs
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qtool.native.library import availability
-from qtool.nn.norm_quant import norm_quantize
+from qtool.nn.ops.norm_quant import norm_quantize
 from qtool.quantizers.engines import engine
 from qtool.quantizers.grid import Grid
 from qtool.quantizers.uniform import uniform

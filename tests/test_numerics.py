@@ -1,4 +1,4 @@
-"""Formulas of qtool.numerics against ONNX Runtime's own operator, to the last integer.
+"""Formulas of qtool.core.numerics against ONNX Runtime's own operator, to the last integer.
 
 This file: QuantizeLinear, DequantizeLinear, weights, biases and windows.
 """
@@ -26,9 +26,9 @@ from operators import (
     zero_points,
 )
 
-from qtool import numerics
-from qtool.dialect import Grid
-from qtool.qspec import WEIGHT_BITS, activation_window, weight_limit
+from qtool.core import numerics
+from qtool.core.dialect import Grid
+from qtool.core.grids import WEIGHT_BITS, activation_window, weight_limit
 
 # QuantizeLinear and DequantizeLinear
 

@@ -21,8 +21,8 @@ from operators import (
     zero_points,
 )
 
-from qtool import numerics
-from qtool.dialect import MS, Grid
+from qtool.core import numerics
+from qtool.core.dialect import MS, Grid
 
 # QLinearConv and QGemm
 

@@ -21,8 +21,8 @@ from operators import (
     zero_points,
 )
 
-from qtool import numerics
-from qtool.dialect import MS, Grid
+from qtool.core import numerics
+from qtool.core.dialect import MS, Grid
 
 ALL_PAIRS = [np.ascontiguousarray(axis) for axis in np.meshgrid(ALL_CODES, ALL_CODES)]
 # Products of two grids over these stay near the window and often half-way between codes.

@@ -15,8 +15,8 @@ from onnx.backend.test.case import node as cases_of
 from operators import F32
 from test_reference import conv_op, gemm_op
 
-from qtool import numerics
-from qtool.dialect import Grid
+from qtool.core import numerics
+from qtool.core.dialect import Grid
 from runtimes.reference import conv_accumulate, execute, gemm_accumulate
 
 MODULES = [

@@ -14,7 +14,7 @@ from conftest import run_qtool
 from test_cli_errors import refused
 from torch.nn import functional
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 from runtimes.compare import output_codes
 from runtimes.latency import measure
 from runtimes.openvino import Layer, OpenVinoRuntime, count_float_layers, require_openvino
@@ -212,7 +212,7 @@ def test_without_the_package_it_is_one_line(
 
 def test_check_imports_openvino_only_where_it_was_asked_for(exported: Path) -> None:
     code = (
-        "import sys\nsys.modules['openvino'] = None\nfrom qtool.cli import main\n"
+        "import sys\nsys.modules['openvino'] = None\nfrom qtool.cli.main import main\n"
         f"sys.argv = ['qtool', 'check', {str(exported / 'model.onnx')!r}]\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from operators import F32
 
-from passes.ort_limits import check_factor, check_multiply
-from qtool.dialect import Grid
-from qtool.errors import UnsupportedError
-from qtool.numerics import MULTIPLY_FACTOR_MAX
+from passes.lower.ort_limits import check_factor, check_multiply
+from qtool.core.dialect import Grid
+from qtool.core.errors import UnsupportedError
+from qtool.core.numerics import MULTIPLY_FACTOR_MAX
 
 UNIT = Grid(F32(1), 0)
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from passes.packing import PLAIN_VERSIONS, pack, required_versions, stored_bytes
-from passes.unpacking import unpack
-from qtool.errors import UnsupportedError
+from passes.importing.unpacking import unpack
+from passes.packing.packing import PLAIN_VERSIONS, pack, required_versions, stored_bytes
+from qtool.core.errors import UnsupportedError
 from runtimes.ort import OrtRuntime
 
 BITS = range(1, 9)

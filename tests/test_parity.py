@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passes.emit.onnx_qdq import emit_onnx_qdq
+from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
+from passes.emit.tvm.target import compile_program
 from passes.pipelines import import_qdq, lower
-from qtool.dialect import read_program
+from qtool.core.dialect import read_program
+from qtool.core.selection import LayerBits, Selection
+from qtool.export.trace import trace
 from qtool.models import MODELS, model_entry, model_factory
 from qtool.nn.control import calibrate, quant_layers, quantizers, select
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.qspec import LayerBits, Selection
-from qtool.trace import trace
-from qtool.tvm_export import compile_program
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 from runtimes.compare import Parity
 from runtimes.ort import OrtRuntime
 from runtimes.reference import ReferenceRuntime

@@ -7,20 +7,21 @@ from fuzz import images, make
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from passes.canonicalize import Canonicalize
-from passes.emit.onnx_qdq import emit_onnx_qdq
-from passes.emit.onnx_qop import emit_onnx_qop
-from passes.expand_qlinear import ExpandQLinear
-from passes.fold_batchnorm import FoldBatchNorm
-from passes.freeze_weights import FreezeWeights
-from passes.import_qdq import ImportQDQ
-from passes.lower_to_integer import LowerToInteger
+from passes.adaptive.canonicalize import Canonicalize
+from passes.adaptive.fold_batchnorm import FoldBatchNorm
+from passes.adaptive.freeze_weights import FreezeWeights
+from passes.adaptive.quantize_glue import QuantizeGlue
+from passes.adaptive.resolve_bits import ResolveBits
+from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
+from passes.emit.onnx.onnx_qop import emit_onnx_qop
+from passes.importing.expand_qlinear import ExpandQLinear
+from passes.importing.import_qdq import ImportQDQ
+from passes.lower.lower_to_integer import LowerToInteger
 from passes.pipelines import lower
-from passes.quantize_glue import QuantizeGlue
 from passes.raw_pixels import UseRawPixels
-from passes.resolve_bits import ResolveBits
-from qtool.errors import UnsupportedError
-from qtool.qspec import Selection, activation_window, weight_limit
+from qtool.core.errors import UnsupportedError
+from qtool.core.grids import activation_window, weight_limit
+from qtool.core.selection import Selection
 
 SEEDS = range(40)
 FLOAT_PASSES = (Canonicalize, ResolveBits, FreezeWeights, FoldBatchNorm, QuantizeGlue)

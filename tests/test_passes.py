@@ -5,19 +5,19 @@ import onnx_ir as ir
 import pytest
 from conftest import graph
 
-from passes.accumulator import Layer, fit_accumulator
-from passes.canonicalize import Canonicalize
-from passes.emit.onnx_qdq import emit_onnx_qdq
-from passes.fold_batchnorm import FoldBatchNorm
-from passes.freeze_weights import FreezeWeights
-from passes.import_qdq import ImportQDQ
-from passes.lower_to_integer import LowerToInteger
+from passes.adaptive.canonicalize import Canonicalize
+from passes.adaptive.fold_batchnorm import FoldBatchNorm
+from passes.adaptive.freeze_weights import FreezeWeights
+from passes.adaptive.quantize_glue import QuantizeGlue
+from passes.adaptive.resolve_bits import ResolveBits
+from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
+from passes.importing.import_qdq import ImportQDQ
+from passes.lower.accumulator import Layer, fit_accumulator
+from passes.lower.lower_to_integer import LowerToInteger
 from passes.pipelines import lower
-from passes.quantize_glue import QuantizeGlue
-from passes.resolve_bits import ResolveBits
-from qtool.dialect import Conv, Gemm, constant, read_program
-from qtool.errors import UnsupportedError, UserError
-from qtool.qspec import LayerBits, Selection
+from qtool.core.dialect import Conv, Gemm, constant, read_program
+from qtool.core.errors import UnsupportedError, UserError
+from qtool.core.selection import LayerBits, Selection
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "qtool" : 1]>'
 

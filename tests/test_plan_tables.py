@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from passes.emit.plan.fusion import fuse
-from qtool.dialect import Add, Conv, Grid, Lookup, Op, Program, Quantize
+from passes.emit.tvm.cpu.plan.fusion import fuse
+from qtool.core.dialect import Add, Conv, Grid, Lookup, Op, Program, Quantize
 
 SHAPE, GRID = (4, 3, 3), Grid(np.float32(1), 0)
 RNG = np.random.default_rng(0)

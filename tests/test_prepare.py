@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qtool.errors import UnsupportedError, UserError
-from qtool.nn.affine import QuantAffine
+from qtool.core.errors import UnsupportedError, UserError
+from qtool.core.selection import LayerBits, Selection
+from qtool.export.trace import trace
 from qtool.nn.control import calibrate, layer_macs, quant_layers, quantizers, select
-from qtool.nn.fake_quant import FakeQuantizer
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.qspec import LayerBits, Selection
+from qtool.nn.modules.affine import QuantAffine
+from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.quantizers.binary import binary
 from qtool.quantizers.lsq import lsq, mse_grid, mse_step
-from qtool.trace import trace
 
 SHAPE = (3, 8, 8)
 

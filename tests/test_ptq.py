@@ -12,23 +12,26 @@ from cifar import write_cifar10, write_photographs
 from conftest import Result, run_qtool
 from torch import nn
 
-from qtool.check import check
-from qtool.config import MetaMixConfig, PtqConfig, from_json, override, to_json
+from qtool.checking.check import check
+from qtool.core.errors import UserError
+from qtool.core.progress import Silent
+from qtool.core.selection import LayerBits, Selection, read_selection
 from qtool.data import load_dataset
-from qtool.errors import UserError
-from qtool.frontends.calibration import Observed, fit_glue, fit_layers, observe
-from qtool.frontends.correction import correct, float_outputs
-from qtool.frontends.pretrain import load_deployed, load_float
+from qtool.export.export import ExportOptions, export
+from qtool.frontends.ptq.calibration import Observed, fit_glue, fit_layers, observe
+from qtool.frontends.ptq.correction import correct, float_outputs
 from qtool.models import model_factory
 from qtool.models.normalised import Normalised
+from qtool.networks import load_deployed, load_float
 from qtool.nn.control import quant_layers, quantizers, select, selected_bits
-from qtool.nn.fake_quant import FakeQuantizer
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.pipeline import ExportOptions, export
-from qtool.progress import Silent
-from qtool.qspec import LayerBits, Selection, read_selection
+from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.report.table import rows
-from qtool.run import Run
+from qtool.runs.run import Run
+from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.override import override
+from qtool.settings.ptq import PtqConfig
+from qtool.settings.registry import from_json, to_json
 from qtool.training.evaluation import accuracy
 
 SMALL = [

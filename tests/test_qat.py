@@ -8,16 +8,16 @@ from cifar import write_cifar10
 from conftest import Result, run_qtool
 from torch import nn
 
-from qtool.check import check
-from qtool.config import override
+from qtool.checking.check import check
+from qtool.core.progress import Silent
 from qtool.data import DATASETS
-from qtool.frontends.pretrain import build_prepared
+from qtool.export.export import ExportOptions, export
 from qtool.models import MODELS, model_factory
+from qtool.networks import build_prepared
 from qtool.nn.control import quantizers
-from qtool.pipeline import ExportOptions, export
-from qtool.progress import Silent
 from qtool.recipes import RECIPES, load_recipe
-from qtool.run import Run
+from qtool.runs.run import Run
+from qtool.settings.override import override
 
 SMALL = (
     "model=test_qat:network", "batch_size=20", "norm_batches=2", "calibration_images=20",

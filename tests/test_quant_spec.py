@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtool.config import Config, MetaMixConfig, override
-from qtool.errors import UserError
+from qtool.core.errors import UserError
+from qtool.core.selection import LayerBits, Selection
 from qtool.nn.control import calibrate, quant_layers, quantizers, select, selected_bits
-from qtool.nn.fake_quant import FakeQuantizer
-from qtool.nn.prepare import LayerSpec, QuantSpec, prepare
-from qtool.nn.quant_layer import QuantLayer
-from qtool.nn.shared_grid import SharedGrid
-from qtool.qspec import LayerBits, Selection
+from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.modules.quant_layer import QuantLayer
+from qtool.nn.modules.shared_grid import SharedGrid
+from qtool.nn.prepare.prepare import LayerSpec, QuantSpec, prepare
 from qtool.quantizers import QUANTIZERS
 from qtool.quantizers.normalised import normalised
+from qtool.settings.base import Config
+from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.override import override
 
 
 class Block(nn.Module):

@@ -12,13 +12,13 @@ from test_parity import randomise_norms
 from torch import Tensor, nn
 
 from passes.pipelines import lower
-from qtool.dialect import Conv, Gemm, Island, Program, read_program
-from qtool.dialect.ops import weight_of
-from qtool.errors import UserError
+from qtool.core.dialect import Conv, Gemm, Island, Program, read_program
+from qtool.core.dialect.ops import weight_of
+from qtool.core.errors import UserError
+from qtool.core.selection import LayerBits, Selection
+from qtool.export.trace import trace
 from qtool.nn.control import bit_costs, calibrate, quant_layers, select
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.qspec import LayerBits, Selection
-from qtool.trace import trace
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 from runtimes.reference import ReferenceRuntime
 
 SHAPE, IMAGES = (3, 6, 6), 24

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qtool.nn.fake_quant import FakeQuantizer
-from qtool.qspec import activation_window
+from qtool.core.grids import activation_window
+from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.quantizers import activation_quantizer
 from qtool.quantizers.uniform import uniform
 from qtool.quantizers.weight import WeightOptions

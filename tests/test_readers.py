@@ -22,6 +22,7 @@ from image_sets import (
 )
 from PIL import Image
 
+from qtool.core.errors import UserError
 from qtool.data import load_dataset
 from qtool.data.batches import Batches, to_batch
 from qtool.data.checksums import PUBLISHED
@@ -29,7 +30,6 @@ from qtool.data.images import DataSet
 from qtool.data.miniimagenet import miniimagenet_split
 from qtool.data.names import pack
 from qtool.data.omniglot import omniglot_split
-from qtool.errors import UserError
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "cifar10": write_pickled_cifar10,

@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from qtool.config import MetaMixConfig, TrainConfig, from_json, override, to_json
-from qtool.errors import UserError
+from qtool.core.errors import UserError
+from qtool.settings.base import TrainConfig
+from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.override import override
+from qtool.settings.registry import from_json, to_json
 from qtool.training.optimizers import groups_of, make_optimizer
 from qtool.training.schedules import schedule_of
 

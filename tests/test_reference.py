@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from qtool import numerics
-from qtool.dialect import (
+from qtool.core import numerics
+from qtool.core.dialect import (
     Add,
     Average,
     Conv,
@@ -25,7 +25,7 @@ from qtool.dialect import (
     Quantize,
     Reshape,
 )
-from qtool.qspec import LayerBits
+from qtool.core.selection import LayerBits
 from runtimes.reference import (
     ReferenceRuntime,
     _exact_type,

@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny_training import STEPS, tiny_run, train_tiny
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
+from qtool.core.progress import Silent
+from qtool.core.tensor_file import load_tensors, save_tensors
 from qtool.models.weights import load_weights
-from qtool.progress import Silent
-from qtool.tensor_file import load_tensors, save_tensors
 
 # Every kind of state that a checkpoint has to hold.
 MANNERS = [
@@ -102,7 +102,7 @@ def test_what_does_not_change_results_may_change_on_the_way(tmp_path: Path) -> N
 def test_no_epoch_is_lost_or_doubled_by_a_kill_between_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    from qtool.run import Run
+    from qtool.runs.run import Run
 
     expected, folder = whole(tmp_path / "whole"), tmp_path / "run"
     name = {"metrics": "add_metrics", "checkpoint": "save_checkpoint"}[at]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qtool.native.library import availability
-from qtool.nn.saved_codes import input_as_codes
+from qtool.nn.ops.saved_codes import input_as_codes
 from qtool.quantizers.engines import engine
 from qtool.quantizers.uniform import uniform
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from passes.pipelines import lower
-from qtool.dialect import Lookup, read_program
+from qtool.core.dialect import Lookup, read_program
+from qtool.core.selection import Selection
+from qtool.export.trace import trace
 from qtool.nn.control import calibrate, quant_layers, quantizers, select
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.nn.shared_grid import SharedGrid
-from qtool.qspec import Selection
-from qtool.trace import trace
+from qtool.nn.modules.shared_grid import SharedGrid
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 
 
 class Residual(nn.Module):

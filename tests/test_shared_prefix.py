@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from qtool.core.selection import LayerBits, Selection
 from qtool.models import model_factory
 from qtool.nn.control import calibrate, quant_layers, select
-from qtool.nn.prepare import QuantSpec, prepare
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.nn.shared_prefix import SharedPrefix
-from qtool.qspec import LayerBits, Selection
 
 BITS = (8, 4, 3)
 

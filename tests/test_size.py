@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from passes.emit.onnx.target import write_onnx
 from passes.pipelines import lower
+from qtool.core.selection import LayerBits, Selection
+from qtool.export.trace import trace
 from qtool.nn.control import calibrate
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.pipeline import write_onnx
-from qtool.qspec import LayerBits, Selection
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.search.size import layer_bytes, selection_bytes
 from qtool.search.space import SearchLayer, space_of
-from qtool.trace import trace
 
 SHAPE = (3, 8, 8)
 WIDTHS = (8, 7, 5, 4, 3, 2, 1)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtool.errors import UnsupportedError
+from qtool.core.errors import UnsupportedError
+from qtool.core.grids import activation_window
+from qtool.core.selection import LayerBits, Selection
 from qtool.models.mobilenet_v2 import mobilenet_v2_small
 from qtool.nn.control import bit_costs, quantizers
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.qspec import LayerBits, Selection, activation_window
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.quantizers.lsq import lsq, mse_step
 
 

@@ -13,22 +13,22 @@ import tvm
 from tiny_files import images, qdq
 from tvm import relax
 
-from passes.emit import tuner
-from passes.emit.cpu_target import CpuTarget, cpu_target, host_target
-from passes.emit.kernels.direct import DirectConv, Place, Tile
-from passes.emit.kernels.epilogue import Form
-from passes.emit.kernels.vectors import vectors
-from passes.emit.kernels.winograd import Winograd, strip_rows
-from passes.emit.lowering_pipeline import compile_module
-from passes.emit.measure import Candidate, measure
-from passes.emit.plan.plan import make_plan
-from passes.emit.plan.tiles import variants
-from passes.emit.tuner import Tuner, candidate, kernel_key, label
-from passes.emit.tuning import TuneCache, TuneOptions
-from passes.emit.tvm_module import _unit, emit_tvm
+from passes.emit.tvm.cpu import tuner
+from passes.emit.tvm.cpu.kernels.direct import DirectConv, Place, Tile
+from passes.emit.tvm.cpu.kernels.epilogue import Form
+from passes.emit.tvm.cpu.kernels.winograd import Winograd, strip_rows
+from passes.emit.tvm.cpu.measure import Candidate, measure
+from passes.emit.tvm.cpu.plan.plan import make_plan
+from passes.emit.tvm.cpu.plan.tiles import variants
+from passes.emit.tvm.cpu.tuner import Tuner, candidate, kernel_key, label
+from passes.emit.tvm.cpu.tvm_module import _unit, emit_tvm
+from passes.emit.tvm.cpu.vectors.units import vectors
+from passes.emit.tvm.cpu_target import CpuTarget, cpu_target, host_target
+from passes.emit.tvm.lowering_pipeline import compile_module
+from passes.emit.tvm.tuning import TuneCache, TuneOptions
 from passes.pipelines import import_qdq
-from qtool.dialect import Program, read_program
-from qtool.errors import UserError
+from qtool.core.dialect import Program, read_program
+from qtool.core.errors import UserError
 from runtimes.reference import ReferenceRuntime
 
 UNIT = vectors("avx512_vnni")

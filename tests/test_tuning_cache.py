@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from passes.emit.tuning import FORMAT, TuneCache, default_cache
-from qtool.errors import UserError
+from passes.emit.tvm.tuning import FORMAT, TuneCache, default_cache
+from qtool.core.errors import UserError
 
 KEY = "conv 3x3 s1 64x56x56 -> 64"
 
@@ -90,7 +90,7 @@ def test_the_file_says_its_format(tmp_path: Path) -> None:
 def test_default_file_by_platform(
     platform: str, variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("passes.emit.tuning.sys.platform", platform)
+    monkeypatch.setattr("passes.emit.tvm.tuning.sys.platform", platform)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", lambda: Path("/me"))
     for name, value in variables.items():
@@ -102,7 +102,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr("passes.emit.tuning.sys.platform", "linux")
+    monkeypatch.setattr("passes.emit.tvm.tuning.sys.platform", "linux")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
     with pytest.raises(UserError, match="no home directory; name a file with --tune-cache"):

@@ -18,12 +18,12 @@ from test_cpu_target import other_architecture
 from tiny_files import images, qdq, resealed
 
 import qtool
-from passes.emit.cpu_target import host_target
-from qtool.dialect import read_program
-from qtool.foreign_import import read_foreign
-from qtool.pipeline import read_onnx
+from passes.emit.tvm.cpu_target import host_target
+from qtool.core.dialect import read_program
+from qtool.core.sealed import read_seal
+from qtool.export.foreign_import import read_foreign
+from qtool.export.read import read_onnx
 from qtool.report.table import rows
-from qtool.sealed import read_seal
 from runtimes.compare import Parity
 from runtimes.host_cpu import machine_features
 from runtimes.latency import measure
@@ -250,7 +250,8 @@ def test_a_damaged_tuning_cache_is_one_line(tiny: Path, tmp_path: Path) -> None:
 def test_check_reports_the_module(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qtool.check.measure", lambda *_, **__: {"median": 1.0, "threads": 1})
+    measured = {"median": 1.0, "threads": 1}
+    monkeypatch.setattr("qtool.checking.check.measure", lambda *_, **__: measured)
     facts = read_seal(tiny / "model.so")["module"]
     facts |= {
         "arena_bytes": 1300, "largest_pair_bytes": 1000, "packed_weights": ["conv1"],

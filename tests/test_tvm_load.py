@@ -10,9 +10,9 @@ from test_cli_errors import refused
 from test_cpu_target import other_architecture
 from tiny_files import images, resealed
 
-from passes.emit.cpu_target import host_target
-from qtool.pipeline import read_onnx
-from qtool.sealed import read_seal, unseal
+from passes.emit.tvm.cpu_target import host_target
+from qtool.core.sealed import read_seal, unseal
+from qtool.export.read import read_onnx
 from runtimes.host_cpu import machine_features
 from runtimes.reference import ReferenceRuntime
 from runtimes.tvm import TvmRuntime

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import Net, exact, mobilenet_v2, resnet
 
-from passes.emit.kernels.depthwise import DepthwiseConv
-from passes.emit.kernels.direct import DirectConv
-from passes.emit.kernels.elementwise import AddCodes, MulCodes
-from passes.emit.kernels.tables import LookUp
-from passes.emit.plan.memory import SLACK, Life, arrange
-from passes.emit.plan.plan import Plan
-from qtool.dialect import Concat, FloatGemm, MaxPool, Pad, Slice, Transpose, Upsample
+from passes.emit.tvm.cpu.kernels.depthwise import DepthwiseConv
+from passes.emit.tvm.cpu.kernels.direct import DirectConv
+from passes.emit.tvm.cpu.kernels.elementwise import AddCodes, MulCodes
+from passes.emit.tvm.cpu.kernels.tables import LookUp
+from passes.emit.tvm.cpu.plan.memory import SLACK, Life, arrange
+from passes.emit.tvm.cpu.plan.plan import Plan
+from qtool.core.dialect import Concat, FloatGemm, MaxPool, Pad, Slice, Transpose, Upsample
 
 
 def kernels(plan: Plan) -> Counter[str]:

@@ -7,7 +7,7 @@ from kernel_calls import cpu_for, target_of
 from programs import Net, exact
 from test_fuzz import UNITS
 
-from qtool.dialect import FloatGemm
+from qtool.core.dialect import FloatGemm
 
 
 def step(net: Net, draw: random.Random, tensors: list[str]) -> str:

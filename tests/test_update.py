@@ -13,14 +13,14 @@ from tiny_training import CLASSES, SHAPE, plain_net, tiny_config
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qtool.core.errors import UserError
 from qtool.data.images import Images
-from qtool.errors import UserError
-from qtool.frontends.pretrain import check_training, make_objective
 from qtool.models.normalised import Normalised
-from qtool.nn.prepare import QuantSpec, prepare
+from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.training.averages import Averages
 from qtool.training.ema import Ema
 from qtool.training.evaluation import accuracy, predict, recalibrate_norms
+from qtool.training.ingredients import check_training, make_objective
 from qtool.training.losses import Objective, distillation_loss
 from qtool.training.update import Pass, Update
 

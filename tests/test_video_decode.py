@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from videos import DEMO, needs_demo, number_of, write_video
 
+from qtool.core.errors import UserError
 from qtool.data.video_decode import read_video
-from qtool.errors import UserError
 
 # file, codec, B-frames, options of the encoder
 KINDS = [

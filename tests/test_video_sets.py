@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from videos import DEMO, HEIGHT, needs_demo, number_of, write_frames, write_video
 
+from qtool.core.errors import UserError
 from qtool.data import load_dataset
 from qtool.data.batches import Batches
 from qtool.data.images import DataSet
 from qtool.data.video import VideoSource
-from qtool.errors import UserError
 
 KINETICS_HEAD = "label,youtube_id,time_start,time_end,split,is_cc\n"
 

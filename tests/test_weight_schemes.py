@@ -7,12 +7,12 @@ from conftest import graph
 from onnx_ir.passes import PassError
 from test_passes import HEADER, reason
 
-from passes.freeze_weights import FreezeWeights
-from passes.packing import pack
-from passes.unpacking import unpack
-from qtool import numerics
-from qtool.dialect import constant
-from qtool.errors import UnsupportedError
+from passes.adaptive.freeze_weights import FreezeWeights
+from passes.importing.unpacking import unpack
+from passes.packing.packing import pack
+from qtool.core import numerics
+from qtool.core.dialect import constant
+from qtool.core.errors import UnsupportedError
 
 GRID = np.linspace(-1, 1, 4001).astype(np.float32)
 

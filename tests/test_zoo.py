@@ -13,7 +13,7 @@ from conftest import run_qtool
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 from qtool.models import MODELS, model_entry, model_factory
 from qtool.models.macs import count_macs
 from qtool.models.weights import fit_state, load_weights

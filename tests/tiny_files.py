@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from passes.pipelines import import_qdq
-from qtool.sealed import seal, unseal
+from qtool.core.sealed import seal, unseal
 
 QDQ = """
 <ir_version: 10, opset_import: ["" : 21], metadata_props: ["qtool.bits": "{}"]>

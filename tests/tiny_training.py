@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from qtool.config import MetaMixConfig, override
+from qtool.core.progress import Progress, Silent
+from qtool.core.selection import Selection
 from qtool.data.images import DataSet, Images
-from qtool.frontends.pretrain import make_batches, plain_phase
-from qtool.nn.prepare import QuantSpec, prepare
-from qtool.progress import Progress, Silent
-from qtool.qspec import Selection
-from qtool.run import Run
+from qtool.nn.prepare.prepare import QuantSpec, prepare
+from qtool.runs.run import Run
+from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.override import override
 from qtool.training.evaluation import recalibrate_norms
+from qtool.training.ingredients import make_batches, plain_phase
 from qtool.training.phases import run_phase
 
 SHAPE, CLASSES, STEPS = (1, 8, 8), 4, 6

@@ -11,12 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtool.errors import UserError, unknown_name
+from qtool.core.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qtool.run import Run
+    from qtool.runs.run import Run
 
 # Module, images unless --images says otherwise (0: it looks at no images), summary.
 ANALYSES = {

@@ -23,15 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qtool.analyses.meta_state import FLOAT, META, MetaMixRun, is_depthwise, open_layers
+from qtool.core.progress import Progress
+from qtool.core.selection import LayerBits, Selection
 from qtool.data.batches import Batch
 from qtool.data.images import DataSet
 from qtool.nn.control import select
-from qtool.nn.fake_quant import FakeQuantizer
-from qtool.progress import Progress
-from qtool.qspec import LayerBits, Selection
-from qtool.run import Run
+from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.runs.run import Run
+from qtool.settings.base import Config, TrainConfig
+from qtool.training.device import training_device
 from qtool.training.evaluation import device_of
-from qtool.training.loop import training_device
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,20 +72,16 @@ def analyse(
     batches = source.batches()
     given = list(islice(batches.epoch(0), max(1, images // batches.size)))
     bits = sorted(source.config.activation_bits, reverse=True)
-    own = source.run.config.weight_bits
-    weights = sorted({*WEIGHTS, *([own] if isinstance(own, int) else own)}, reverse=True)
-    sampled: Sampled = {}
+    weights = _weight_bits(source.config)
     # Forwards on batch statistics move the running ones, so these come first.
     groups = [(how, state, w) for how in (RUNNING, BATCH) for state in STATES for w in weights]
     progress.start("activations", len(groups) * len(bits))
     models = {state: source.network(state, weights[1:]) for state in STATES}
-    for how, state, w in groups:
-        model = models[state].to(training_device(source.config))
-        for a in bits:
-            sampled[how, state, w, a] = _sample(model, how, LayerBits(w, a), given)
-            progress.step(f"{state} state, weights {w}, activations {a} bits")
-    layers = [_describe(layer.name, is_depthwise(layer), sampled, bits[0])
-              for layer in open_layers(models[META])]  # fmt: skip
+    sampled = _sample_all(models, groups, bits, given, source.config, progress)
+    layers = [
+        _describe(layer.name, is_depthwise(layer), sampled, bits[0])
+        for layer in open_layers(models[META])
+    ]
     return {
         "run": str(source.run.folder), "model": source.run.config.model,
         "images": len(given) * batches.size, "batch_size": batches.size, "samples": SAMPLES,
@@ -92,6 +89,26 @@ def analyse(
         "consistency": [_consistency(layers, group, bits[1:]) for group in groups],
         "shown": spread(layers), "example": example(layers), "layers": layers,
     }  # fmt: skip
+
+
+def _weight_bits(config: Config) -> list[int]:
+    """Return float, 8, 4 and the recipe's own candidates, the widest first."""
+    own = config.weight_bits
+    return sorted({*WEIGHTS, *([own] if isinstance(own, int) else own)}, reverse=True)
+
+
+def _sample_all(
+    models: dict[str, nn.Module], groups: Sequence[tuple[str, str, int]],
+    bits: Sequence[int], given: Sequence[Batch], config: TrainConfig, progress: Progress,
+) -> Sampled:  # fmt: skip
+    """Return values of every (statistics, state, weight bits) of `groups`, at all `bits`."""
+    sampled: Sampled = {}
+    for how, state, w in groups:
+        model = models[state].to(training_device(config))
+        for a in bits:
+            sampled[how, state, w, a] = _sample(model, how, LayerBits(w, a), given)
+            progress.step(f"{state} state, weights {w}, activations {a} bits")
+    return sampled
 
 
 @torch.no_grad()

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from qtool.analyses.choices_picture import draw
-from qtool.config import TrainConfig
+from qtool.core.errors import UserError
+from qtool.core.progress import Progress
 from qtool.data.batches import Batch, to_batch
 from qtool.data.images import DataSet
-from qtool.errors import UserError
-from qtool.frontends.pretrain import build_prepared, load_float
+from qtool.networks import build_prepared, load_float
 from qtool.nn.control import quant_layers
-from qtool.nn.quant_layer import Layer
-from qtool.progress import Progress
-from qtool.run import Run
+from qtool.nn.modules.quant_layer import Layer
+from qtool.runs.run import Run
 from qtool.search.curvature import LayerTraces, layer_traces
 from qtool.search.space import Space, space_of
-from qtool.training.loop import training_device
+from qtool.settings.base import TrainConfig
+from qtool.training.device import training_device
 
 __all__ = ["analyse", "draw"]
 
@@ -75,8 +75,7 @@ def analyse(
     bits = [_chosen_bits(run, names) for run in runs]
     batches = _batches(data, images, progress)
     traces = layer_traces(float_net, names, batches, PROBES, first.config.seed)
-    convolutions = {layer.name: layer.layer for layer in quant_layers(prepared)}
-    rows = _layer_rows(space, traces, convolutions)
+    rows = _layer_rows(space, traces, {q.name: q.layer for q in quant_layers(prepared)})
     return {
         "images": traces.images_seen // PROBES, "probes": PROBES,
         "seed": first.config.seed, "traces_of": _run_name(first), "layers": rows,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qtool.cost import format_count
+from qtool.core.cost import format_count
 from qtool.report.plots import GREY, SERIES, bits_colour, picture
 
 _RHO = r"$\rho$"

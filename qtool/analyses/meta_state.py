@@ -7,15 +7,15 @@ from itertools import count
 from torch import nn
 
 from qtool.analyses import only
-from qtool.config import MetaMixConfig
+from qtool.core.errors import UserError
 from qtool.data.batches import Batch, Batches, to_batch
 from qtool.data.images import DataSet
-from qtool.errors import UserError
-from qtool.frontends.metamix import CALIBRATION_IMAGES
-from qtool.frontends.pretrain import build_prepared, load_state, make_batches, with_teacher
+from qtool.networks import build_prepared, load_state
 from qtool.nn.control import calibrate, initialise_weight_steps, quant_layers
-from qtool.nn.quant_layer import QuantLayer
-from qtool.run import Run
+from qtool.nn.modules.quant_layer import QuantLayer
+from qtool.runs.run import Run
+from qtool.settings.metamix import MetaMixConfig
+from qtool.training.ingredients import CALIBRATION_IMAGES, make_batches, with_teacher
 
 FLOAT, META = "float", "meta"
 

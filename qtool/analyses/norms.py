@@ -32,17 +32,17 @@ from qtool.analyses.meta_state import (
     is_depthwise,
     open_layers,
 )
+from qtool.core.errors import UserError
+from qtool.core.progress import Progress
+from qtool.core.selection import LayerBits, Selection
 from qtool.data.images import DataSet
-from qtool.errors import UserError
-from qtool.frontends.bit_meta import bit_meta
-from qtool.frontends.pretrain import make_objective, plain_phase
+from qtool.frontends.metamix.bit_meta import bit_meta
 from qtool.nn.control import select
-from qtool.nn.quant_layer import Norm, QuantLayer
-from qtool.progress import Progress
-from qtool.qspec import LayerBits, Selection
-from qtool.run import Run
+from qtool.nn.modules.quant_layer import Norm, QuantLayer
+from qtool.runs.run import Run
 from qtool.training.averages import Averages
-from qtool.training.loop import training_device
+from qtool.training.device import training_device
+from qtool.training.ingredients import make_objective, plain_phase
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtool.analyses.pareto_points import float_accuracy, points_of
+from qtool.core.progress import Progress
 from qtool.data.images import DataSet
-from qtool.progress import Progress
-from qtool.run import Run
+from qtool.runs.run import Run
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qtool.config import QatConfig
-from qtool.errors import UserError
-from qtool.files import read_json
-from qtool.progress import Progress
-from qtool.qspec import check_format, parse_uniform
-from qtool.run import Run
+from qtool.core.errors import UserError
+from qtool.core.files import read_json
+from qtool.core.progress import Progress
+from qtool.core.selection import check_format, parse_uniform
+from qtool.runs.run import Run
 from qtool.search import PARETO_FORMAT
+from qtool.settings.qat import QatConfig
 
 # Runtimes that compute the reference's integers, first those that are asked for most.
 _EXACT = ("reference", "ort", "tvm")

@@ -3,8 +3,8 @@
 from importlib import import_module
 from pathlib import Path
 
+from qtool.core.errors import unknown_name
 from qtool.data.images import DataSet
-from qtool.errors import unknown_name
 
 # name: (module, function, what `qtool list` says)
 DATASETS = {

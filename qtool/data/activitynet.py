@@ -12,13 +12,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from qtool.core.errors import UserError
+from qtool.core.files import read_json
 from qtool.data.annotations import find_annotations
 from qtool.data.folders import data_folder, nested_folder
 from qtool.data.images import DataSet
 from qtool.data.video import Clip
 from qtool.data.video_names import NamedClips, find_videos, named_data_set
-from qtool.errors import UserError
-from qtool.files import read_json
 
 
 def load_activitynet(folder: Path | None, image_size: int = 0, frames: int = 0) -> DataSet:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 
 
 def find_annotations(root: Path, pattern: str, words: Sequence[str], kind: str = "") -> Path:

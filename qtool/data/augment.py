@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from qtool.errors import UserError, unknown_name
+from qtool.core.errors import UserError, unknown_name
 
 Pixels = NDArray[np.uint8]
 Draws = NDArray[np.float32]

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from qtool.core.errors import UserError
 from qtool.data.augment import RESIZED_CROP, Augment, parse_augment
 from qtool.data.draws import epoch_generator, uniform_draws
 from qtool.data.images import INPUT_SCALE, Ordered, Rows, Source
-from qtool.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 _Raw = tuple[Tensor, Tensor]  # pixels still uint8: a quarter of what workers hand over

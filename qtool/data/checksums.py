@@ -9,7 +9,7 @@ Sources: torchvision's ``datasets/cifar.py`` and ``svhn.py``; Fashion-MNIST's RE
 import hashlib
 from pathlib import Path
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 
 # (name, size in bytes): MD5
 PUBLISHED = {

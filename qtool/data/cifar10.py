@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.core.errors import UserError
 from qtool.data.checksums import require_published
 from qtool.data.folders import data_folder, nested_folder
 from qtool.data.images import DataSet, Images
 from qtool.data.pickled_arrays import read_pickled
-from qtool.errors import UserError
 
 CLASSES = 10
 SHAPE = (3, 32, 32)

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.core.errors import UserError
+from qtool.core.importing import current_folder, import_callable, reason
 from qtool.data.images import DataSet, Images, Rows, Source
-from qtool.errors import UserError
-from qtool.importing import current_folder, import_callable, reason
 
 _CHANNELS = (1, 3)
 

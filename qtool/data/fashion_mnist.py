@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.core.errors import UserError
+from qtool.core.files import write_bytes
 from qtool.data.folders import data_folder, nested_folder
 from qtool.data.idx import encode_idx, find_idx, read_idx
 from qtool.data.images import DataSet, Images
-from qtool.errors import UserError
-from qtool.files import write_bytes
 
 CLASSES = 10
 EMBEDDED = Path(__file__).parent / "fashion_mnist_12k"

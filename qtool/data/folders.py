@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 
 
 def data_folder(name: str, folder: Path | None, hint: str = "") -> Path:

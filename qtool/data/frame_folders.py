@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from qtool.core.errors import UserError
 from qtool.data.decode import SUFFIXES, open_image
 from qtool.data.video import Clip
 from qtool.data.video_decode import Choose, Frame
-from qtool.errors import UserError
 
 _NUMBERED = re.compile(r"(.*?)(\d+)(\.\w+)")
 

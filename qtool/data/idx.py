@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.core.errors import UserError
 from qtool.data.checksums import require_published
-from qtool.errors import UserError
 
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 SUFFIXES = ("", ".gz", ".xz")

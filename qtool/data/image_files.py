@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.core.errors import UserError
 from qtool.data.decode import SUFFIXES, Decoder
 from qtool.data.images import Rows
 from qtool.data.names import Names, pack
-from qtool.errors import UserError
 
 _SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
 

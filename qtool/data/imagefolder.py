@@ -8,11 +8,11 @@ https://github.com/fastai/imagenette.
 
 from pathlib import Path
 
+from qtool.core.errors import UserError
 from qtool.data.decode import Photograph
 from qtool.data.folders import data_folder
 from qtool.data.image_files import list_classes, subfolders
 from qtool.data.images import DataSet
-from qtool.errors import UserError
 
 IMAGENETTE = ("imagenette", "imagenette2", "imagenette2-320", "imagenette2-160")
 TEST_NAMES = ("val", "test", "validation")

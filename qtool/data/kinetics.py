@@ -14,12 +14,12 @@ import csv
 import math
 from pathlib import Path
 
+from qtool.core.errors import UserError
 from qtool.data.annotations import find_annotations, numbered_lines
 from qtool.data.folders import data_folder, nested_folder
 from qtool.data.images import DataSet
 from qtool.data.video import Clip
 from qtool.data.video_names import NamedClips, find_videos, named_data_set
-from qtool.errors import UserError
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from qtool.core.errors import UserError, unknown_name
 from qtool.data.decode import Photograph
 from qtool.data.folders import data_folder, nested_folder
 from qtool.data.image_files import FileImages, held_out, take_turns
 from qtool.data.images import DataSet
 from qtool.data.names import pack
-from qtool.errors import UserError, unknown_name
 
 SPLITS = ("train", "val", "test")
 HEADER = ["filename", "label"]

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from qtool.core.errors import unknown_name
 from qtool.data.decode import Drawing
 from qtool.data.folders import data_folder, nested_folder
 from qtool.data.image_files import FileImages, held_out, list_classes, subfolders
 from qtool.data.images import DataSet
-from qtool.errors import unknown_name
 
 SPLITS = {"background": "images_background", "evaluation": "images_evaluation"}
 _TEST_SHARE = 4

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 
 _ENCODE = "_codecs encode"
 _ARRAYS = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")

@@ -19,8 +19,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.core.errors import UserError
 from qtool.data.decode import SUFFIXES
-from qtool.errors import UserError
 
 _BLOCK, _LARGE = 512, 1 << 15
 _NAME, _SIZE, _KIND, _MAGIC = slice(0, 100), slice(124, 135), 156, slice(257, 262)

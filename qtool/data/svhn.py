@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from qtool.core.errors import UserError
 from qtool.data.checksums import require_published
 from qtool.data.folders import data_folder, nested_folder
 from qtool.data.images import DataSet, Images
-from qtool.errors import UserError
 
 CLASSES = 10
 _BROKEN = (

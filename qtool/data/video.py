@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from qtool.core.errors import UserError
 from qtool.data.images import Rows
 from qtool.data.segments import CROP_DRAWS, crop_box, segment_frames
 from qtool.data.video_decode import Choose, Frame, read_video
-from qtool.errors import UserError
 
 DEFAULT_SIZE = 224
 DEFAULT_FRAMES = 8

@@ -17,8 +17,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from qtool.core.errors import UserError
 from qtool.data.video_times import Timeline, list_packets, opened
-from qtool.errors import UserError
 
 Choose = Callable[[int], NDArray[np.int64]]
 Frame = NDArray[np.uint8]

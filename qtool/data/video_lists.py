@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from qtool.core.errors import UserError
 from qtool.data.annotations import find_annotations, numbered_lines
 from qtool.data.folders import data_folder
 from qtool.data.frame_folders import find_frame_names
 from qtool.data.images import DataSet
 from qtool.data.video import Clip, VideoSource, clip_shape, read_file
-from qtool.errors import UserError
 
 _FRAMES, _FILES = "rawframes", "videos"
 _SEPARATORS = (None, ";", ",")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qtool.core.errors import UserError
 from qtool.data.images import DataSet
 from qtool.data.video import Clip, VideoSource, clip_shape, read_file
-from qtool.errors import UserError
 
 _SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".ts", ".3gp"}
 

@@ -16,7 +16,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 
 # FFmpeg's names of containers with the presentation time of every frame.
 _TIMED = {"mp4", "matroska", "mpegts", "flv"}

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.core.errors import UserError
 from qtool.data.decode import Decoder, Photograph
 from qtool.data.folders import data_folder
 from qtool.data.images import DataSet, Rows
 from qtool.data.shards import index_shard
-from qtool.errors import UserError
 
 WINDOW = 16
 _SPLITS = {"train": ("train", "training"), "test": ("val", "test", "validation", "valid")}

@@ -13,31 +13,35 @@ adaptive methods are compared with.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import NoReturn
 
-from qtool.config import Config, QatConfig, config_as
-from qtool.cost import LayerCost
+from qtool.core.cost import LayerCost
+from qtool.core.errors import UserError
+from qtool.core.progress import Progress
+from qtool.core.selection import LayerBits, Selection, read_selection
 from qtool.data.batches import to_batch
 from qtool.data.images import DataSet
-from qtool.errors import UserError
-from qtool.frontends.pretrain import (
+from qtool.frontends.float_network import make_float
+from qtool.networks import (
     bits_content,
     build_network,
     build_prepared,
+    network_with,
+    quant_spec,
+)
+from qtool.nn.control import bit_costs, calibrate, quant_layers, select
+from qtool.nn.prepare.prepare import prepare
+from qtool.runs.run import Run
+from qtool.settings.base import Config
+from qtool.settings.qat import QatConfig
+from qtool.settings.registry import config_as
+from qtool.training.ingredients import (
     check_training,
     make_batches,
-    make_float,
-    network_with,
     plain_phase,
-    quant_spec,
     save_quantized,
     with_teacher,
 )
-from qtool.nn.control import bit_costs, calibrate, quant_layers, select
-from qtool.nn.prepare import prepare
-from qtool.progress import Progress
-from qtool.qspec import LayerBits, Selection, read_selection
-from qtool.run import Run
 from qtool.training.phases import run_phase
 
 NEXT = "qtool export {run} --target onnx -o model.onnx"
@@ -118,7 +122,7 @@ def _train_quantized(
     run.drop_checkpoint()
 
 
-def search(run: Run, *_: Any) -> dict[str, Any]:
+def search_start(run: Run) -> NoReturn:
     """Refuse: no bits are searched here."""
     raise UserError(
         f"run {run.folder} was made by frontend qat, whose bits are fixed: train another one "

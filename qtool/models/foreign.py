@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from qtool.errors import UserError
-from qtool.importing import current_folder, import_callable, import_named, no_such, reason
+from qtool.core.errors import UserError
+from qtool.core.importing import current_folder, import_callable, import_named, no_such, reason
 
 Factory = Callable[..., Any]
 _ALIASES = {

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qtool.cost import conv_macs
-from qtool.errors import UserError
-from qtool.importing import reason
+from qtool.core.cost import conv_macs
+from qtool.core.errors import UserError
+from qtool.core.importing import reason
 
 Weight = Callable[[nn.Module], Tensor | None]
 

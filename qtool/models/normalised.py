@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 
 
 class Normalised(nn.Module):

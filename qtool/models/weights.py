@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qtool.errors import UserError
-from qtool.tensor_file import MARK, load_tensors
+from qtool.core.errors import UserError
+from qtool.core.tensor_file import MARK, load_tensors
 
 _PICKLES = (".pt", ".pth", ".th")
 _WRAPPERS = ("state_dict", "model")

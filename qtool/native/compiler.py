@@ -11,8 +11,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from qtool.errors import UserError
-from qtool.files import atomic_path
+from qtool.core.errors import UserError
+from qtool.core.files import atomic_path
 
 # No fused multiply-adds and no fast-math: the same floats as torch's operators.
 FLAGS = (

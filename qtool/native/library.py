@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 from qtool.native.compiler import NoCompiler, compiled
 
 SOURCE = Path(__file__).parent / "kernels.cpp"

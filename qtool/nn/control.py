@@ -6,11 +6,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from qtool.cost import LayerCost
+from qtool.core.cost import LayerCost
+from qtool.core.grids import FLOAT_WIDTHS
+from qtool.core.selection import LayerBits, Selection
 from qtool.models.macs import count_macs
-from qtool.nn.fake_quant import FakeQuantizer
-from qtool.nn.quant_layer import QuantLayer
-from qtool.qspec import FLOAT_WIDTHS, LayerBits, Selection
+from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.modules.quant_layer import QuantLayer
 
 
 def quantizers(model: nn.Module) -> list[FakeQuantizer]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
-from qtool.nn.fake_quant import FakeQuantizer
+from qtool.nn.modules.fake_quant import FakeQuantizer
 
 _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
@@ -21,7 +21,7 @@ class SharedPrefix:
     """Runs a prepared network in two parts.
 
     Args:
-        model: result of `qtool.nn.prepare.prepare`; its modules are used, not copied.
+        model: result of `qtool.nn.prepare.prepare.prepare`; its modules are used, not copied.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from qtool.errors import unknown_name
+from qtool.core.errors import unknown_name
 
 if TYPE_CHECKING:
     from qtool.quantizers.activation import ActivationQuantizer

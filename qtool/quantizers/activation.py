@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from qtool.qspec import MIN_STEP
+from qtool.core.grids import MIN_STEP
 from qtool.quantizers.grid import Rule
 
 

@@ -8,7 +8,7 @@ One bit too: the released code has no special case. Inputs are DoReFa's.
 
 from torch import Tensor
 
-from qtool.qspec import MIN_STEP
+from qtool.core.grids import MIN_STEP
 from qtool.quantizers.dorefa import levels, odd_codes
 from qtool.quantizers.normalised import mean_abs, normalised, pass_through
 from qtool.quantizers.weight import WeightOptions, per_row

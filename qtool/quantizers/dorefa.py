@@ -13,7 +13,7 @@ clipped to [-1, 1 - 2^(1-b)]. A code of 0 does not exist: t = 0 rounds to -1 at 
 import torch
 from torch import Tensor
 
-from qtool.qspec import MIN_STEP
+from qtool.core.grids import MIN_STEP
 from qtool.quantizers.activation import ActivationQuantizer
 from qtool.quantizers.normalised import mean_abs, normalised, pass_through
 from qtool.quantizers.weight import WeightOptions, per_row
@@ -56,6 +56,6 @@ def levels(bits: int) -> int:
 
 
 def odd_codes(t: Tensor, bits: int) -> Tensor:
-    """Return ``2 round((t + 1) / 2 * n) - n``, float32: `qtool.numerics.dorefa_weight`."""
+    """Return ``2 round((t + 1) / 2 * n) - n``, as `qtool.core.weight_codes` does."""
     n = levels(bits)
     return ((t.detach() + 1) / 2).mul_(n).round_().mul_(2).sub_(n)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qtool.errors import UserError, unknown_name
+from qtool.core.errors import UserError, unknown_name
 from qtool.native.library import availability, call, scratch
 from qtool.quantizers.grid import RULES, Grid, Rule
 

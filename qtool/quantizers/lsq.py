@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from qtool.qspec import MIN_STEP, weight_limit
+from qtool.core.grids import MIN_STEP, weight_limit
 from qtool.quantizers.activation import ActivationQuantizer
 from qtool.quantizers.binary import binary
 from qtool.quantizers.uniform import uniform

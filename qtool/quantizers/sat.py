@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from qtool.qspec import MIN_STEP
+from qtool.core.grids import MIN_STEP
 from qtool.quantizers.activation import ActivationQuantizer
 from qtool.quantizers.normalised import normalised, pass_through
 from qtool.quantizers.weight import WeightOptions, per_row
@@ -56,7 +56,7 @@ WEIGHT = SatWeight
 
 
 def codes_of(t: Tensor, bits: int) -> Tensor:
-    """Return ``q 2^b - 2^(b-1)``, float32: `qtool.numerics.modified_weight`."""
+    """Return ``q 2^b - 2^(b-1)``, float32: `qtool.core.weight_codes.modified_weight`."""
     count = 1 << bits
     cells = torch.floor_((t + 1) / 2 * count).clamp_(0, count - 1)
     return cells.sub_(count // 2)

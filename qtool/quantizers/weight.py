@@ -22,9 +22,9 @@ class WeightOptions:
 class WeightQuantizer(Protocol):
     """Weights (C, ...) -> integer codes times a scale.
 
-    `scheme`: how `passes.freeze_weights` makes the codes from `source`; `learned`: there is a
-    step parameter, (C,) or (1,), else `step` is None everywhere; `widest`: most bits whose
-    codes int8 holds; `per_channel`: as published.
+    `scheme`: how `passes.adaptive.freeze_weights` makes the codes from `source`; `learned`:
+    there is a step parameter, (C,) or (1,), else `step` is None everywhere; `widest`: most
+    bits whose codes int8 holds; `per_channel`: as published.
     """
 
     scheme: ClassVar[str]

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from qtool.config import Config, PtqConfig, QatConfig
-from qtool.errors import unknown_name
+from qtool.core.errors import unknown_name
 from qtool.recipes.metamix import (
     metamix_fashion,
     metamix_mobilenet_v2,
@@ -14,6 +13,9 @@ from qtool.recipes.metamix import (
     metamix_resnet18,
     metamix_resnet20_cifar,
 )
+from qtool.settings.base import Config
+from qtool.settings.ptq import PtqConfig
+from qtool.settings.qat import QatConfig
 
 
 def ptq_resnet20_cifar() -> PtqConfig:

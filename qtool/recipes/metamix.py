@@ -13,7 +13,7 @@ step; here such inputs have an integer zero point that fits their range.
 
 from dataclasses import replace
 
-from qtool.config import MetaMixConfig
+from qtool.settings.metamix import MetaMixConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

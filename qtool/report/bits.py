@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from qtool.cost import format_count
-from qtool.qspec import BITS_FORMAT, LayerBits, selection_from_json
+from qtool.core.cost import format_count
+from qtool.core.selection import BITS_FORMAT, LayerBits, selection_from_json
 from qtool.report.plots import GREY, bits_colour, picture
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from qtool.cost import format_count
+from qtool.core.cost import format_count
 from qtool.report.plots import GREY, SERIES, picture
 
 _MARKERS = "osD^vP*X"

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qtool.files import atomic_path
+from qtool.core.files import atomic_path
 
 _BITS = {
     32: "#222222", 8: "#c0392b", 7: "#a0522d", 6: "#8e5ea2", 5: "#d0689b", 4: "#e0a030",

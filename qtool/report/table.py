@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from qtool.cost import format_count
+from qtool.core.cost import format_count
 
 SHOWN = 5  # diverging tensors in a table; the JSON report has all
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qtool.config import MetaMixConfig
+from qtool.core.selection import Selection
 from qtool.data.clips import clip_logits
 from qtool.nn.control import quant_layers, select
-from qtool.nn.fake_quant import FakeQuantizer
-from qtool.qspec import Selection
+from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.search.limits import KINDS, Limit, check_reachable
 from qtool.search.space import Space
+from qtool.settings.metamix import MetaMixConfig
 from qtool.training.losses import LogitsLoss
 from qtool.training.update import precision
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from qtool.progress import Progress
-from qtool.run import Run
+from qtool.core.progress import Progress
+from qtool.runs.run import Run
 from qtool.search.latency import LatencyTable, load_table, measure_latency
 from qtool.search.limits import Limit, layer_bops, limit_of
 from qtool.search.request import Request

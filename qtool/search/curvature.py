@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from qtool.core.errors import UnsupportedError
 from qtool.data.batches import Batch
 from qtool.data.clips import clip_logits
-from qtool.errors import UnsupportedError
 from qtool.search.undisturbed import undisturbed
 from qtool.training.evaluation import device_of
 

@@ -18,18 +18,19 @@ from torch import Tensor
 from torch.nn import Module, functional
 
 from qtool.data.batches import to_batch
-from qtool.frontends.bit_meta import bit_meta
-from qtool.frontends.metamix import CALIBRATION_IMAGES
-from qtool.frontends.pretrain import build_prepared, make_batches, make_objective
+from qtool.frontends.metamix.bit_meta import bit_meta
+from qtool.networks import build_prepared
 from qtool.nn.control import calibrate
+from qtool.parallel.collectives import average_gradients
 from qtool.search.bit_search import BitSearch, softmax
 from qtool.search.fit import argmax, fit
 from qtool.search.limits import Limit
 from qtool.search.methods import Found, State, Task
 from qtool.training.averages import Averages
-from qtool.training.distributed import average_gradients
+from qtool.training.ingredients import CALIBRATION_IMAGES, make_batches, make_objective
 from qtool.training.losses import LogitsLoss, Objective
-from qtool.training.phases import Phase, run_phase
+from qtool.training.phase import Phase
+from qtool.training.phases import run_phase
 from qtool.training.schedules import cosine
 from qtool.training.update import Pass, Update
 

@@ -7,7 +7,7 @@ the budget goes to the upgrades that cost least score.
 
 from collections.abc import Sequence
 
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 from qtool.search.ilp import Bound, solve, total
 from qtool.search.limits import LEAST_USE, Limit
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qtool.core.selection import LayerBits, Selection
 from qtool.data.batches import Batch
 from qtool.data.clips import clip_logits
 from qtool.nn.control import initialise_weight_steps, select
-from qtool.qspec import LayerBits, Selection
 from qtool.search.ilp import Matrix, total
 from qtool.search.space import SearchLayer, Space
 from qtool.search.undisturbed import undisturbed

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qtool.core.grids import FLOAT_WIDTHS
 from qtool.data.batches import Batch
 from qtool.nn.control import quant_layers, turn_off
-from qtool.nn.fake_quant import FakeQuantizer
-from qtool.nn.quant_layer import QuantLayer
-from qtool.qspec import FLOAT_WIDTHS
+from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.modules.quant_layer import QuantLayer
 from qtool.search.curvature import LayerTraces, Traces, layer_traces
 from qtool.search.space import Space
 from qtool.search.undisturbed import undisturbed

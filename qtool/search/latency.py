@@ -18,15 +18,18 @@ import onnx_ir as ir
 import torch
 
 import qtool
+from passes.emit.tvm.target import TvmOptions
 from passes.pipelines import lower
-from qtool.dialect import static_shape
-from qtool.errors import UserError, unknown_name
-from qtool.frontends.pretrain import build_float, quant_spec
+from qtool.core.dialect import static_shape
+from qtool.core.errors import UserError, unknown_name
+from qtool.core.selection import LayerBits, Selection
+from qtool.core.tvm_env import require_tvm
+from qtool.export.export import write
+from qtool.export.trace import trace
+from qtool.networks import build_float, quant_spec
 from qtool.nn.control import calibrate
-from qtool.nn.prepare import LayerSpec, prepare
-from qtool.pipeline import write
-from qtool.qspec import LayerBits, Selection
-from qtool.run import Run
+from qtool.nn.prepare.prepare import LayerSpec, prepare
+from qtool.runs.run import Run
 from qtool.search.latency_table import (
     LatencyTable,
     Timing,
@@ -37,12 +40,9 @@ from qtool.search.latency_table import (
 )
 from qtool.search.one_layer import LAYER, Geometry, geometries, one_layer
 from qtool.search.space import SearchLayer, Space
-from qtool.trace import trace
-from qtool.tvm_export import TvmOptions
 from runtimes.host_name import cpu_name
 from runtimes.isa import integer_features
 from runtimes.latency import measure
-from runtimes.tvm_env import require_tvm
 
 __all__ = ["LatencyTable", "load_table", "machine_of", "measure_latency"]
 

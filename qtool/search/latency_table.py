@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtool.errors import UserError
-from qtool.files import read_json, write_json
-from qtool.qspec import LayerBits, check_format
+from qtool.core.errors import UserError
+from qtool.core.files import read_json, write_json
+from qtool.core.selection import LayerBits, check_format
 
 if TYPE_CHECKING:
     from qtool.search.space import Space

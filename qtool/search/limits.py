@@ -1,6 +1,6 @@
 """Budgets: upper bounds of what a network costs, as sums over its layers.
 
-bops     bit operations per image: MACs * weight bits * activation bits (`qtool.cost`)
+bops     bit operations per image: MACs * weight bits * activation bits (`qtool.core.cost`)
 bytes    weights and per-channel constants as the deployed file stores them
 seconds  latency, from measurements of single layers on a runtime
 """
@@ -8,9 +8,9 @@ seconds  latency, from measurements of single layers on a runtime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qtool.cost import LayerCost, format_count
-from qtool.errors import UserError
-from qtool.qspec import LayerBits
+from qtool.core.cost import LayerCost, format_count
+from qtool.core.errors import UserError
+from qtool.core.selection import LayerBits
 from qtool.search.ilp import total
 from qtool.search.space import SearchLayer, Space
 

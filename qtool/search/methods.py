@@ -6,14 +6,14 @@ from importlib import import_module
 
 from torch import Tensor, nn
 
-from qtool.config import MetaMixConfig
+from qtool.core.errors import unknown_name
+from qtool.core.progress import Progress
 from qtool.data.images import DataSet
-from qtool.errors import unknown_name
-from qtool.progress import Progress
-from qtool.run import Run
+from qtool.runs.run import Run
 from qtool.search import METHODS
 from qtool.search.limits import Limit
 from qtool.search.space import Space
+from qtool.settings.metamix import MetaMixConfig
 
 State = dict[str, Tensor]
 

@@ -5,13 +5,14 @@ selection of least penalty within the budget. All budgets come from the same pen
 """
 
 from qtool.data.batches import Batch, to_batch
-from qtool.frontends.pretrain import load_float, make_batches
+from qtool.networks import load_float
 from qtool.search.curvature import layer_traces
 from qtool.search.fit import fit, is_fitting
 from qtool.search.greedy import greedy_choices, loss_increases
 from qtool.search.hessian import hessian_penalties
 from qtool.search.limits import Limit
 from qtool.search.methods import Found, Task
+from qtool.training.ingredients import make_batches
 
 METRIC_IMAGES = 1024
 _BATCH = 64

@@ -14,15 +14,15 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
+from qtool.core.selection import LayerBits
+from qtool.export.trace import trace
 from qtool.nn.control import calibrate
-from qtool.nn.fake_quant import FakeQuantizer
-from qtool.nn.graph_view import GraphView
-from qtool.nn.prepare import LayerSpec, QuantSpec, prepare
-from qtool.nn.prologue import Deferred
-from qtool.nn.quant_layer import QuantLayer
-from qtool.nn.shared_grid import SharedGrid
-from qtool.qspec import LayerBits
-from qtool.trace import trace
+from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.modules.prologue import Deferred
+from qtool.nn.modules.quant_layer import QuantLayer
+from qtool.nn.modules.shared_grid import SharedGrid
+from qtool.nn.prepare.graph_view import GraphView
+from qtool.nn.prepare.prepare import LayerSpec, QuantSpec, prepare
 
 LAYER = "layer"
 
@@ -60,7 +60,7 @@ def geometries(model: fx.GraphModule, shape: Sequence[int]) -> dict[str, Geometr
     """Return the geometry of every layer of a prepared network, by name.
 
     Args:
-        model: result of `qtool.nn.prepare.prepare`.
+        model: result of `qtool.nn.prepare.prepare.prepare`.
         shape: (C, H, W) of an image.
     """
     sizes = _input_sizes(model, shape)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qtool.config import MetaMixConfig, override
-from qtool.errors import UserError
+from qtool.core.errors import UserError
 from qtool.search.limits import KINDS
+from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.override import override
 
 POWERS = (1, 2, 4, 8)
 

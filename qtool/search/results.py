@@ -6,28 +6,22 @@ from typing import Any
 
 from torch import nn
 
-from qtool.config import MetaMixConfig
+from qtool.core.errors import UserError
+from qtool.core.files import write_json
+from qtool.core.progress import Progress
+from qtool.core.selection import Selection
 from qtool.data.images import DataSet
-from qtool.errors import UserError
-from qtool.files import write_json
-from qtool.frontends.metamix import settings_of
-from qtool.frontends.pretrain import (
-    bits_content,
-    build_prepared,
-    load_state,
-    make_batches,
-    plain_phase,
-    save_quantized,
-)
+from qtool.frontends.metamix.frontend import settings_of
+from qtool.networks import bits_content, build_prepared, load_state
 from qtool.nn.control import bit_costs, initialise_weight_steps, select
-from qtool.progress import Progress
-from qtool.qspec import Selection
-from qtool.run import Run
+from qtool.runs.run import Run
 from qtool.search import PARETO_FORMAT
 from qtool.search.limits import KINDS, Limit
 from qtool.search.methods import Found, Task
 from qtool.search.request import Budget, Request
+from qtool.settings.metamix import MetaMixConfig
 from qtool.training.evaluation import recalibrate_norms
+from qtool.training.ingredients import make_batches, plain_phase, save_quantized
 from qtool.training.phases import run_phase
 
 

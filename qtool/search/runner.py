@@ -6,24 +6,28 @@ settings, its float and meta weights are those of the run it comes from.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qtool.config import MetaMixConfig, config_as
+from torch.nn import Module
+
+from qtool.core.errors import UserError
+from qtool.core.files import refuse_existing
+from qtool.core.progress import Progress
 from qtool.data.images import DataSet
-from qtool.errors import UserError
-from qtool.files import refuse_existing
-from qtool.frontends.bit_meta import load_meta
-from qtool.frontends.metamix import settings_of
-from qtool.progress import Progress
-from qtool.run import Run
+from qtool.frontends.metamix.frontend import settings_of
+from qtool.parallel.together import on_main
+from qtool.runs.run import Run
 from qtool.search.budgets import limits_of
 from qtool.search.limits import check_reachable
 from qtool.search.methods import Task, load_method
 from qtool.search.request import Request
 from qtool.search.results import Result, answer, finish, prepared, save_choice, save_front
 from qtool.search.space import Space, space_of
-from qtool.training.job import on_main
+from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.registry import config_as
+from qtool.training.frontend import load_frontend
 
 _FOLDER = "pareto"
 
@@ -41,6 +45,7 @@ def run_search(
             that are there already.
     """
     run.require_shape(data)
+    start = load_frontend(run.config.frontend).search_start(run)
     config = _config(run, request)
     on_main(lambda: _refuse_results(run, request))
     space = space_of(prepared(run, config), run.input_shape)
@@ -54,7 +59,7 @@ def run_search(
         for budget, place, limits in zip(request.budgets, places, bounds, strict=True)
     ]
     if not all(answer(result, request) for result in results):
-        _choose(run, base, data, request, space, results, progress)
+        _choose(start, base, data, request, space, results, progress)
     contents = [finish(result, data, request, progress) for result in results]
     if len(results) > 1:
         save_front(base, results, contents)
@@ -114,14 +119,14 @@ def _places(base: Run, request: Request) -> list[Run]:
 
 
 def _choose(
-    run: Run, base: Run, data: DataSet, request: Request, space: Space,
+    start: Callable[[Module], None], base: Run, data: DataSet, request: Request, space: Space,
     results: list[Result], progress: Progress,
 ) -> None:  # fmt: skip
-    """Search from the meta-state of `run`; leaves every result's bits and searched weights."""
+    """Search from what `start` loads; leaves every result's bits and searched weights."""
     config = settings_of(base)
     model = prepared(base, config)
-    load_meta(model, run)
-    if base is not run:
+    start(model)
+    if not _is_in_place(request):
         base.save_weights("meta", model.state_dict())
     task = Task(
         base, config, data, model, space,

@@ -1,8 +1,8 @@
 """Bytes that a layer takes in a deployed ONNX file, before there is one.
 
-Weights are stored in as few bits as they have, in the form that `passes.packing` finds the
-smallest: INT8, INT4 or INT2, or bit planes for the widths between. Beside the codes a layer
-has, for each output channel, an int32 bias and two float32 scales, of weights and bias.
+Weights are stored in as few bits as they have, in the form that `passes.packing.packing` finds
+the smallest: INT8, INT4 or INT2, or bit planes for the widths between. Beside the codes a
+layer has, for each output channel, an int32 bias and two float32 scales, of weights and bias.
 What layers share (tables, zero points) and what a graph consists of (nodes, names) is not
 counted: it hardly depends on bits.
 """
@@ -13,8 +13,9 @@ from functools import cache
 
 import numpy as np
 
-from passes.packing import stored_bytes
-from qtool.qspec import FLOAT_WIDTHS, LayerBits
+from passes.packing.packing import stored_bytes
+from qtool.core.grids import FLOAT_WIDTHS
+from qtool.core.selection import LayerBits
 from qtool.search.space import SearchLayer, Space
 
 # int32 bias, float32 scale of the weights, float32 scale of the bias.
@@ -26,7 +27,7 @@ def layer_bytes(layer: SearchLayer, bits: LayerBits) -> int:
     """Return the bytes of the weights and per-channel constants of `layer` at `bits`.
 
     Exact unless BatchNorm turns off or flips channels of a layer whose codes then need another
-    width (`passes.packing.stored_width`).
+    width (`passes.packing.packing.stored_width`).
     """
     channels = layer.shape[0] if layer.shape else 0
     if bits.weight in FLOAT_WIDTHS:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from qtool.core.selection import LayerBits
 from qtool.nn.control import layer_macs, quant_layers
-from qtool.qspec import LayerBits
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def space_of(model: nn.Module, shape: Sequence[int]) -> Space:
     """Return the candidates of a prepared network: every pair of its layers' bits.
 
     Args:
-        model: result of `qtool.nn.prepare.prepare`.
+        model: result of `qtool.nn.prepare.prepare.prepare`.
         shape: (C, H, W) of an image.
     """
     macs = dict(layer_macs(model, shape))

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from qtool.training.distributed import all_reduce_sum
+from qtool.parallel.collectives import all_reduce_sum
 
 
 class Averages:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qtool.errors import UserError
-from qtool.run import Checkpoint
+from qtool.core.errors import UserError
+from qtool.parallel.collectives import gather
+from qtool.parallel.job import current
+from qtool.runs.checkpoint import Checkpoint
 from qtool.training.averages import Averages
-from qtool.training.distributed import gather
-from qtool.training.job import current
 
 if TYPE_CHECKING:
-    from qtool.training.phases import Phase
+    from qtool.training.phase import Phase
 
 Tensors = dict[str, Tensor]
 

@@ -7,8 +7,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qtool.data.batches import Batches, to_batch
 from qtool.data.clips import clip_logits
 from qtool.data.images import Source
-from qtool.training.distributed import all_reduce_sum
-from qtool.training.job import current
+from qtool.parallel.collectives import all_reduce_sum
+from qtool.parallel.job import current
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -5,63 +5,29 @@ The same command on the same machine gives the same bits, interrupted or not: ba
 algorithms are deterministic where there is a choice.
 """
 
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from qtool.config import TrainConfig
+from qtool.core.errors import UserError
+from qtool.core.progress import Progress
 from qtool.data.batches import Batch, Batches
-from qtool.errors import UserError
-from qtool.progress import Progress
-from qtool.run import Checkpoint, Run
+from qtool.parallel.collectives import any_process
+from qtool.parallel.job import ProcessError, current
+from qtool.runs.checkpoint import Checkpoint, load_checkpoint, rewind, save_checkpoint
+from qtool.runs.run import Run
+from qtool.settings.base import TrainConfig
 from qtool.training.averages import Averages
 from qtool.training.checkpointing import pack, unpack
-from qtool.training.distributed import any_process
-from qtool.training.job import ProcessError, current
 
 if TYPE_CHECKING:
-    from qtool.training.phases import Phase
+    from qtool.training.phase import Phase
 
 # Batches between two looks at the loss: a look waits for a GPU, and for the other processes.
 _LOOK = 10
-
-
-def training_device(config: TrainConfig) -> torch.device:
-    """Return where the recipe trains.
-
-    Raises:
-        UserError: it asks for a GPU that is not there.
-    """
-    has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise UserError(
-            "recipe setting device: got cuda, but torch finds no GPU; use auto or cpu"
-        )
-    if config.device == "cpu" or not has_gpu:
-        return torch.device("cpu")
-    return torch.device("cuda", current().local_rank)
-
-
-@contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """Choose deterministic algorithms; where an operator has none, torch warns."""
-    before = torch.are_deterministic_algorithms_enabled()
-    memory: Any = torch.utils.deterministic  # a module with a property
-    fill = memory.fill_uninitialized_memory
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    memory.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        memory.fill_uninitialized_memory = fill
 
 
 @dataclass
@@ -100,14 +66,14 @@ class Loop:
 
     def _begin(self, averages: Averages, resume: bool) -> tuple[int, int]:
         """Return (epochs, batches) that are done; without any, write a first checkpoint."""
-        saved = self.run.load_checkpoint() if resume else None
+        saved = load_checkpoint(self.run) if resume else None
         self.run.remove_leftovers()
         if saved is None or saved.phase != self.phase.key:
             self._save(0, 0, averages)
             return 0, 0
         self._seed(saved.epochs_done)  # where the checkpoint knows nothing of this process
         unpack(self.phase, saved, averages)
-        self.run.rewind(saved)
+        rewind(self.run, saved)
         return saved.epochs_done, saved.batches_done
 
     def _seed(self, epoch: int) -> None:
@@ -162,7 +128,7 @@ class Loop:
             if not torch.isfinite(parameter).all():
                 raise self._diverged(epoch, f"{name} is no longer finite")
         tensors = pack(self.phase, averages)
-        self.run.save_checkpoint(Checkpoint(self.phase.key, epoch, batch, tensors))
+        save_checkpoint(self.run, Checkpoint(self.phase.key, epoch, batch, tensors))
         self.saved_at = time.monotonic()
 
 

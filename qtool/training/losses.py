@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qtool.config import TrainConfig
+from qtool.settings.base import TrainConfig
 
 # The loss of a batch's logits, (N, classes).
 LogitsLoss = Callable[[Tensor], Tensor]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qtool.config import TrainConfig
+from qtool.settings.base import TrainConfig
 
 _QUANTIZER = {"step": "step", "offset": "step", "alpha": "alpha"}
 

@@ -1,58 +1,16 @@
 """Phases: stretches of training that can be interrupted at any moment."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor, nn
-
-from qtool.config import TrainConfig, config_as
+from qtool.core.progress import Progress
 from qtool.data.batches import Batches
 from qtool.native.allocator import keep_freed_memory
-from qtool.nn.sync_norm import synchronise_norms
-from qtool.progress import Progress
+from qtool.nn.modules.sync_norm import synchronise_norms
 from qtool.quantizers.engines import why_eager
-from qtool.run import Run
-from qtool.training.averages import Averages
-from qtool.training.ema import Ema
-from qtool.training.loop import Loop, deterministic, training_device
-from qtool.training.schedules import Schedule, constant
-
-
-@dataclass
-class Phase:
-    """A stretch of training that can be interrupted at any moment.
-
-    Args:
-        name: as in checkpoints and metrics.
-        epochs: passes over the training batches.
-        model: module whose state is saved.
-        optimizers: their states are saved too; learning rates follow `schedule`.
-        step: does one batch, returns what the progress line shows.
-        schedule: learning-rate factor at the share of the phase that is done.
-        extra: further tensors to save (architecture parameters); restored in place.
-        tag: a checkpoint is only continued by a phase of equal name and tag.
-        ema: average of the weights, which replaces them at the end.
-    """
-
-    name: str
-    epochs: int
-    model: nn.Module
-    optimizers: list[torch.optim.Optimizer]
-    step: Callable[[Tensor, Tensor, Averages], str]
-    schedule: Schedule = constant
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    tag: str = ""
-    ema: Ema | None = None
-
-    def __post_init__(self) -> None:
-        if self.ema is not None:
-            self.extra = {**self.extra, **self.ema.tensors()}
-
-    @property
-    def key(self) -> str:
-        """What its checkpoints are marked with."""
-        return f"{self.name} {self.tag}".rstrip()
+from qtool.runs.run import Run
+from qtool.settings.base import TrainConfig
+from qtool.settings.registry import config_as
+from qtool.training.device import deterministic, training_device
+from qtool.training.loop import Loop
+from qtool.training.phase import Phase
 
 
 def run_phase(

@@ -8,7 +8,7 @@ multistep    gamma ** (number of milestones reached)
 import math
 from collections.abc import Callable, Sequence
 
-from qtool.config import TrainConfig
+from qtool.settings.base import TrainConfig
 
 Schedule = Callable[[float], float]
 _START = 0.05

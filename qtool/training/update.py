@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from qtool.config import TrainConfig
+from qtool.parallel.collectives import average_gradients
+from qtool.settings.base import TrainConfig
 from qtool.training.averages import Averages
-from qtool.training.distributed import average_gradients
 from qtool.training.ema import Ema
 from qtool.training.optimizers import make_optimizer
 

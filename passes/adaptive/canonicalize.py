@@ -1,0 +1,146 @@
+"""Several spellings of one thing -> the one that later passes know.
+
+Cases:
+1. ReduceMean over height and width of a 4-D tensor: ``GlobalAveragePool(x)``, and a Flatten
+   behind it where the dimensions are dropped.
+2. Reshape of (N, C, ...) to (N, rest), by whatever shape arithmetic: ``Flatten(x, axis=1)``;
+   to other shapes that keep the batch: ``Reshape(x, [0, ...])`` with constant sizes.
+3. ``Mul(x, Sigmoid(x))``: ``Swish(x)``.
+4. Split: one Slice per result.
+5. Resize to sizes or scales that are whole multiples: constant scales.
+Anything else is left as it is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from passes.graph import add_constant, drop_unused_constants, operand, replace_node
+from qtool.core.dialect import constant
+
+
+@dataclass(frozen=True)
+class Canonicalize(InPlacePass):
+    """One spelling for pooling, shapes, SiLU, splitting and upsampling."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Rewrite `model` in place."""
+        modified = False
+        for node in list(model.graph):
+            rewrite = _REWRITES.get(node.op_type)
+            if rewrite is not None and not node.domain:
+                modified |= rewrite(model.graph, node)
+        if modified:
+            _drop_dead(model.graph)
+        return PassResult(model, modified)
+
+
+def _mean(graph: ir.Graph, node: ir.Node) -> bool:
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    shape = operand(node, 0).shape
+    if axes is None or shape is None or len(shape) != 4:
+        return False
+    if {int(a) % 4 for a in axes.reshape(-1)} != {2, 3}:
+        return False
+    pool = ir.node("GlobalAveragePool", [operand(node, 0)], name=node.name)
+    if node.attributes.get_int("keepdims", 1):
+        replace_node(node, pool)
+        return True
+    graph.insert_before(node, pool)
+    pooled = pool.outputs[0]
+    pooled.shape, pooled.type = ir.Shape([*list(shape)[:2], 1, 1]), node.outputs[0].type
+    pooled.name = f"{node.outputs[0].name}/pooled"
+    replace_node(node, ir.node("Flatten", [pooled], {"axis": 1}, name=f"{node.name}/flatten"))
+    return True
+
+
+def _reshape(graph: ir.Graph, node: ir.Node) -> bool:
+    before, after = operand(node, 0).shape, node.outputs[0].shape
+    if before is None or after is None or not _same_batch(before[0], after[0]):
+        return False
+    sizes = list(after)[1:]
+    if len(sizes) == 1 and isinstance(sizes[0], int):
+        flat = ir.node("Flatten", [operand(node, 0)], {"axis": 1}, name=node.name)
+        replace_node(node, flat)
+        return True
+    wanted = np.array([0, *sizes]) if all(isinstance(n, int) for n in sizes) else None
+    if wanted is None or node.attributes.get_int("allowzero", 0) != 0:
+        return False
+    known = constant(node.inputs[1])
+    if known is not None and np.array_equal(known, wanted):
+        return False
+    shape = add_constant(graph, f"{node.outputs[0].name}.shape", wanted.astype(np.int64))
+    node.replace_input_with(1, shape)
+    return True
+
+
+def _same_batch(before: object, after: object) -> bool:
+    return not isinstance(before, int) and before == after
+
+
+def _swish(_graph: ir.Graph, node: ir.Node) -> bool:
+    for x, gate in (node.inputs, node.inputs[::-1]):
+        sigmoid = gate.producer() if gate is not None else None
+        alone = sigmoid is not None and len(list(sigmoid.outputs[0].uses())) == 1
+        if sigmoid is not None and alone and sigmoid.op_type == "Sigmoid":
+            if sigmoid.inputs[0] is x:
+                replace_node(node, ir.node("Swish", [x], name=node.name))
+                return True
+    return False
+
+
+def _split(graph: ir.Graph, node: ir.Node) -> bool:
+    shape = operand(node, 0).shape
+    if shape is None:
+        return False
+    axis, start = node.attributes.get_int("axis", 0) % len(shape), 0
+    sizes = [list(out.shape)[axis] if out.shape is not None else None for out in node.outputs]
+    if not all(isinstance(size, int) for size in sizes):
+        return False
+    for index, (out, size) in enumerate(zip(list(node.outputs), sizes, strict=True)):
+        ends = start + int(size)  # type: ignore[arg-type]
+        bounds = [
+            add_constant(graph, f"{out.name}.{what}", np.array([value], np.int64))
+            for what, value in (("start", start), ("end", ends), ("axis", axis))
+        ]
+        piece = ir.node("Slice", [operand(node, 0), *bounds], name=f"{node.name}/{index}")
+        graph.insert_before(node, piece)
+        result = piece.outputs[0]
+        result.shape, result.type, result.name = out.shape, out.type, f"{out.name}/piece"
+        out.replace_all_uses_with(result, replace_graph_outputs=True)
+        start = ends
+    graph.remove(node, safe=True)
+    return True
+
+
+def _resize(graph: ir.Graph, node: ir.Node) -> bool:
+    before, after = operand(node, 0).shape, node.outputs[0].shape
+    scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if (scales is not None and scales.size) or before is None or after is None:
+        return False
+    pairs = list(zip(list(before)[1:], list(after)[1:], strict=True))
+    whole = all(isinstance(a, int) and isinstance(b, int) and b % a == 0 for a, b in pairs)
+    if not whole or not _same_batch(before[0], after[0]):
+        return False
+    factors = [1.0, *(b / a for a, b in pairs)]
+    node.resize_inputs(3)
+    name = f"{node.outputs[0].name}.scales"
+    node.replace_input_with(2, add_constant(graph, name, np.array(factors, np.float32)))
+    return True
+
+
+_REWRITES: dict[str, Callable[[ir.Graph, ir.Node], bool]] = {
+    "ReduceMean": _mean, "Reshape": _reshape, "Mul": _swish, "Split": _split,
+    "Resize": _resize,
+}  # fmt: skip
+
+
+def _drop_dead(graph: ir.Graph) -> None:
+    """Remove the shape arithmetic and Sigmoids that nothing reads any more."""
+    for node in reversed(list(graph)):
+        if not any(out.uses() or out.is_graph_output() for out in node.outputs):
+            graph.remove(node, safe=True)
+    drop_unused_constants(graph)

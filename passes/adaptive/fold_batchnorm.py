@@ -1,0 +1,130 @@
+"""``BatchNorm(Conv(x, DQ(q, s), b))`` -> ``Conv(x, DQ(q', s'), b')``, codes kept.
+
+With r = gamma / sqrt(var + eps):  s' = s * |r|,  q' = q * sign(r),  b' = beta + (b - mean) *
+r.
+
+Cases:
+1. r > 0: codes unchanged.
+2. r < 0: the channel's codes change sign; weights are symmetric and narrow, so this is exact.
+3. r = 0: the channel is the constant beta. Codes become 0, and the scale so fine that the
+   builder chooses it by beta alone: on the old scale beta would be rounded coarsely.
+BatchNorm is folded before rounding elsewhere: peers fold first and quantize the product, which
+changes the codes that training learned.
+A layer whose weights stay float keeps its BatchNorm, and with `allow_float` so does anything
+that cannot absorb it: both are float islands.
+A BatchNorm of a tensor that has a grid of its own is left alone (`passes.lower.operators`).
+Refuses when BatchNorm follows something else, or a flipped code leaves its container.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import InPlacePass, PassResult
+
+from passes.graph import LAYER_KEY, add_constant, as_fake_quant, operand
+from passes.lower.layers import has_integer_weight
+from passes.lower.moves import is_move, sources
+from qtool.core.dialect import constant
+from qtool.core.errors import UnsupportedError
+
+Doubles = NDArray[np.float64]
+DEAD_SCALE = 1e-30
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm(InPlacePass):
+    """Move BatchNorm into the scale, the sign and the bias of the layer before it.
+
+    Args:
+        allow_float: leave a BatchNorm that no integer layer can absorb.
+    """
+
+    allow_float: bool = False
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Rewrite `model` in place."""
+        norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
+        matches = [(norm, *_match(norm)) for norm in norms if not self._is_left(norm)]
+        for norm, conv, weight in matches:
+            _fold(model.graph, norm, conv, weight)
+        return PassResult(model, bool(matches))
+
+    def _is_left(self, norm: ir.Node) -> bool:
+        layer = operand(norm, 0).producer()
+        absorbs = layer is not None and layer.op_type == "Conv" and has_integer_weight(layer)
+        return _stands_alone(norm) or (self.allow_float and not absorbs)
+
+
+def _stands_alone(norm: ir.Node) -> bool:
+    """True for the BatchNorm of a tensor on a grid: it is lowered to a per-channel affine."""
+    producer = operand(norm, 0).producer()
+    while producer is not None and is_move(producer) and sources(producer):
+        producer = sources(producer)[0].producer()
+    dequantized = producer is not None and producer.op_type == "DequantizeLinear"
+    return dequantized or as_fake_quant(producer) is not None
+
+
+def _fold(graph: ir.Graph, norm: ir.Node, conv: ir.Node, weight: ir.Node) -> None:
+    layer = weight.metadata_props[LAYER_KEY]
+    codes, scale = _array(weight, 0), _array(weight, 1)
+    gamma, beta, mean, var = (_array(norm, i).astype(np.float64) for i in range(1, 5))
+    ratio = gamma / np.sqrt(var + norm.attributes.get_float("epsilon", 1e-5))
+    bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
+    before = np.zeros_like(beta) if bias is None else bias.astype(np.float64)
+    folded_scale = np.where(ratio == 0, DEAD_SCALE, scale * np.abs(ratio)).astype(np.float32)
+    if not np.all(np.isfinite(folded_scale) & (folded_scale > 0)):
+        channel = int(np.argmin(np.isfinite(folded_scale) & (folded_scale > 0)))
+        raise UnsupportedError(
+            f"layer {layer}: BatchNorm channel {channel} scales its weights by "
+            f"{ratio[channel]:g}, outside float32"
+        )
+    flipped = _flip(codes, ratio, layer)
+    shift = (beta + (before - mean) * ratio).astype(np.float32)
+    weight.replace_input_with(0, add_constant(graph, f"{layer}.folded_codes", flipped))
+    weight.replace_input_with(1, add_constant(graph, f"{layer}.folded_scale", folded_scale))
+    conv.resize_inputs(3)
+    conv.replace_input_with(2, add_constant(graph, f"{layer}.folded_bias", shift))
+    norm.outputs[0].replace_all_uses_with(conv.outputs[0])
+    graph.remove(norm, safe=True)
+
+
+def _match(norm: ir.Node) -> tuple[ir.Node, ir.Node]:
+    """Return the layer and the DequantizeLinear of its weight."""
+    source = operand(norm, 0)
+    conv = source.producer()
+    if conv is None or conv.op_type != "Conv":
+        got = "the input" if conv is None else conv.op_type
+        raise UnsupportedError(
+            f"node {norm.name}: BatchNorm after {got}; only Conv can absorb it"
+        )
+    weight = operand(conv, 1).producer()
+    if weight is None or LAYER_KEY not in weight.metadata_props:
+        raise UnsupportedError(f"node {norm.name}: BatchNorm after a Conv with float weights")
+    if len(list(source.uses())) != 1 or source.is_graph_output():
+        raise UnsupportedError(
+            f"layer {weight.metadata_props[LAYER_KEY]}: its result is also read unnormalised"
+        )
+    return conv, weight
+
+
+def _flip(codes: NDArray[Any], ratio: Doubles, layer: str) -> NDArray[np.int8]:
+    signs = np.sign(ratio).astype(np.int16).reshape(-1, *[1] * (codes.ndim - 1))
+    flipped = codes.astype(np.int16) * signs
+    if flipped.max(initial=0) > 127:
+        raise UnsupportedError(
+            f"layer {layer}: code -128 under a negative BatchNorm gamma becomes 128, which "
+            "int8 does not hold; train with a narrow weight range"
+        )
+    return flipped.astype(np.int8)
+
+
+def _array(node: ir.Node, index: int) -> NDArray[Any]:
+    array = constant(node.inputs[index])
+    if array is None:
+        raise UnsupportedError(
+            f"node {node.name} ({node.op_type}): input {index} is not constant"
+        )
+    return array

@@ -1,0 +1,79 @@
+"""``FakeQuant(x, steps[n], bits=candidates)`` -> ``FakeQuant(x, steps[1], bits=[b])``.
+
+Cases:
+1. A selection names the layer, or a pattern of it matches: its input and weight quantizers
+   keep those bits.
+2. The default of a selection (``w4a4``): every other layer; the first and the last layer keep
+   the bits they were trained with unless these are among their candidates.
+3. No word about the layer: its first candidate.
+4. Weights of 16 or 32 bits stay float (`passes.adaptive.freeze_weights`); an input of 16 or 32
+   bits keeps the widest grid that was trained. Both are always among the candidates.
+Refuses when the bits are not among the candidates, or a name or pattern is about no layer.
+"""
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from passes.graph import FakeQuant, add_constant, fake_quants
+from qtool.core.dialect import ACTIVATION_BITS_KEY
+from qtool.core.errors import UserError
+from qtool.core.grids import FLOAT_WIDTHS
+from qtool.core.selection import Selection
+
+
+@dataclass(frozen=True)
+class ResolveBits(InPlacePass):
+    """Leave one bit-width on every tensor."""
+
+    selection: Selection = field(default_factory=Selection)
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Rewrite `model` in place; raises before the first change."""
+        views = fake_quants(model)
+        layers = [view.name for view in views if view.role == "weight"]
+        selection = self.selection.resolve(layers)
+        ends = {layers[0], layers[-1]} if layers else set()
+        chosen = {view.node: _bits(view, selection, view.name in ends) for view in views}
+        modified = False
+        for view in views:
+            bits = chosen[view.node]
+            if bits in FLOAT_WIDTHS and ACTIVATION_BITS_KEY not in view.node.metadata_props:
+                # What the input was asked for: its grid does not say.
+                asked = selection.of(view.name)
+                wanted = asked.activation if asked is not None and asked.is_float else bits
+                view.node.metadata_props[ACTIVATION_BITS_KEY] = str(wanted)
+                modified = True
+            if view.bits != (bits,):
+                _keep(model.graph, view, bits)
+                modified = True
+        return PassResult(model, modified)
+
+
+def _bits(view: FakeQuant, selection: Selection, is_end: bool) -> int:
+    """Return the bits that `view` keeps; `selection` has names, no patterns."""
+    chosen = selection.of(view.name)
+    if chosen is None or view.role not in ("activation", "weight"):
+        return view.bits[0]
+    wanted = chosen.weight if view.role == "weight" else chosen.activation
+    if wanted in FLOAT_WIDTHS:
+        return wanted if view.role == "weight" else max(view.bits)
+    if wanted in view.bits:
+        return wanted
+    if is_end and view.name not in selection.layers:
+        return view.bits[0]
+    known = ", ".join(map(str, view.bits))
+    raise UserError(
+        f"layer {view.name}: {view.role} bits {wanted} were not trained; trained: {known}"
+    )
+
+
+def _keep(graph: ir.Graph, view: FakeQuant, bits: int) -> None:
+    row = view.bits.index(bits) if bits in view.bits else 0
+    steps = add_constant(graph, f"{view.name}.{view.role}.step", view.steps[row : row + 1])
+    view.node.replace_input_with(1, steps)
+    view.node.attributes["bits"] = ir.AttrInt64s("bits", [bits])
+    if view.zero_points:
+        kept = ir.AttrInt64s("zero_points", [view.zero_points[row]])
+        view.node.attributes["zero_points"] = kept

@@ -1,0 +1,1 @@
+"""ONNX files: QDQ and operator form."""

@@ -1,0 +1,139 @@
+"""Integer dialect -> ONNX in QDQ form, the spelling that every runtime's optimizer knows.
+
+``QLinearConv(x)`` -> ``Clip(QuantizeLinear(Conv(DequantizeLinear(x), DequantizeLinear(W),
+...)))`` and likewise for the other operators. What makes ONNX Runtime keep it in integers:
+- clips are on uint8, behind Q; a float Clip before Q would leave Conv in floating point;
+- a change of grid is ``DQ -> LeakyRelu(alpha=1) -> Q``: a bare ``DQ -> Q`` pair would be
+  merged with its neighbours and change the numbers;
+- data movement and tables (Cast, Gather) work on codes, outside any DQ/Q pair;
+- narrow weights are packed (`passes.packing.packing`) and widened to int8 when the file is
+  loaded, with an explicit int8 zero point; the int32 bias has scale ``xs * ws``.
+
+A float island is DQ -> its operators -> Q already; the metadata list the islands by name.
+Layer bits go into the model's metadata (``qtool.bits``), because containers do not show them.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from passes.emit.onnx.packed import finish, pack_weights
+from passes.graph import add_constant, collection_paused, replace_node
+from passes.lower.moves import is_move
+from qtool.core.dialect import ISLAND_KEY, constant, scalar
+from qtool.core.errors import UnsupportedError
+from qtool.core.numerics import bias_scale
+
+# dialect operator: (float operator, first index of each activation, index of the result's
+# scale)
+_PLAIN = {
+    "QLinearAdd": ("Add", (0, 3), 6),
+    "QLinearMul": ("Mul", (0, 3), 6),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,), 3),
+    "QLinearLeakyRelu": ("LeakyRelu", (0,), 3),
+}
+# Already what ONNX has for integers.
+# Cast, Gather and MatMulInteger widen packed weights.
+_KEPT = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Gather", "MatMulInteger")
+
+
+def emit_onnx_qdq(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
+    """Return a new model in QDQ form; `dialect` is not changed.
+
+    Args:
+        dialect: result of `passes.pipelines.lower`.
+        metadata: further entries of the file's metadata.
+    """
+    with collection_paused():
+        source = dialect.clone()
+        bits = pack_weights(source.graph)
+        _Emitter(source.graph).run()
+        return finish(source.graph, bits, metadata, operator_form=False)
+
+
+class _Emitter:
+    """Rewrites a copy of the dialect graph node by node."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.dequantized: dict[tuple[ir.Value | None, ...], ir.Value] = {}
+        self.views: Counter[ir.Value] = Counter()
+
+    def run(self) -> None:
+        old = list(self.graph)
+        for node in old:
+            if ISLAND_KEY in node.metadata_props:
+                continue  # DQ, float operators and Q already
+            if node.op_type in ("QLinearConv", "QGemm"):
+                self._layer(node)
+            elif node.op_type in _PLAIN:
+                self._plain(node)
+            elif node.op_type not in _KEPT and not is_move(node):
+                raise UnsupportedError(f"node {node.name}: {node.op_type} has no QDQ form")
+
+    def _append(
+        self, before: ir.Node, op_type: str, inputs: Any, **attributes: Any
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes)
+        self.graph.insert_before(before, node)
+        return node.outputs[0]
+
+    def _dequantize(self, before: ir.Node, index: int) -> ir.Value:
+        """Return the float view of activation input `index`, made once a tensor."""
+        inputs = tuple(before.inputs[index : index + 3])
+        if inputs[0] is None:
+            raise UnsupportedError(f"node {before.name}: input {index} is missing")
+        if inputs not in self.dequantized:
+            value = self._append(before, "DequantizeLinear", inputs)
+            # The same codes may be read on two grids: a gate's, a constant's.
+            value.name = f"{inputs[0].name}/f{self.views[inputs[0]] or ''}"
+            self.views[inputs[0]] += 1
+            self.dequantized[inputs] = value
+        return self.dequantized[inputs]
+
+    def _plain(self, node: ir.Node) -> None:
+        op_type, operands, y = _PLAIN[node.op_type]
+        inputs = [self._dequantize(node, index) for index in operands]
+        kept = [v for k, v in node.attributes.items() if k != "channels_last"]
+        core = ir.Node("", op_type, inputs, kept)
+        self.graph.insert_before(node, core)
+        self._requantize(node, core.outputs[0], y)
+
+    def _requantize(self, node: ir.Node, result: ir.Value, y: int) -> None:
+        """Put QuantizeLinear in the place of `node`."""
+        codes = node.outputs[0]
+        result.name = f"{codes.name}/y"
+        quantize = ir.node("QuantizeLinear", [result, node.inputs[y], node.inputs[y + 1]])
+        after = quantize.outputs[0]
+        name, after.type, after.shape = codes.name, codes.type, codes.shape
+        ir.convenience.replace_nodes_and_values(
+            self.graph, node, [node], [quantize], [codes], [after]
+        )
+        after.name = name
+
+    def _layer(self, node: ir.Node) -> None:
+        is_conv = node.op_type == "QLinearConv"
+        bias, y = (8, 6) if is_conv else (6, 7)
+        name = str(node.name)
+        x_scale = np.float32(scalar(node.inputs[1], f"{name}: input scale"))
+        w_scale = constant(node.inputs[4])
+        if w_scale is None:
+            raise UnsupportedError(f"layer {name}: weight scale is not constant")
+        x = self._dequantize(node, 0)
+        weight = self._append(node, "DequantizeLinear", node.inputs[3:6], axis=0)
+        unit = add_constant(self.graph, f"{name}.bias_scale", bias_scale(x_scale, w_scale))
+        offset = self._append(node, "DequantizeLinear", [node.inputs[bias], unit], axis=0)
+        weight.name, offset.name = f"{name}.w", f"{name}.b"
+        if is_conv:
+            kept = {k: v for k, v in node.attributes.items() if k != "channels_last"}
+            core = ir.Node("", "Conv", [x, weight, offset], list(kept.values()))
+        else:
+            core = ir.node("Gemm", [x, weight, offset], {"transB": 1})
+        if not is_conv and y >= len(node.inputs):
+            replace_node(node, core)  # a float result, the model's output
+            return
+        self.graph.insert_before(node, core)
+        self._requantize(node, core.outputs[0], y)

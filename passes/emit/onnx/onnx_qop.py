@@ -1,0 +1,25 @@
+"""Integer dialect -> ONNX in operator form: QLinearConv, QGemm, QLinearAdd, ... as they are.
+
+The dialect itself with its weights packed and its layers' bits in the metadata. It needs
+ONNX Runtime (com.microsoft operators); the QDQ form is the one that other runtimes read.
+"""
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from passes.emit.onnx.packed import finish, pack_weights
+from passes.graph import collection_paused
+
+
+def emit_onnx_qop(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
+    """Return a new model in operator form; `dialect` is not changed.
+
+    Args:
+        dialect: result of `passes.pipelines.lower`.
+        metadata: further entries of the file's metadata.
+    """
+    with collection_paused():
+        source = dialect.clone()
+        bits = pack_weights(source.graph)
+        return finish(source.graph, bits, metadata, operator_form=True)

@@ -1,0 +1,1 @@
+"""TVM modules for CPUs: plan, kernels, vector units."""

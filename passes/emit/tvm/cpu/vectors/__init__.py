@@ -1,0 +1,1 @@
+"""Vector units: what kernels ask of a CPU, an instruction set a file."""

@@ -1,0 +1,1 @@
+"""Passes over ONNX files: other tools' spellings become the integer dialect."""

@@ -1,0 +1,108 @@
+"""``INT2/INT4 -> Cast`` or bit planes -> codes: what `passes.packing.packing` wrote.
+
+1. Initializers of INT8, INT4 and INT2. 2. These behind a Cast to INT8. 3. The chain
+``Reshape(Cast(MatMulInteger(Gather(T, Cast(P)), place)))``, or with ``Slice(Reshape(.))`` in
+it, where T and place are exactly those of `passes.packing.bit_planes`.
+Nothing is evaluated that a damaged file could make large: there are as many codes as the file
+has planes for.
+"""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from passes.packing.bit_planes import TABLES, Codes, from_planes, place_values
+from qtool.core.dialect import constant
+
+_SIGNED = tuple(np.dtype(kind) for kind in (np.int8, ml_dtypes.int4, ml_dtypes.int2))
+_DECODER = ["Cast", "MatMulInteger", "Gather", "Cast"]
+
+
+def unpack(value: ir.Value | None) -> Codes | None:
+    """Return the codes behind what `passes.packing.packing.pack` returned.
+
+    Returns:
+        int8 codes, also of any INT8, INT4 or INT2 constant, bare or behind Cast to INT8; None
+        when `value` is computed in another way, or is no signed integer of 8 or fewer bits.
+    """
+    chain = _chain(value)
+    source = _input(chain[0], 0) if [n.op_type for n in chain] == ["Cast"] else value
+    if source is not value and not _casts(chain[0], ir.DataType.INT8):
+        return None
+    codes = constant(source)
+    if codes is not None:
+        return codes.astype(np.int8) if codes.dtype in _SIGNED else None
+    return _read_planes(chain)
+
+
+def _chain(value: ir.Value | None) -> list[ir.Node]:
+    """Return up to seven nodes that compute `value`, last first."""
+    nodes: list[ir.Node] = []
+    while len(nodes) < 7 and value is not None and (node := value.producer()) is not None:
+        nodes.append(node)
+        value = _input(node, 1 if node.op_type == "Gather" else 0)
+    return nodes
+
+
+def _read_planes(chain: list[ir.Node]) -> Codes | None:
+    """Return the codes that the nodes of form 3 compute, None when they are another graph."""
+    kinds = [node.op_type for node in chain]
+    sliced = kinds[:3] == ["Reshape", "Slice", "Reshape"]
+    decoder = chain[3 if sliced else 1 :]
+    if kinds[:1] != ["Reshape"] or [node.op_type for node in decoder] != _DECODER:
+        return None
+    shape, found = constant(_input(chain[0], 1)), _planes(decoder)
+    if shape is None or found is None or shape.ndim != 1 or np.any(shape <= 0):
+        return None
+    planes, odd = found
+    size, room = int(np.prod(shape.astype(object))), 4 * planes.shape[0]
+    if not (room - 4 < size < room and _is_prefix(chain, size) if sliced else size == room):
+        return None
+    return from_planes(planes, size, odd).reshape(shape)
+
+
+def _planes(decoder: list[ir.Node]) -> tuple[NDArray[Any], bool] | None:
+    """Return P and whether its digits are +-1."""
+    narrow, matmul, gather, widen = decoder
+    planes, table = constant(_input(widen, 0)), constant(_input(gather, 0))
+    place = constant(_input(matmul, 1))
+    if (
+        planes is None
+        or planes.ndim != 2
+        or planes.dtype != ml_dtypes.uint4
+        or not 1 <= planes.shape[1] <= 7
+        or not _casts(narrow, ir.DataType.INT8)
+        or not _casts(widen, ir.DataType.INT32)
+        or gather.attributes.get_int("axis", 0) != 1
+        or len(matmul.inputs) != 2
+    ):
+        return None
+    for odd, digits in TABLES.items():
+        if _same(table, digits) and _same(place, place_values(planes.shape[1], odd)):
+            return planes, odd
+    return None
+
+
+def _is_prefix(chain: list[ir.Node], size: int) -> bool:
+    """Return whether ``Slice(Reshape(.))`` keeps the first `size` elements."""
+    _, cut, flat = chain[:3]
+    expected = ((flat, 1, -1), (cut, 1, 0), (cut, 2, size))
+    return len(cut.inputs) == 3 and all(
+        _same(constant(_input(node, index)), np.array([number]))
+        for node, index, number in expected
+    )
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _casts(node: ir.Node, kind: ir.DataType) -> bool:
+    return node.op_type == "Cast" and node.attributes.get_int("to", 0) == int(kind)
+
+
+def _same(got: NDArray[Any] | None, expected: NDArray[Any]) -> bool:
+    return got is not None and got.dtype == expected.dtype and np.array_equal(got, expected)

@@ -1,0 +1,1 @@
+"""Lowering: every operator that a grid closes becomes an integer operator."""

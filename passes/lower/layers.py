@@ -1,0 +1,145 @@
+"""Constants of float Conv, Gemm and MatMul nodes whose weight is ``DequantizeLinear(codes)``.
+
+FreezeWeights and ImportQDQ both leave that form, with the layer's name and bits as metadata of
+the DequantizeLinear node.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from passes.graph import LAYER_KEY, operand
+from passes.importing.unpacking import unpack
+from passes.lower.accumulator import Layer
+from qtool.core.dialect import WEIGHT_BITS_KEY, constant
+from qtool.core.errors import UnsupportedError
+
+LAYERS = ("Conv", "Gemm", "MatMul")
+
+
+def layer_name(node: ir.Node) -> str:
+    """Return the layer's name in the user's model, or the node's own."""
+    if LAYER_KEY in node.metadata_props:
+        return node.metadata_props[LAYER_KEY]
+    weight = _weight_node(node)
+    if weight is not None and LAYER_KEY in weight.metadata_props:
+        return weight.metadata_props[LAYER_KEY]
+    return str(node.name or node.outputs[0].name)
+
+
+def _weight_node(node: ir.Node) -> ir.Node | None:
+    """Return the DequantizeLinear of the weight, perhaps behind a Transpose."""
+    if len(node.inputs) < 2 or node.inputs[1] is None:
+        return None
+    producer = node.inputs[1].producer()
+    if producer is not None and producer.op_type == "Transpose":
+        producer = operand(producer, 0).producer()
+    return producer
+
+
+def has_integer_weight(node: ir.Node) -> bool:
+    """True when the weight of a Conv, Gemm or MatMul is a DequantizeLinear of codes."""
+    weight = _weight_node(node)
+    if weight is None or weight.op_type != "DequantizeLinear":
+        return False
+    return LAYER_KEY in weight.metadata_props or _is_stored(operand(weight, 0))
+
+
+def _is_stored(codes: ir.Value) -> bool:
+    return constant(codes) is not None or unpack(codes) is not None
+
+
+def read_layer(node: ir.Node, fallback: str) -> Layer:
+    """Return the constants of a Conv, Gemm or MatMul node.
+
+    Args:
+        node: its weight is a DequantizeLinear of constant codes.
+        fallback: the layer's name where FreezeWeights has not written one.
+
+    Raises:
+        UnsupportedError: float weights, weights with a zero point, anything computed at run
+            time.
+    """
+    weight = _weight_node(node)
+    if weight is None or weight.op_type != "DequantizeLinear":
+        raise UnsupportedError(f"layer {fallback}: {node.op_type} has float weights")
+    name = weight.metadata_props.get(LAYER_KEY, fallback)
+    codes, scale = _codes(weight, name), constant(weight.inputs[1])
+    if scale is None:
+        raise UnsupportedError(f"layer {name}: weights are computed at run time")
+    if node.op_type != "Conv" and not _outputs_first(node):
+        codes = np.ascontiguousarray(codes.T)
+    if scale.size not in (1, len(codes)):
+        raise UnsupportedError(
+            f"layer {name}: {scale.size} weight scales for {len(codes)} outputs"
+        )
+    spread = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), codes.shape[:1]))
+    bits = weight.metadata_props.get(WEIGHT_BITS_KEY)
+    bias, unit = _bias(node, name, len(spread))
+    return Layer(
+        name, codes, spread.astype(np.float32), bias, None if bits is None else int(bits), unit
+    )
+
+
+def _outputs_first(node: ir.Node) -> bool:
+    """True when the weight of a Gemm or MatMul is (O, I)."""
+    source = operand(node, 1).producer()
+    turned = source is not None and source.op_type == "Transpose"
+    return bool(node.attributes.get_int("transB", 0)) != turned
+
+
+def _codes(weight: ir.Node, name: str) -> NDArray[np.int8]:
+    """Return the int8 codes of a weight; uint8 ones around 128 move down."""
+    source = operand(weight, 0)
+    codes, plain = unpack(source), constant(source)
+    zero = constant(weight.inputs[2]) if len(weight.inputs) > 2 else None
+    if plain is not None and plain.dtype == np.uint8:
+        if zero is None or np.any(zero != 128):
+            raise UnsupportedError(
+                f"layer {name}: uint8 weights with zero point {_show(zero)}; 128 is supported"
+            )
+        return (plain.astype(np.int16) - 128).astype(np.int8)
+    if codes is None:
+        raise UnsupportedError(f"layer {name}: weights are no constant 8-bit integers")
+    if zero is not None and np.any(zero):
+        raise UnsupportedError(
+            f"layer {name}: weights with zero point {_show(zero)}; 0 is supported"
+        )
+    return codes
+
+
+def _show(zero: NDArray[Any] | None) -> str:
+    return "0" if zero is None else ", ".join(map(str, np.unique(zero)[:4]))
+
+
+def _bias(
+    node: ir.Node, name: str, channels: int
+) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """Return the bias in real units, (channels,), and its scale where it is int32."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return np.zeros(channels, np.float32), None
+    bias, unit = constant(value), None
+    if bias is None:
+        bias, unit = _dequantized(value, name)
+    if bias.size != channels:
+        raise UnsupportedError(
+            f"layer {name}: bias has {bias.size} values, expected {channels}"
+        )
+    return bias.reshape(-1), unit
+
+
+def _dequantized(value: ir.Value, name: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Return ``codes * scale`` of an int32 bias in float64: rounded again it is the same."""
+    node = value.producer()
+    codes = None if node is None else constant(node.inputs[0])
+    unit = None if node is None or len(node.inputs) < 2 else constant(node.inputs[1])
+    if node is None or node.op_type != "DequantizeLinear" or codes is None or unit is None:
+        raise UnsupportedError(f"layer {name}: bias is computed at run time")
+    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if codes.dtype != np.int32 or (zero is not None and np.any(zero)):
+        raise UnsupportedError(f"layer {name}: bias is not int32 around 0")
+    spread = np.broadcast_to(unit.reshape(-1).astype(np.float32), codes.size)
+    return codes.reshape(-1).astype(np.float64) * spread.astype(np.float64), spread

@@ -1,0 +1,1 @@
+"""Sub-byte integers: how they are stored, and how files unpack them."""

@@ -1,0 +1,50 @@
+"""Accuracy of deployed files and of the torch networks that they come from."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtool.checking.models import Model
+from qtool.data.clips import clip_logits
+from qtool.data.images import DataSet, Source
+from runtimes.base import Floats
+
+
+def top1(outputs: Floats, images: Source) -> float:
+    """Return the top-1 accuracy of logits (N, classes), clips averaged, in percent."""
+    return agreement(clip_logits(outputs, len(images)).argmax(1), images.labels)
+
+
+def agreement(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
+    """Return how many of two lists of classes agree, in percent."""
+    return 100 * int(np.count_nonzero(one == other)) / len(one)
+
+
+def glue_choices(folder: Path | None) -> dict[str, Any]:
+    """Return what `folder`'s run measured about choices of glue grids, if it did."""
+    if folder is None:
+        return {}
+    from qtool.runs.run import Run
+
+    measured = Run.open(folder).metrics("glue")
+    return {"glue": measured[-1]} if measured else {}
+
+
+def torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[str, float]:
+    """Return the accuracy of the float and the fake-quantized network at the file's bits."""
+    from qtool.core.selection import LayerBits, Selection
+    from qtool.networks import load_deployed, load_float
+    from qtool.runs.run import Run
+    from qtool.training.evaluation import accuracy
+
+    if folder is None:
+        return {}
+    run = Run.open(folder)
+    layers = {name: LayerBits(*bits) for name, bits in model.facts["layers"].items()}
+    prepared = load_deployed(run, Selection(layers))
+    return {
+        "float": accuracy(load_float(run), data.test),
+        "fake_quant": accuracy(prepared, data.test),
+    }

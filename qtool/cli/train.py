@@ -1,0 +1,58 @@
+"""``qtool train``: a recipe and data into a run directory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from qtool.cli.options import FOLDER, data_option
+from qtool.cli.session import load_data, progress_shown, show
+
+
+@click.command()
+@click.argument("recipe")
+@data_option
+@click.option("--epochs", type=click.IntRange(0), help="Epochs of float pre-training.")
+@click.option("--model", metavar="NAME", help="Another network; also package.module:factory.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting."
+)
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@click.option("--force", is_flag=True, help="Replace the run in --out.")
+@click.option("--out", type=FOLDER, required=True, help="Run directory to write.")
+def train(
+    recipe: str,
+    data: Path | str | None,
+    epochs: int | None,
+    model: str | None,
+    settings: Sequence[str],
+    resume: bool,
+    force: bool,
+    out: Path,
+) -> None:
+    """Train RECIPE into a run directory (see `qtool list recipes`)."""
+    from qtool.recipes import load_recipe
+    from qtool.settings.override import override
+
+    if epochs is not None:
+        settings = [*settings, f"float_epochs={epochs}"]
+    if model is not None:
+        settings = [*settings, f"model={model}"]
+    if isinstance(data, str):
+        settings = [*settings, f"dataset={data}"]
+    config = override(load_recipe(recipe), settings)
+    loaded = load_data(config, data)
+    from qtool.parallel.together import joined
+    from qtool.runs.run import Run
+    from qtool.training.frontend import load_frontend
+
+    frontend = load_frontend(config.frontend)
+    with joined() as job:
+        frontend.check(config, loaded)
+        run = Run.create(out, config, loaded, resume, force)
+        with progress_shown() as progress:
+            table = frontend.train(run, loaded, progress, resume)
+    if job.is_main:
+        if table is not None:
+            show(table)
+        click.echo(f"trained {config.name} -> {out}; next: {frontend.NEXT.format(run=out)}")

@@ -1,0 +1,1 @@
+"""What everything shares: grids and selections, arithmetic, the dialect, files, errors."""

@@ -1,0 +1,67 @@
+"""Weights -> integer codes, one function a quantizer: the arithmetic that training fakes."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtool.core.numerics import F32, Floats
+
+
+def quantize_weight(w: Floats, scale: Floats, limit: int) -> NDArray[np.int8]:
+    """Symmetric weight codes ``clip(rint(w / scale), -limit, limit)``.
+
+    Args:
+        w: (C, ...) float32.
+        scale: (C,) float32, one step per output channel.
+        limit: largest code, `qspec.weight_limit(bits)`.
+    """
+    steps = scale.reshape(-1, *[1] * (w.ndim - 1))
+    codes: NDArray[np.int8] = np.clip(np.rint(w / steps), -limit, limit).astype(np.int8)
+    return codes
+
+
+def binary_weight(w: Floats) -> NDArray[np.int8]:
+    """One-bit weight codes: 1 where ``w >= 0``, else -1 (BWN, Rastegari et al. 2016)."""
+    return np.where(w >= 0, 1, -1).astype(np.int8)
+
+
+def dorefa_weight(w: Floats, bits: int) -> NDArray[np.int16]:
+    """DoReFa's weight codes, ``2 rint((w + 1) / 2 * n) - n`` with n = 2^b - 1: odd integers.
+
+    Args:
+        w: ``tanh(w) / max |tanh(w)|`` of the float weights, in [-1, 1].
+        bits: b; the weight's value is ``code / n``.
+
+    Source: Zhou et al. 2016 (arXiv 1606.06160), Eq. 9; Any-Precision uses the same.
+    """
+    n = F32((1 << bits) - 1)
+    half = (np.asarray(w, F32) + F32(1)) / F32(2)
+    codes: NDArray[np.int16] = (2 * np.rint(half * n) - n).astype(np.int16)
+    return codes
+
+
+def modified_weight(w: Floats, bits: int) -> NDArray[np.int16]:
+    """Codes of "modified" DoReFa, ``min(floor(2^b (w + 1) / 2), 2^b - 1) - 2^(b-1)``.
+
+    Args:
+        w: ``tanh(w) / max |tanh(w)|`` of the float weights, in [-1, 1].
+        bits: b; the weight's value is ``code * 2^(1-b)``.
+
+    Source: SAT and AdaBits (Jin et al. 2020, arXiv 1912.09666).
+    """
+    levels = F32(1 << bits)
+    half = (np.asarray(w, F32) + F32(1)) / F32(2)
+    cells = np.clip(np.floor(levels * half), 0, levels - 1)
+    codes: NDArray[np.int16] = (cells - (1 << (bits - 1))).astype(np.int16)
+    return codes
+
+
+def centered_weight(w: Floats, bits: int) -> NDArray[np.int16]:
+    """Codes of "centered" DoReFa, ``2 modified_weight(w, b) + 1``: odd integers.
+
+    Args:
+        w: ``tanh(w) / max |tanh(w)|`` of the float weights, in [-1, 1].
+        bits: b; the weight's value is ``code * 2^-b``.
+
+    Source: the code of AdaBits (arXiv 1912.09666).
+    """
+    return 2 * modified_weight(w, bits) + np.int16(1)

@@ -1,0 +1,1 @@
+"""From run to file, and from file to graph."""

@@ -1,0 +1,77 @@
+"""ONNX file -> integer dialect."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx.checker import ValidationError
+
+from passes.pipelines import import_qdq
+from qtool.core.dialect import Program, read_program
+from qtool.core.errors import UserError
+from qtool.core.validate_program import check_program
+from qtool.export.validate import check_graph, check_storage
+
+
+def read_onnx(path: Path, allow_float: bool = False) -> Program:
+    """Return an ONNX QDQ file as the integer dialect.
+
+    Args:
+        path: the file; float islands that its own metadata lists are kept.
+        allow_float: keep what has no integer form as further float islands.
+
+    Raises:
+        UserError: missing, damaged, or with an operator that is not integer; says which.
+    """
+    return read_program(read_dialect(path, allow_float))
+
+
+def read_dialect(path: Path, allow_float: bool = False) -> ir.Model:
+    """Return an ONNX QDQ file as the graph of the integer dialect; see `read_onnx`."""
+    model = load_graph(path)
+    try:
+        dialect = import_qdq(model, allow_float)
+        check_program(read_program(dialect))
+        return dialect
+    except UserError as error:
+        raise type(error)(f"model {path}: {one_line(error)}") from None
+
+
+def load_graph(
+    path: Path, prepare: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
+) -> ir.Model:
+    """Return the graph of an ONNX file, with inferred shapes.
+
+    Args:
+        path: the file.
+        prepare: rewrites the model before shape inference.
+
+    Raises:
+        UserError: missing or damaged; says what is wrong.
+    """
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        check_storage(proto)
+        onnx.checker.check_model(proto)
+        if prepare is not None:
+            proto = prepare(proto)
+        inferred = onnx.shape_inference.infer_shapes(
+            proto, strict_mode=True, data_prop=prepare is not None
+        )
+        check_graph(inferred)
+        return ir.from_proto(inferred)
+    except FileNotFoundError:
+        raise UserError(f"model {path} does not exist") from None
+    except UserError as error:
+        raise type(error)(f"model {path}: {one_line(error)}") from None
+    except (ValidationError, onnx.shape_inference.InferenceError, OSError) as error:
+        raise UserError(f"model {path} is not a valid ONNX file: {one_line(error)}") from None
+    except Exception as error:  # protobuf's DecodeError, whose module differs between versions
+        raise UserError(f"model {path} is truncated or not ONNX: {one_line(error)}") from None
+
+
+def one_line(error: Exception) -> str:
+    """Return the message in one line: names in a damaged file hold anything."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line)[:300] or type(error).__name__

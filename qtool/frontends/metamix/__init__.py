@@ -1,0 +1,1 @@
+"""MetaMix: one meta-state for all bits."""

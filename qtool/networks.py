@@ -1,0 +1,134 @@
+"""From a run to its network: float, prepared for quantization, or as it is deployed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qtool.core.cost import LayerCost, total_bops, total_macs
+from qtool.core.errors import UserError
+from qtool.core.selection import LayerBits, Selection, layers_to_json, parse_uniform
+from qtool.models import model_factory
+from qtool.models.normalised import Normalised, normalised
+from qtool.models.weights import fit_state, load_weights
+from qtool.nn.control import select, selected_bits
+from qtool.nn.prepare.prepare import QuantSpec, prepare
+from qtool.runs.run import CORRECTIONS, Run
+from qtool.settings.base import Config
+
+
+def build_float(run: Run) -> nn.Module:
+    """Return the run's float network, initialised from its seed."""
+    return build_network(run.config, run.input_shape, run.classes)
+
+
+def build_network(config: Config, shape: Sequence[int], classes: int) -> nn.Module:
+    """Return the recipe's float network for images `shape` (C, H, W), from its seed."""
+    torch.manual_seed(config.seed)
+    network = model_factory(config.model)(in_channels=shape[0], classes=classes)
+    model = normalised(network, config.mean, config.std, shape[0])
+    channels_last: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return channels_last
+
+
+def network_with(
+    config: Config, weights: str, shape: Sequence[int], classes: int, what: str = "weights"
+) -> nn.Module:
+    """Return the recipe's float network with the weights in a file or a run directory.
+
+    Args:
+        config: the recipe.
+        weights: path of the file or the directory.
+        shape: (C, H, W) of an image.
+        classes: number of logits.
+        what: the setting, for the error.
+
+    Raises:
+        UserError: no such file or run, damaged, or of another network.
+    """
+    model, path = build_network(config, shape, classes), Path(weights)
+    if path.is_dir():
+        fit_state(model, Run.open(path).load_weights("float"), f"run {path}")
+    else:
+        network = model.network if isinstance(model, Normalised) else model
+        fit_state(network, load_weights(path), f"{what} {path}")
+    return model
+
+
+def load_float(run: Run) -> nn.Module:
+    """Return the trained float network."""
+    model = build_float(run)
+    load_state(model, run, "float")
+    return model
+
+
+def build_prepared(run: Run, float_weights: bool = False) -> nn.Module:
+    """Return the run's network with quantizers, from its initial or trained float weights."""
+    fixed = {} if run.config.activation_bits else run.selection().layers
+    model = load_float(run) if float_weights else build_float(run)
+    return prepare(model, quant_spec(run.config, fixed), run.input_shape)
+
+
+def quant_spec(config: Config, layers: Mapping[str, LayerBits] | None = None) -> QuantSpec:
+    """Return what `prepare` puts into the recipe's network.
+
+    Args:
+        config: the recipe.
+        layers: bits of single layers, whatever the recipe says.
+    """
+    return QuantSpec(
+        config.activation_bits, config.weight_bits, config.first_last_bits, config.glue_bits,
+        asymmetric=config.asymmetric, layers=layers or {}, quantizer=config.quantizer,
+        weight_quantizer=config.weight_quantizer,
+        activation_quantizer=config.activation_quantizer,
+    )  # fmt: skip
+
+
+def bits_content(costs: Sequence[LayerCost]) -> dict[str, Any]:
+    """Return what every bits.json says of its layers."""
+    return {
+        "bops": total_bops(costs),
+        "macs": total_macs(costs),
+        "layers": layers_to_json((cost.name, cost.bits) for cost in costs),
+        "layer_macs": {cost.name: cost.macs for cost in costs},
+    }
+
+
+def load_deployed(run: Run, selection: Selection) -> nn.Module:
+    """Return the run's prepared network as it is deployed at the bits of `selection`.
+
+    Where the run holds tensors of their own for just these bits (corrections), they replace
+    those of ``model.safetensors``.
+    """
+    model = build_prepared(run)
+    load_state(model, run, "model")
+    if run.has_weights(CORRECTIONS):
+        wanted = selected_bits(model, selection)
+        for name, tensors in split_corrections(run.load_weights(CORRECTIONS)).items():
+            if selected_bits(model, Selection(default=parse_uniform(name))) == wanted:
+                model.load_state_dict({**model.state_dict(), **tensors})
+    select(model, selection)
+    return model
+
+
+def split_corrections(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Group ``w4a4/name`` tensors by bits."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        bits, _, name = key.partition("/")
+        groups.setdefault(bits, {})[name] = tensor
+    return groups
+
+
+def load_state(model: nn.Module, run: Run, stage: str) -> None:
+    """Load the weights of `stage`, which must fit the recipe's model."""
+    try:
+        model.load_state_dict(run.load_weights(stage))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"run {run.folder}: {stage}.safetensors does not fit model "
+            f"{run.config.model}: {reason}"
+        ) from None

@@ -1,0 +1,1 @@
+"""Any module -> a torch.fx graph of modules and known functions."""

@@ -1,0 +1,113 @@
+"""``nn.Module`` -> `torch.fx` graph of module calls and functional calls, whatever it takes.
+
+1. torch.fx's symbolic trace; modules of torch.nn stay calls.
+2. Where that fails (control flow on sizes, several arguments with defaults, ...):
+   torch.export, whose operators become calls again (`qtool.nn.capture.exported`).
+3. Functional layers on parameters become modules (`qtool.nn.capture.modularise`).
+The model is traced in evaluation mode, and its parts keep their own modes: what differs in
+training (BatchNorm, Dropout) stays a module call, so that the result can do both.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qtool.core.errors import UnsupportedError
+from qtool.nn.capture.exported import calls_of
+from qtool.nn.capture.modularise import modularise
+from qtool.nn.capture.operators import IDENTITY_IN_EVALUATION
+
+# Subclasses that compute the same (they add an initialisation, say) are layers too.
+_LEAVES: tuple[type[Any], ...] = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def capture(model: nn.Module, input_shape: Sequence[int] | None = None) -> fx.GraphModule:
+    """Return `model` as a graph that shares its parameters, under their names.
+
+    Args:
+        model: any module that torch.fx or torch.export accepts.
+        input_shape: (C, H, W) of an image; without it only torch.fx is tried.
+
+    Raises:
+        UnsupportedError: neither accepts the model; one line with the reason.
+    """
+    with _evaluation(model):
+        try:
+            graph_module = _symbolic(model)
+        except Exception as error:  # torch.fx raises many types, all about forward()
+            if input_shape is None:
+                raise UnsupportedError(
+                    f"model {_name(model)} cannot be traced: {_reason(error)}; pass "
+                    "input_shape, so that torch.export can try"
+                ) from error
+            graph_module = _export(model, input_shape)
+        modularise(graph_module, model)
+    originals = dict(model.named_modules())
+    for name, module in graph_module.named_modules():
+        module.training = originals.get(name, model).training
+    return graph_module
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+class _Tracer(fx.Tracer):
+    """Keeps every module whose training differs, or that is a layer, in one piece."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """True for modules that become one call."""
+        if type(m).__name__ in IDENTITY_IN_EVALUATION or any(_is_plain(m, k) for k in _LEAVES):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+
+def _is_plain(module: nn.Module, kind: type[Any]) -> bool:
+    """True when `module` is a `kind` that does not compute something else."""
+    own = type(module)
+    return issubclass(own, kind) and all(
+        getattr(own, name, None) is getattr(kind, name, None)
+        for name in ("forward", "_conv_forward", "__call__")
+    )
+
+
+def _symbolic(model: nn.Module) -> fx.GraphModule:
+    tracer = _Tracer()
+    graph = tracer.trace(model)
+    inputs = [node.name for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise UnsupportedError(f"forward() takes {', '.join(inputs) or 'no input'}")
+    return fx.GraphModule(tracer.root, graph, _name(model))
+
+
+def _export(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModule:
+    try:
+        program = torch.export.export(
+            model,
+            (torch.zeros(2, *input_shape),),
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+        )
+    except Exception as error:  # as many types as above
+        raise UnsupportedError(
+            f"model {_name(model)} cannot be traced by torch.export: {_reason(error)}"
+        ) from error
+    return calls_of(program, model)
+
+
+def _name(model: nn.Module) -> str:
+    return type(model).__name__
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

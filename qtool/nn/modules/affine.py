@@ -1,0 +1,62 @@
+"""BatchNorm that no convolution absorbs, as in pre-activation ResNets: a per-channel affine.
+
+The device computes it as a depthwise 1x1 convolution whose codes are all 127 or -127, with
+scale ``|gamma / sigma| / 127``, and a bias rounded to the accumulator's unit,
+``xs * |gamma / sigma| / 127``. In evaluation this module rounds the bias likewise; the factor
+itself is not rounded.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.modules.quant_layer import norm_affine, round_to_unit
+from qtool.nn.ops.shapes import shaped_like
+
+CODE = 127
+
+
+class QuantAffine(nn.Module):
+    """``norm(x)``; `x` comes from a grid that stands elsewhere in the network.
+
+    Args:
+        name: the BatchNorm's name in the user's model.
+        norm: the BatchNorm.
+        grid: quantizer of `x`, None where the network has no glue grids. It is not a
+            submodule here: it belongs to the network.
+    """
+
+    def __init__(
+        self, name: str, norm: nn.BatchNorm2d, grid: FakeQuantizer | None = None
+    ) -> None:
+        super().__init__()
+        self.name, self.norm = name, norm
+        self._grid = (grid,)
+        # In training, the quantizer that reads this tensor computes the norm.
+        self.defers_norm = False
+
+    def train(self, mode: bool = True) -> "QuantAffine":
+        """As in ``nn.Module``, but constants (momentum 0) stay what they are."""
+        super().train(mode)
+        if self.norm.momentum == 0.0:
+            self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        if self.defers_norm and self.training:
+            return x
+        (grid,) = self._grid
+        as_on_device = (
+            grid is not None
+            and grid.selected is not None
+            and not self.training
+            and not torch.onnx.is_in_onnx_export()
+        )
+        if not as_on_device or grid is None or grid.selected is None:
+            y: Tensor = self.norm(x)
+            return y
+        factor, shift = norm_affine(self.norm)
+        unit = grid.scale(grid.selected) * (factor.abs() / CODE).float()
+        bias = round_to_unit(shift, unit)
+        return x * shaped_like(factor.float(), x) + shaped_like(bias.float(), x)

@@ -1,0 +1,130 @@
+"""A convolution or linear layer with quantized input and weight, and its BatchNorm.
+
+In training BatchNorm works on batch statistics. In evaluation the layer computes what the
+device will: BatchNorm as a per-channel factor and a bias that is rounded to the int32
+accumulator's unit, ``xs * ws * |gamma / sigma|``. So the fake-quantized and the integer model
+agree.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qtool.core.errors import UnsupportedError
+from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.ops.saved_codes import input_as_codes
+from qtool.nn.ops.shapes import shaped_like
+
+Layer = nn.Conv2d | nn.Linear
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+class QuantLayer(nn.Module):
+    """``norm(layer(input_quant(x), weight_quant(weight)))``.
+
+    Args:
+        name: the layer's name in the user's model.
+        layer: convolution (zero padding) or linear.
+        norm: the BatchNorm that follows, None where there is none.
+        input_quant: quantizer of the input activation.
+        weight_quant: per-channel quantizer of the weight.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layer: Layer,
+        norm: Norm | None,
+        input_quant: FakeQuantizer,
+        weight_quant: FakeQuantizer,
+    ) -> None:
+        super().__init__()
+        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            raise UnsupportedError(
+                f"layer {name}: padding mode {layer.padding_mode!r}; use zeros"
+            )
+        self.name = name
+        self.layer, self.norm = layer, norm
+        self.input_quant, self.weight_quant = input_quant, weight_quant
+        # In training, the quantizer that reads this layer computes the norm.
+        self.defers_norm = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C, H', W'), or (N, C_in) -> (N, C)."""
+        x = self.input_quant(x)
+        weight = self.weight_quant(self.layer.weight)
+        if self._as_on_device():
+            return self._device_forward(x, weight)
+        with self._saving_codes(x):
+            y = self._linear_map(x, weight, self.layer.bias)
+        if self.norm is None or (self.defers_norm and self.training):
+            return y
+        return cast(Tensor, self.norm(y))
+
+    def _saving_codes(self, x: Tensor) -> AbstractContextManager[None]:
+        """Return the context in which autograd keeps the quantized input `x` as codes."""
+        quantizer = self.input_quant
+        if quantizer.selected is None or quantizer.mix is not None or not self.training:
+            return nullcontext()
+        bits = quantizer.selected
+        with torch.no_grad():  # the step's gradient is the quantizer's business
+            step = quantizer.scale(bits)
+        return input_as_codes(x, step, *quantizer.limits(bits))
+
+    def _as_on_device(self) -> bool:
+        both = (self.input_quant, self.weight_quant)
+        quantized = all(q.selected is not None and q.mix is None for q in both)
+        return quantized and not self.training and not torch.onnx.is_in_onnx_export()
+
+    def _device_forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Sum codes, which is exact in float32 as on the device, and scale the sums once."""
+        factor, shift = self._affine()
+        x_scale = self.input_quant.scale(cast(int, self.input_quant.selected))
+        w_scale = self.weight_quant.scale(
+            cast(int, self.weight_quant.selected), self.layer.weight
+        )
+        codes = weight / w_scale.reshape(-1, *[1] * (weight.ndim - 1))
+        sums = self._linear_map(x / x_scale, codes, None)
+        if not torch.is_grad_enabled():
+            sums = sums.round_()  # x / x_scale may miss its integer by a rounding
+        unit = x_scale * (w_scale * factor.abs()).float()
+        bias = round_to_unit(shift, unit) / torch.where(unit > 0, unit, 1.0).double()
+        sums = sums * shaped_like(factor.sign().float(), sums)
+        y = (sums + shaped_like(bias.float(), sums)) * shaped_like(unit, sums)
+        # A channel of gamma 0 is its shift alone.
+        return torch.where(shaped_like(unit > 0, y), y, shaped_like(shift.float(), y))
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Return BatchNorm and bias as (factor, shift), each (C,), float64."""
+        weight, bias = self.layer.weight, self.layer.bias
+        bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        if self.norm is None:
+            return torch.ones_like(bias).double(), bias.double()
+        return norm_affine(self.norm, bias.double())
+
+    def _linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self.layer
+        if isinstance(layer, nn.Linear):
+            return functional.linear(x, weight, bias)
+        return functional.conv2d(
+            x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups
+        )
+
+
+def norm_affine(norm: Norm, bias: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return (factor, shift), each (C,), float64: ``norm(y + bias) = y * factor + shift``."""
+    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    factor = torch.rsqrt(var.double() + norm.eps)
+    if not norm.affine:
+        return factor, (bias - mean) * factor
+    factor = norm.weight * factor
+    return factor, norm.bias + (bias - mean) * factor
+
+
+def round_to_unit(shift: Tensor, unit: Tensor) -> Tensor:
+    """Round a bias to a multiple of the accumulator's unit; where that is 0, leave it."""
+    exact, step = shift.float().double(), unit.double()
+    return torch.where(step > 0, (exact / step).round() * step, exact)

@@ -1,0 +1,1 @@
+"""Autograd functions: what quantizing modules compute."""

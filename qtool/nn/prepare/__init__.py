@@ -1,0 +1,1 @@
+"""Quantizers into a network: rewrites of its graph."""

@@ -1,0 +1,289 @@
+"""The run directory: what training leaves behind, and what search, export and check read.
+
+    recipe.json            the config, with a format number
+    float.safetensors      float weights (the FP reference)
+    meta.safetensors       prepared model after bit-meta (where every search starts)
+    searched.safetensors   prepared model after bit-search (where fine-tuning starts)
+    model.safetensors      prepared model as it is deployed now
+    corrections.safetensors  tensors that replace model's at other uniform bits: w4a4/NAME
+    adaptive.onnx          traced graph of all bits (`qtool.export.adaptive`), since the first
+    export bits.json              chosen bits (after `qtool search`)
+    metrics.jsonl          one JSON object per epoch and result
+    checkpoint.safetensors unfinished training: weights, optimizers, random numbers, position
+
+Every file is written whole, under a temporary name, and renamed; metrics.jsonl is appended to,
+and cut back to what the checkpoint knows when training continues. Tensors carry a checksum
+(`qtool.core.tensor_file`). Nothing is ever unpickled. In a job of several processes
+(`qtool.parallel.job`) the first one writes.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import qtool
+from qtool.core.errors import UserError
+from qtool.core.files import (
+    leftovers,
+    link_or_copy,
+    read_json,
+    refuse_existing,
+    room_for,
+    write_json,
+)
+from qtool.core.selection import BITS_FORMAT, Selection, check_format, selection_from_json
+from qtool.core.tensor_file import load_tensors, save_tensors
+from qtool.data.images import DataSet
+from qtool.parallel.together import on_main
+from qtool.settings.base import Config
+from qtool.settings.registry import from_json, to_json
+
+if TYPE_CHECKING:  # exporting a run again needs no torch
+    from torch import Tensor
+
+# 2: layers share the grid of an 8-bit tensor that they read at 8 bits.
+RUN_FORMAT = 2
+CORRECTIONS = "corrections"
+CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths and content of one run directory.
+
+    Args:
+        folder: the directory.
+        config: the recipe.
+        input_shape: (C, H, W) of the images it was trained on.
+        classes: number of logits.
+    """
+
+    folder: Path
+    config: Config
+    input_shape: tuple[int, ...]
+    classes: int
+
+    @classmethod
+    def create(
+        cls, folder: Path, config: Config, data: DataSet, resume: bool, force: bool
+    ) -> "Run":
+        """Start a run in `folder`, or return the one there if `resume`.
+
+        What does not change results (`_MACHINE`) may then be set otherwise than at the start.
+        """
+        on_main(lambda: cls._start(folder, config, data, resume, force))
+        return replace(cls.open(folder), config=config)
+
+    @classmethod
+    def _start(
+        cls, folder: Path, config: Config, data: DataSet, resume: bool, force: bool
+    ) -> None:
+        recipe = folder / "recipe.json"
+        if resume and recipe.exists():
+            run = cls.open(folder)
+            run.require_shape(data)
+            _require_same(run.config, config, folder)
+            return
+        if not resume:
+            refuse_existing(recipe, force)
+        if force:
+            _clear(folder)
+        _write_recipe(folder, config, data.shape, data.classes)
+
+    def derive(
+        self, folder: Path, config: Config, stages: Sequence[str], resume: bool, force: bool
+    ) -> "Run":
+        """Start a run in `folder` that goes on from this one, or return the one there.
+
+        Args:
+            folder: the new directory.
+            config: its recipe.
+            stages: whose weights it starts with; linked, not copied, where that is possible.
+            resume: return the run that is there.
+            force: replace it.
+        """
+
+        def start() -> None:
+            if resume and (folder / "recipe.json").exists():
+                _require_same(Run.open(folder).config, config, folder)
+                return
+            refuse_existing(folder / "recipe.json", force)
+            _clear(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            for stage in stages:
+                _link(stage, self.folder, folder)
+            _write_recipe(folder, config, self.input_shape, self.classes)
+
+        on_main(start)
+        return Run.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """Return the run in `folder`.
+
+        Raises:
+            UserError: no run there, a newer format, or damaged JSON.
+        """
+        if not folder.is_dir():
+            raise UserError(
+                f"run {folder}: no such directory (make one with qtool train --out)"
+            )
+        value = read_json(folder / "recipe.json", "run recipe")
+        where = f"run {folder} (written by qtool {value.get('qtool')})"
+        check_format(value, RUN_FORMAT, where)
+        if value["format"] < RUN_FORMAT:
+            raise UserError(
+                f"{where}: format {value['format']} has other grids than this qtool reads "
+                f"({RUN_FORMAT}); train it again"
+            )
+        try:
+            recipe, shape = dict(value["recipe"]), tuple(int(n) for n in value["input_shape"])
+            classes = int(value["classes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"run {folder}: recipe.json is damaged: {error!r}") from None
+        return cls(folder, from_json(recipe, f"run {folder}"), shape, classes)
+
+    def require_shape(self, data: DataSet) -> None:
+        """Refuse images or classes other than those that the run was trained on."""
+        if (data.shape, data.classes) != (self.input_shape, self.classes):
+            raise UserError(
+                f"data set {data.name} has {data.classes} classes of images {data.shape}; run "
+                f"{self.folder} was trained on {self.classes} of {self.input_shape}"
+            )
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of this run."""
+        return self.folder / name
+
+    def has_weights(self, stage: str) -> bool:
+        """True when `stage` ("float", "meta", "model") has been saved."""
+        return self.path(f"{stage}.safetensors").exists()
+
+    def save_weights(self, stage: str, state: dict[str, "Tensor"]) -> None:
+        """Write a state dict."""
+        path, mark = self.path(f"{stage}.safetensors"), {"format": RUN_FORMAT, "stage": stage}
+        on_main(lambda: save_tensors(path, state, mark))
+
+    def link_weights(self, stage: str, source: "Run") -> None:
+        """Take over the weights of `source`; linked, not copied, where that is possible."""
+        on_main(lambda: _link(stage, source.folder, self.folder))
+
+    def load_weights(self, stage: str) -> dict[str, "Tensor"]:
+        """Read a state dict.
+
+        Raises:
+            UserError: missing, truncated, or not written by qtool.
+        """
+        path = self.path(f"{stage}.safetensors")
+        if not path.exists():
+            raise UserError(
+                f"run {self.folder}: no {path.name}; training has not finished "
+                "(qtool train ... --resume continues it)"
+            )
+        return load_marked(path)[0]
+
+    def drop_checkpoint(self) -> None:
+        """Forget unfinished training: a stage was completed."""
+        on_main(lambda: self.path(CHECKPOINT).unlink(missing_ok=True))
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of writers that were killed."""
+
+        def remove() -> None:
+            for leftover in (
+                file for name in _OWN_FILES for file in leftovers(self.path(name))
+            ):
+                leftover.unlink(missing_ok=True)
+
+        on_main(remove)
+
+    def add_metrics(self, **values: Any) -> None:
+        """Append a line to metrics.jsonl."""
+
+        def append() -> None:
+            path = self.path(METRICS)
+            with room_for(path), path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+        on_main(append)
+
+    def metrics(self, phase: str | None = None) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl, of one `phase` or of all, oldest first."""
+        path = self.path(METRICS)
+        lines = path.read_text().splitlines() if path.exists() else []
+        try:
+            values = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+        return [value for value in values if phase in (None, value.get("phase"))]
+
+    def save_bits(self, content: dict[str, Any]) -> None:
+        """Write bits.json."""
+        path = self.path("bits.json")
+        on_main(lambda: write_json(path, {"format": BITS_FORMAT, **content}))
+
+    def load_bits(self) -> dict[str, Any] | None:
+        """Return the content of bits.json, None before the first search."""
+        path = self.path("bits.json")
+        return read_json(path, "bits file") if path.exists() else None
+
+    def selection(self) -> Selection:
+        """Return the searched bits; the widest candidates before any search."""
+        content = self.load_bits()
+        return Selection() if content is None else selection_from_json(content, "bits.json")
+
+
+_OWN_FILES = (
+    "float.safetensors", "meta.safetensors", "searched.safetensors", "model.safetensors",
+    "corrections.safetensors", "checkpoint.safetensors", "bits.json", "metrics.jsonl",
+    "adaptive.onnx",
+)  # fmt: skip
+
+_MACHINE = ("workers", "device", "checkpoint_minutes", "checkpoint_steps")
+
+
+def _results(config: Config) -> dict[str, Any]:
+    """Return the settings that results depend on."""
+    return {key: value for key, value in to_json(config).items() if key not in _MACHINE}
+
+
+def _require_same(known: Config, asked: Config, folder: Path) -> None:
+    """Refuse to continue the run in `folder` with settings that change results."""
+    if _results(known) != _results(asked):
+        raise UserError(
+            f"{folder / 'recipe.json'} holds other settings than this command: repeat the "
+            "first command's recipe and --set, or choose another --out"
+        )
+
+
+def _write_recipe(folder: Path, config: Config, shape: Sequence[int], classes: int) -> None:
+    header = {
+        "format": RUN_FORMAT, "qtool": qtool.__version__, "recipe": to_json(config),
+        "input_shape": list(shape), "classes": classes,
+    }  # fmt: skip
+    write_json(folder / "recipe.json", header)
+
+
+def _link(stage: str, source: Path, target: Path) -> None:
+    name = f"{stage}.safetensors"
+    link_or_copy(source / name, target / name)
+
+
+def _clear(folder: Path) -> None:
+    """Remove the files of an earlier run, and only those."""
+    for name in _OWN_FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def load_marked(path: Path, advice: str = "") -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """Return the tensors of a run's file, and its mark.
+
+    Raises:
+        UserError: truncated, altered, of a newer format, or not written by qtool.
+    """
+    tensors, mark = load_tensors(path, advice)
+    check_format(mark, RUN_FORMAT, f"checkpoint {path}")
+    return tensors, mark

@@ -1,0 +1,1 @@
+"""Settings: a class for every frontend, overrides, and recipes as JSON."""
