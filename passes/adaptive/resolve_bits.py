@@ -17,8 +17,8 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.graph import FakeQuant, add_constant, fake_quants
+from qtool.core.choose import choose
 from qtool.core.dialect import ACTIVATION_BITS_KEY
-from qtool.core.errors import UserError
 from qtool.core.grids import FLOAT_WIDTHS
 from qtool.core.selection import Selection
 
@@ -56,17 +56,9 @@ def _bits(view: FakeQuant, selection: Selection, is_end: bool) -> int:
     chosen = selection.of(view.name)
     if chosen is None or view.role not in ("activation", "weight"):
         return view.bits[0]
-    wanted = chosen.weight if view.role == "weight" else chosen.activation
-    if wanted in FLOAT_WIDTHS:
-        return wanted if view.role == "weight" else max(view.bits)
-    if wanted in view.bits:
-        return wanted
-    if is_end and view.name not in selection.layers:
-        return view.bits[0]
-    known = ", ".join(map(str, view.bits))
-    raise UserError(
-        f"layer {view.name}: {view.role} bits {wanted} were not trained; trained: {known}"
-    )
+    is_weight, may_differ = view.role == "weight", is_end and view.name not in selection.layers
+    wanted = chosen.weight if is_weight else chosen.activation
+    return choose(view.bits, wanted, is_weight, may_differ, view.name)
 
 
 def _keep(graph: ir.Graph, view: FakeQuant, bits: int) -> None:
