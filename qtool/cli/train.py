@@ -32,6 +32,7 @@ def train(
 ) -> None:
     """Train RECIPE into a run directory (see `qtool list recipes`)."""
     from qtool.recipes import load_recipe
+    from qtool.recipes.generic import complete
     from qtool.settings.override import override
 
     if epochs is not None:
@@ -40,7 +41,7 @@ def train(
         settings = [*settings, f"model={model}"]
     if isinstance(data, str):
         settings = [*settings, f"dataset={data}"]
-    config = override(load_recipe(recipe), settings)
+    config = complete(override(load_recipe(recipe), settings), data)
     loaded = load_data(config, data)
     from qtool.parallel.together import joined
     from qtool.runs.run import Run
