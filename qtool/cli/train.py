@@ -15,8 +15,9 @@ from qtool.cli.session import load_data, progress_shown, show
 @click.option("--epochs", type=click.IntRange(0), help="Epochs of float pre-training.")
 @click.option("--model", metavar="NAME", help="Another network; also package.module:factory.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting."
-)
+    "--set", "settings", multiple=True, metavar="KEY=VALUE",
+    help="Override a setting, one of `qtool list settings RECIPE`.",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
 @click.option("--out", type=FOLDER, required=True, help="Run directory to write.")

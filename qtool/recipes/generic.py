@@ -8,8 +8,8 @@ or those of ``--set dataset=NAME``. Nothing is assumed of either:
                       say what its weights were trained with: --set mean=... --set std=...
     augment           none: --set augment=flip, crop4,flip or resized_crop,flip, where a
                       mirrored or cut image still is one of its class
-    batch_size        64, and 128 images that grids or corrections start from at a time: 224
-                      pixels fit into 8 GB
+    batch_size        64, and 128 images whose inner tensors are kept for first grids (qat) or
+                      corrections (ptq): half of what the recipes for 32 pixels take
     asymmetric        yes: signed inputs (h-swish, SiLU, no activation) get a zero point
     weights           --set weights=FILE|RUN; without them, qat and metamix train the float
                       network first (`float_epochs`)
