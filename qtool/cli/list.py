@@ -40,15 +40,21 @@ def _recipes() -> Rows:
 
 
 def _runtimes() -> Rows:
-    from runtimes import RUNTIMES
+    from runtimes.registry import RUNTIMES
 
-    return list(RUNTIMES.items())
+    return [(name, entry.line) for name, entry in RUNTIMES.items()]
 
 
 def _searches() -> Rows:
     from qtool.search import METHODS
 
     return [(name, entry[1]) for name, entry in METHODS.items()]
+
+
+def _targets() -> Rows:
+    from passes.emit.registry import TARGETS
+
+    return [(name, target.summary) for name, target in TARGETS.items()]
 
 
 LISTS: dict[str, Callable[[], Rows]] = {
@@ -59,6 +65,7 @@ LISTS: dict[str, Callable[[], Rows]] = {
     "recipes": _recipes,
     "runtimes": _runtimes,
     "searches": _searches,
+    "targets": _targets,
 }
 
 
