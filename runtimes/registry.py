@@ -4,7 +4,7 @@ A runtime is a class in a file of its own (`runtimes.base.Runtime` says what it 
 entry here. Whoever treats runtimes differently asks the entry, never for a name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -102,7 +102,7 @@ TIMED = tuple(name for name, entry in RUNTIMES.items() if entry.timed)
 SEARCHED = tuple(name for name in TIMED if name in EXACT)
 
 
-def runtime_entry(name: str, known: Sequence[str] = tuple(RUNTIMES)) -> RuntimeEntry:
+def runtime_entry(name: str, known: Collection[str] = RUNTIMES) -> RuntimeEntry:
     """Return the entry of runtime `name`, which is one of `known`.
 
     Raises:

@@ -31,11 +31,11 @@ class Described:
 
     Args:
         facts: what `passes.emit.facts.describe` says of its program, and more.
-        module: what a report says of its code.
+        module: what a report says of its code; None: nothing.
     """
 
     facts: dict[str, Any]
-    module: dict[str, Any]
+    module: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,5 @@ def target_for(output: Path | None, given: Mapping[str, Any]) -> str:
     return next((name for name in TARGETS if wanted <= set(options_of(TARGETS[name]))), first)
 
 
-def runnable_suffixes() -> tuple[str, ...]:
-    """Return how files end that runtimes load."""
-    return tuple(dict.fromkeys(kind.suffixes[0] for kind in TARGETS.values()))
-
-
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.emit.facts import describe
-from passes.emit.registry import TARGETS, runnable_suffixes, target_of
+from passes.emit.registry import TARGETS, target_of
 from qtool.core.dialect import Program
 from qtool.core.errors import UserError
 from qtool.export.read import read_onnx
@@ -41,9 +41,10 @@ class Model:
         return [self.artifacts[name] for name in TARGETS if name in self.artifacts]
 
 
-def is_artifact(path: str | Path) -> bool:
-    """Return whether a name is that of a file that runtimes execute."""
-    return str(path).endswith(runnable_suffixes())
+def suffixes() -> tuple[str, ...]:
+    """Return how the names of files end that runtimes execute."""
+    kinds = (TARGETS[entry.runs] for entry in RUNTIMES.values())
+    return tuple(dict.fromkeys(kind.suffixes[0] for kind in kinds))
 
 
 def open_models(files: Sequence[Path]) -> list[Model]:
@@ -55,8 +56,8 @@ def open_models(files: Sequence[Path]) -> list[Model]:
     models: dict[str, Model] = {}
     for path in files:
         target = target_of(path)
-        if target is None or not is_artifact(path):
-            kinds = " or ".join(runnable_suffixes())
+        if target is None or not path.name.endswith(suffixes()):
+            kinds = " or ".join(suffixes())
             raise UserError(f"{path}: unknown kind of file; expected {kinds}")
         described = target.read(path)
         if described is None:
@@ -84,6 +85,9 @@ def choose_runtimes(model: Model, wanted: Sequence[str] | None) -> dict[str, Art
         elif wanted:
             needed = TARGETS[entry.runs].a_file
             raise UserError(f"runtime {name} needs {needed} of this model among the files")
+    if not chosen:
+        paths = ", ".join(str(artifact.path) for artifact in model.ordered)
+        raise UserError(f"no exact runtime executes {paths}; name others with --runtime")
     for name, artifact in chosen.items():
         RUNTIMES[name].require(artifact)
     return chosen

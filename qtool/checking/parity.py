@@ -20,7 +20,7 @@ from qtool.data.random_inputs import RandomInputs
 from runtimes.base import Floats, Runtime, TellsIslands
 from runtimes.compare import Parity, output_codes
 from runtimes.isa import Isa
-from runtimes.registry import EXACT, RUNTIMES
+from runtimes.registry import RUNTIMES
 
 
 def island_ops(runtime: Runtime, model: Model) -> dict[str, int] | None:
@@ -51,7 +51,7 @@ def island_differences(
 def compare_runtimes(model: Model, checked: Checked, isa: Isa) -> dict[str, ParityRecord]:
     """Compare all with the first exact runtime: every logit, the first images' tensors."""
     names = list(checked.outputs)
-    baseline = next((name for name in names if name in EXACT), names[0])
+    baseline = next((name for name in names if RUNTIMES[name].exact), names[0])
     return {
         name: _compared(model, checked, baseline, name, isa)
         for name in names
@@ -73,7 +73,7 @@ def _compared(
     kinds = {op.output: type(op).__name__ for op in model.program.ops} if model.program else {}
     return ParityRecord(
         against=baseline,
-        required=name in EXACT,
+        required=RUNTIMES[name].exact,
         mismatched=parity.mismatched,
         compared=parity.compared,
         max_lsb=parity.max_lsb,

@@ -31,7 +31,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     for name, owners in reversed(_owners().items()):
         option = options_of(owners[0])[name]
         titles = ", ".join(owner.title for owner in owners)
-        default = "" if option.default is None else f"  [default: {option.default}]"
+        default = f"  [default: {option.default}]" if option.default else ""
         command = click.option(
             option.flag, name, type=_value_type(option), metavar=option.metavar,
             is_flag=option.kind is bool, default=None,
