@@ -7,7 +7,7 @@ W height and width, O outputs.
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -34,8 +34,9 @@ from qtool.core.dialect import (
     Transpose,
     Upsample,
 )
+from qtool.core.errors import UserError
 from qtool.core.numerics import Accumulators, Codes, Floats
-from runtimes.base import Inputs
+from runtimes.base import Artifact, Inputs
 
 # From here on not every integer is a float32.
 _EXACT_FLOAT32 = 1 << 24
@@ -44,7 +45,16 @@ _EXACT_FLOAT32 = 1 << 24
 class ReferenceRuntime:
     """Executes a `Program` operator by operator."""
 
-    name = "reference"
+    @classmethod
+    def require(cls, artifact: Artifact | None) -> None:
+        """Numpy is always here."""
+
+    @classmethod
+    def open(cls, artifact: Artifact, threads: int) -> Self:
+        """Execute the program of an ONNX file; numpy chooses its threads itself."""
+        if artifact.program is None:
+            raise UserError(f"{artifact.path}: the reference needs the program of the file")
+        return cls(artifact.program)
 
     def __init__(self, program: Program) -> None:
         self.program = program

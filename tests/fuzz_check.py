@@ -12,7 +12,7 @@ from kernel_calls import target_of
 
 from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
 from passes.emit.onnx.onnx_qop import emit_onnx_qop
-from passes.emit.tvm.target import compile_program
+from passes.emit.tvm.compile import compile_program
 from passes.pipelines import import_qdq, lower
 from passes.raw_pixels import UseRawPixels
 from qtool.core.dialect import Program, read_program

@@ -13,7 +13,7 @@ EXPORT = """
 import sys
 from pathlib import Path
 from qtool.export.export import ExportOptions, export
-export(Path(sys.argv[1]), ExportOptions("onnx", "w4a4"), Path(sys.argv[2]), force=True)
+export(Path(sys.argv[1]), ExportOptions(bits="w4a4"), Path(sys.argv[2]), force=True)
 print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "onnxscript"}))
 """
 

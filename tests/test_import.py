@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from passes.emit.facts import describe
-from passes.emit.onnx.target import FORMS, write_onnx
+from passes.emit.onnx.onnx_file import FORMS, write_onnx
 from passes.importing.fold_constants import FoldConstants
 from passes.importing.free_batch import FreeBatch
 from passes.importing.quantize_output import QuantizeOutput

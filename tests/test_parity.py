@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
-from passes.emit.tvm.target import compile_program
+from passes.emit.tvm.compile import compile_program
 from passes.pipelines import import_qdq, lower
 from qtool.core.dialect import read_program
 from qtool.core.selection import LayerBits, Selection

@@ -245,11 +245,12 @@ def test_exports_are_exact(
 ) -> None:
     path = tmp_path / "model.onnx"
     export(ptq_run, ExportOptions(bits=bits), path, force=False)
-    (report,) = check([path], source, ["reference", "ort"], ptq_run, Silent())
+    (record,) = check([path], source, ["reference", "ort"], ptq_run, Silent())
+    report = record.to_json()
     assert report["parity"]["ort"]["mismatched"] == 0
     assert report["layers"]["network.conv1"] == [8, 8]
     assert report["glue"] == Run.open(ptq_run).metrics("glue")[0]
-    shown = dict(rows(report))
+    shown = dict(rows(record))
     assert shown["glue minmax"].endswith("lost to the grids")
     wanted = [8, 8] if bits is None else [4, 4]
     assert report["layers"]["network.layer2.0.conv1"] == wanted
@@ -345,7 +346,8 @@ def test_published_weights_keep_their_accuracy(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     path = tmp_path / "model.onnx"
     export(tmp_path / "run", ExportOptions(), path, force=False)
-    (report,) = check([path], data, ["ort"], tmp_path / "run", Silent())
+    (record,) = check([path], data, ["ort"], tmp_path / "run", Silent())
+    report = record.to_json()
     # 274 of these 300 are right in floating point (91.73 % of all 10,000).
     assert report["accuracy"]["float"] == pytest.approx(100 * 274 / 300)
     assert abs(report["accuracy"]["ort"] - report["accuracy"]["float"]) <= 1.0

@@ -75,7 +75,8 @@ def exact_layers(run: Path, source: Path) -> dict[str, list[int]]:
     """Export and check `run`; return the bits of the file, in which nothing differs."""
     path = run.parent / f"{run.name}.onnx"
     export(run, ExportOptions(), path, force=False)
-    (report,) = check([path], source, ["reference", "ort"], run, Silent())
+    (record,) = check([path], source, ["reference", "ort"], run, Silent())
+    report = record.to_json()
     assert report["parity"]["ort"]["mismatched"] == 0
     measured = Run.open(run).metrics("qat")[-1]["test_accuracy"]
     assert report["accuracy"]["fake_quant"] == measured
@@ -254,6 +255,7 @@ def test_a_layer_may_stay_float(mixed_bits: Path, source: Path, tmp_path: Path) 
     assert done.code == 0, done.err
     path = tmp_path / "model.onnx"
     export(tmp_path / "run", ExportOptions(allow_float=True), path, force=False)
-    (report,) = check([path], source, ["ort"], tmp_path / "run", Silent())
+    (record,) = check([path], source, ["ort"], tmp_path / "run", Silent())
+    report = record.to_json()
     assert report["accuracy"]["ort"] == report["accuracy"]["fake_quant"]
     assert [island["name"] for island in report["islands"]] == ["network.3"]

@@ -58,9 +58,9 @@ def _recipes() -> Rows:
 
 
 def _runtimes() -> Rows:
-    from runtimes import RUNTIMES
+    from runtimes.registry import RUNTIMES
 
-    return list(RUNTIMES.items())
+    return [(name, entry.line) for name, entry in RUNTIMES.items()]
 
 
 def _searches() -> Rows:
@@ -73,6 +73,12 @@ def _first_line(documented: object) -> str:
     return str(documented.__doc__).splitlines()[0]
 
 
+def _targets() -> Rows:
+    from passes.emit.registry import TARGETS
+
+    return [(name, target.summary) for name, target in TARGETS.items()]
+
+
 LISTS: dict[str, Callable[[], Rows]] = {
     "analyses": _analyses,
     "datasets": _datasets,
@@ -82,6 +88,7 @@ LISTS: dict[str, Callable[[], Rows]] = {
     "recipes": _recipes,
     "runtimes": _runtimes,
     "searches": _searches,
+    "targets": _targets,
 }
 
 
