@@ -15,7 +15,9 @@ from qtool.models.normalised import Normalised, normalised
 from qtool.models.weights import fit_state, load_weights
 from qtool.nn.control import select, selected_bits
 from qtool.nn.prepare.prepare import QuantSpec, prepare
-from qtool.runs.run import CORRECTIONS, Run
+from qtool.nn.seeded import seeded
+from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.settings.base import Config
 
 
@@ -26,8 +28,8 @@ def build_float(run: Run) -> nn.Module:
 
 def build_network(config: Config, shape: Sequence[int], classes: int) -> nn.Module:
     """Return the recipe's float network for images `shape` (C, H, W), from its seed."""
-    torch.manual_seed(config.seed)
-    network = model_factory(config.model)(in_channels=shape[0], classes=classes)
+    with seeded(config.seed):
+        network = model_factory(config.model)(in_channels=shape[0], classes=classes)
     model = normalised(network, config.mean, config.std, shape[0])
     channels_last: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return channels_last
@@ -50,7 +52,7 @@ def network_with(
     """
     model, path = build_network(config, shape, classes), Path(weights)
     if path.is_dir():
-        fit_state(model, Run.open(path).load_weights("float"), f"run {path}")
+        fit_state(model, Run.open(path).load_weights(Stage.FLOAT), f"run {path}")
     else:
         network = model.network if isinstance(model, Normalised) else model
         fit_state(network, load_weights(path), f"{what} {path}")
@@ -60,7 +62,7 @@ def network_with(
 def load_float(run: Run) -> nn.Module:
     """Return the trained float network."""
     model = build_float(run)
-    load_state(model, run, "float")
+    load_state(model, run, Stage.FLOAT)
     return model
 
 
@@ -103,10 +105,10 @@ def load_deployed(run: Run, selection: Selection) -> nn.Module:
     those of ``model.safetensors``.
     """
     model = build_prepared(run)
-    load_state(model, run, "model")
-    if run.has_weights(CORRECTIONS):
+    load_state(model, run, Stage.MODEL)
+    if run.has_weights(Stage.CORRECTIONS):
         wanted = selected_bits(model, selection)
-        for name, tensors in split_corrections(run.load_weights(CORRECTIONS)).items():
+        for name, tensors in split_corrections(run.load_weights(Stage.CORRECTIONS)).items():
             if selected_bits(model, Selection(default=parse_uniform(name))) == wanted:
                 model.load_state_dict({**model.state_dict(), **tensors})
     select(model, selection)
@@ -122,13 +124,12 @@ def split_corrections(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tens
     return groups
 
 
-def load_state(model: nn.Module, run: Run, stage: str) -> None:
+def load_state(model: nn.Module, run: Run, stage: Stage) -> None:
     """Load the weights of `stage`, which must fit the recipe's model."""
     try:
         model.load_state_dict(run.load_weights(stage))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"run {run.folder}: {stage}.safetensors does not fit model "
-            f"{run.config.model}: {reason}"
+            f"run {run.folder}: {stage.file} does not fit model {run.config.model}: {reason}"
         ) from None

@@ -28,6 +28,7 @@ from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.report.table import rows
 from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.settings.metamix import MetaMixConfig
 from qtool.settings.override import override
 from qtool.settings.ptq import PtqConfig
@@ -225,7 +226,7 @@ def test_run_is_complete(ptq_run: Path, source: Path) -> None:
 def test_every_preset_has_its_own_correction(ptq_run: Path) -> None:
     run = Run.open(ptq_run)
     own = load_deployed(run, run.selection()).state_dict()
-    assert all(v.equal(own[k]) for k, v in run.load_weights("model").items())
+    assert all(v.equal(own[k]) for k, v in run.load_weights(Stage.MODEL).items())
     biases = {}
     for bits in ("w8a8", "w6a6", "w4a8", "w4a4"):
         state = load_deployed(run, read_selection(bits)).state_dict()
@@ -261,11 +262,11 @@ def test_weights_from_a_run(ptq_run: Path, source: Path, tmp_path: Path) -> None
     done = train(source, tmp_path / "run", *settings)
     assert done.code == 0, done.err
     first, second = Run.open(ptq_run), Run.open(tmp_path / "run")
-    old, new = (run.load_weights("float") for run in (first, second))
+    old, new = (run.load_weights(Stage.FLOAT) for run in (first, second))
     assert all(v.equal(new[k]) for k, v in old.items())
     # The same images, bits and grids: a preset's correction there is the run's own here.
     wanted = load_deployed(first, read_selection("w4a4")).state_dict()
-    assert all(v.equal(wanted[k]) for k, v in second.load_weights("model").items())
+    assert all(v.equal(wanted[k]) for k, v in second.load_weights(Stage.MODEL).items())
     resumed = train(source, tmp_path / "run", *settings, "--resume")
     assert resumed.code == 0 and "glue" not in resumed.out
     refused = run_qtool("search", ptq_run, "--bops", "1G", "--force", "--data", source)

@@ -57,4 +57,4 @@ def train(
     if job.is_main:
         if table is not None:
             show(table)
-        click.echo(f"trained {config.name} -> {out}; next: {frontend.NEXT.format(run=out)}")
+        click.echo(f"trained {config.name} -> {out}; next: {frontend.next.format(run=out)}")

@@ -14,7 +14,8 @@ import onnx_ir as ir
 import qtool
 from qtool.core.files import write_bytes
 from qtool.core.selection import Selection
-from qtool.runs.run import CORRECTIONS, Run
+from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 
 _KEY = "qtool.traced_from"
 _FORMAT = 1
@@ -47,11 +48,11 @@ def traced(run: Run, selection: Selection) -> ir.Model:
 def _key(run: Run, selection: Selection) -> str:
     """Return the hash of what the graph depends on."""
     state = hashlib.sha256(f"{_FORMAT} {qtool.__version__}".encode())
-    for name in ("recipe.json", "model.safetensors", f"{CORRECTIONS}.safetensors"):
+    for name in ("recipe.json", Stage.MODEL.file, Stage.CORRECTIONS.file):
         path = run.path(name)
         content = path.read_bytes() if path.exists() else b""
         state.update(hashlib.sha256(content).digest())
-    if run.has_weights(CORRECTIONS):  # which of them apply depends on the bits
+    if run.has_weights(Stage.CORRECTIONS):  # which of them apply depends on the bits
         state.update(repr((list(selection.layers.items()), selection.default)).encode())
     return state.hexdigest()
 
