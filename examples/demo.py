@@ -15,6 +15,7 @@ from qtool.checking.bars import Bars, require
 from qtool.checking.check import check
 from qtool.core.progress import open_progress
 from qtool.data import load_dataset
+from qtool.export.adaptive import RunSource
 from qtool.export.export import integer_model
 from qtool.frontends.metamix import frontend as metamix
 from qtool.recipes import load_recipe
@@ -37,7 +38,7 @@ def main(folder: Path) -> None:
     (bits,) = run_search(run, data, Request((Budget(bops=50e6),)), progress)
 
     # 3. Compile: the integer dialect once, then as many targets as you like.
-    dialect = integer_model(run.folder, bits=None)
+    dialect = integer_model(RunSource(run), bits=None)
     OnnxTarget().write(dialect, folder / "model.onnx")
     TvmTarget().write(dialect, folder / "model.so")
 

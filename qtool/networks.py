@@ -9,16 +9,19 @@ from torch import Tensor, nn
 
 from qtool.core.cost import LayerCost, total_bops, total_macs
 from qtool.core.errors import UserError
-from qtool.core.selection import LayerBits, Selection, layers_to_json, parse_uniform
+from qtool.core.selection import LayerBits, Selection, layers_to_json
 from qtool.models import model_factory
 from qtool.models.normalised import Normalised, normalised
 from qtool.models.weights import fit_state, load_weights
-from qtool.nn.control import select, selected_bits
+from qtool.nn.control import select
+from qtool.nn.norm_rows import add_rows, settle
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.nn.seeded import seeded
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
 from qtool.settings.base import Config
+from qtool.settings.ptq import PtqConfig
+from qtool.settings.registry import config_as
 
 
 def build_float(run: Run) -> nn.Module:
@@ -98,20 +101,31 @@ def bits_content(costs: Sequence[LayerCost]) -> dict[str, Any]:
     }
 
 
-def load_deployed(run: Run, selection: Selection) -> nn.Module:
-    """Return the run's prepared network as it is deployed at the bits of `selection`.
+def load_adaptive(run: Run) -> nn.Module:
+    """Return the run's prepared network with everything that it has for any selection.
 
-    Where the run holds tensors of their own for just these bits (corrections), they replace
-    those of ``model.safetensors``.
+    Tensors of their own that the run holds for some bits (corrections) are rows of norms and
+    biases; those of ``model.safetensors`` are the default ones.
     """
     model = build_prepared(run)
     load_state(model, run, Stage.MODEL)
     if run.has_weights(Stage.CORRECTIONS):
-        wanted = selected_bits(model, selection)
-        for name, tensors in split_corrections(run.load_weights(Stage.CORRECTIONS)).items():
-            if selected_bits(model, Selection(default=parse_uniform(name))) == wanted:
-                model.load_state_dict({**model.state_dict(), **tensors})
+        rows = split_corrections(run.load_weights(Stage.CORRECTIONS))
+        own = config_as(run.config, PtqConfig, f"run {run.folder} has corrections").bits
+        add_rows(model, own, rows, f"run {run.folder}: {Stage.CORRECTIONS.file}")
+    select(model, Selection())
+    return model
+
+
+def load_deployed(run: Run, selection: Selection) -> nn.Module:
+    """Return the run's prepared network as it is deployed at the bits of `selection`.
+
+    Of norms and biases with several rows, those of these bits are all that is left
+    (`qtool.core.choose`).
+    """
+    model = load_adaptive(run)
     select(model, selection)
+    settle(model)
     return model
 
 

@@ -1,6 +1,9 @@
 """Fixtures: a trained tiny run, made once a session, and graphs written as text."""
 
 import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -42,6 +45,25 @@ def run_qtool(*args: object) -> Result:
             except SystemExit as stop:
                 code = int(stop.code or 0)
         return Result(code, out.getvalue().decode(), err.getvalue().decode())
+
+
+_EXPORT = """
+import sys
+from pathlib import Path
+sys.modules["torch"] = sys.modules["onnxscript"] = None  # importing them fails
+from qtool.export.export import ExportOptions, export
+run, *pairs = sys.argv[1:]
+for bits, output in zip(pairs[::2], pairs[1::2]):
+    export(Path(run), ExportOptions("onnx", bits), Path(output), force=True)
+"""
+
+
+def export_without_torch(run: Path, outputs: Mapping[str, Path]) -> None:
+    """Export `run` at several bits, in a process in which importing torch fails."""
+    pairs = [str(part) for pair in outputs.items() for part in pair]
+    command = [sys.executable, "-c", _EXPORT, str(run), *pairs]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")

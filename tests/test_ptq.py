@@ -2,17 +2,22 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from cifar import write_cifar10, write_photographs
-from conftest import Result, run_qtool
+from conftest import Result, export_without_torch, run_qtool
 from torch import nn
 
+from passes.adaptive.resolve_bits import ResolveBits
 from qtool.checking.check import check
+from qtool.core.dialect import constant
 from qtool.core.errors import UserError
 from qtool.core.progress import Silent
 from qtool.core.selection import LayerBits, Selection, read_selection
@@ -22,7 +27,7 @@ from qtool.frontends.ptq.calibration import Observed, fit_glue, fit_layers, obse
 from qtool.frontends.ptq.correction import correct, float_outputs
 from qtool.models import model_factory
 from qtool.models.normalised import Normalised
-from qtool.networks import load_deployed, load_float
+from qtool.networks import load_deployed, load_float, split_corrections
 from qtool.nn.control import quant_layers, quantizers, select, selected_bits
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.prepare.prepare import QuantSpec, prepare
@@ -238,6 +243,48 @@ def test_every_preset_has_its_own_correction(ptq_run: Path) -> None:
     # No preset: corrected as for the run's own bits.
     other = load_deployed(run, read_selection("w3a8")).state_dict()
     assert all(v.equal(own[k]) for k, v in other.items())
+
+
+MIXED = "w8a8,network.layer1.*=w4a4,network.layer2.0.conv1=w4a8,network.layer3.*=w3a3"
+
+
+def test_three_selections_from_one_graph_without_torch(
+    ptq_run: Path, source: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(ptq_run, tmp_path / "run"))
+    (run / "adaptive.onnx").unlink(missing_ok=True)
+    first = tmp_path / "first.onnx"
+    export(run, ExportOptions(bits="w4a4"), first, force=False)
+    kept = (run / "adaptive.onnx").read_bytes()
+    outputs = {bits: tmp_path / f"{i}.onnx" for i, bits in enumerate(("w4a4", "w6a6", MIXED))}
+    export_without_torch(run, outputs)
+    assert (run / "adaptive.onnx").read_bytes() == kept
+    assert outputs["w4a4"].read_bytes() == first.read_bytes()
+    assert len({path.read_bytes() for path in outputs.values()}) == 3
+    (report,) = check([outputs[MIXED]], source, ["reference", "ort"], run, Silent())
+    assert report["parity"]["ort"]["mismatched"] == 0
+    assert report["layers"]["network.layer2.0.conv1"] == [4, 8]
+
+
+def test_each_layer_of_a_mixed_selection_takes_the_row_of_its_bits(ptq_run: Path) -> None:
+    run = Run.open(ptq_run)
+    export(ptq_run, ExportOptions(), ptq_run / "own.onnx", force=True)
+    model = ir.from_proto(onnx.load(ptq_run / "adaptive.onnx"))
+    ResolveBits(read_selection(MIXED))(model)
+    deployed = load_deployed(run, read_selection(MIXED)).state_dict()
+    own = run.load_weights("model")
+    rows = {"w8a8": own, **split_corrections(run.load_weights("corrections"))}
+    taken = dict.fromkeys(rows, 0)
+    for name in rows["w4a4"]:
+        # Layers of w3a3 have no row of their own.
+        key = "w4a4" if "layer1." in name else "w8a8"
+        key = "w4a8" if "layer2.0.conv1." in name else key
+        wanted = rows[key][name]
+        assert deployed[name].equal(wanted), name
+        assert np.array_equal(constant(model.graph.initializers[name]), wanted.numpy()), name
+        taken[key] += 1
+    assert taken["w4a4"] == 12 and taken["w4a8"] == 2 and taken["w6a6"] == 0
+    assert not any(node.op_type == "Norm" for node in model.graph)
 
 
 @pytest.mark.parametrize("bits", [None, "w4a4"])

@@ -89,7 +89,8 @@ def analyse(
 
 def watched_layer(model: nn.Module, where: str) -> tuple[QuantLayer, Norm]:
     """Return the first depthwise layer with candidates, else the middle, and its norm."""
-    found = [(layer, layer.norm) for layer in open_layers(model) if layer.norm is not None]
+    pairs = [(layer, layer.batch_norm) for layer in open_layers(model)]
+    found = [(layer, norm) for layer, norm in pairs if norm is not None]
     if not found:
         raise UserError(
             f"{where}: no layer whose bits are searched has a BatchNorm behind it, so there "

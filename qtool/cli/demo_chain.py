@@ -15,6 +15,7 @@ from qtool.core.files import refuse_existing, write_bytes, write_json
 from qtool.core.progress import Progress
 from qtool.core.tvm_env import require_tvm
 from qtool.data import load_dataset
+from qtool.export.adaptive import RunSource
 from qtool.export.export import export_float, integer_model
 from qtool.recipes import load_recipe
 from qtool.report.bits import bits_picture, bits_table
@@ -39,7 +40,7 @@ def run_demo(out: Path, force: bool, progress: Progress) -> list[Table]:
     run_folder, onnx_path, library = out / "run", out / "model.onnx", out / "model.so"
     bits = _train_and_search(run_folder, progress)
     progress.note("exporting to ONNX and TVM")
-    dialect = integer_model(run_folder, None)
+    dialect = integer_model(RunSource.open(run_folder), None)
     OnnxTarget().write(dialect, onnx_path, progress.note)
     TvmTarget().write(dialect, library, progress.note)
     export_float(run_folder, out / "fp32.onnx")

@@ -5,47 +5,29 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-import qtool
 from passes.emit.base import Note, Target
-from passes.emit.facts import DATASET_KEY, FRAMES_KEY, VERSION_KEY
 from passes.emit.onnx.onnx_file import compact
 from passes.emit.onnx.target import OnnxTarget
 from passes.pipelines import lower
 from passes.raw_pixels import UseRawPixels
 from qtool.core.files import write_bytes
-from qtool.core.selection import Selection, read_selection
+from qtool.core.selection import read_selection
+from qtool.export.adaptive import RunSource
+from qtool.export.source import AdaptiveSource
 
 
-def adaptive_graph(
-    folder: Path, chosen: Selection | None = None
-) -> tuple[ir.Model, Selection, dict[str, str]]:
-    """Trace the model of a run, as it is deployed at `chosen` bits (None: its own).
-
-    Returns:
-        The adaptive graph, the bits, and metadata for artifacts.
-    """
-    from qtool.export.adaptive import traced
-    from qtool.runs.run import Run
-
-    run = Run.open(folder)
-    selection = run.selection() if chosen is None else chosen
-    metadata = {DATASET_KEY: run.config.dataset, VERSION_KEY: qtool.__version__}
-    if run.config.frames:
-        metadata[FRAMES_KEY] = str(run.config.frames)
-    return traced(run, selection), selection, metadata
-
-
-def integer_model(folder: Path, bits: str | None, allow_float: bool = False) -> ir.Model:
-    """Return the run in the integer dialect, at its own bits or at those that `bits` names.
+def integer_model(
+    source: AdaptiveSource, bits: str | None, allow_float: bool = False
+) -> ir.Model:
+    """Return `source` in the integer dialect, at its own bits or at those that `bits` names.
 
     Raises:
         UserError: bits that were not trained; without `allow_float` an operator with no
             integer form.
     """
-    chosen = None if bits is None else read_selection(bits)
-    graph, selection, metadata = adaptive_graph(folder, chosen)
-    dialect = lower(graph, selection, allow_float)
-    dialect.metadata_props.update(metadata)
+    selection = source.selection() if bits is None else read_selection(bits)
+    dialect = lower(source.graph(), selection, allow_float)
+    dialect.metadata_props.update(source.metadata())
     return dialect
 
 
@@ -75,7 +57,7 @@ def export(
 ) -> None:
     """Export the run in `folder` to `output`; None where the target writes another file."""
     options.target.check(output, force)
-    dialect = integer_model(folder, options.bits, options.allow_float)
+    dialect = integer_model(RunSource.open(folder), options.bits, options.allow_float)
     if options.raw_pixels:
         UseRawPixels()(dialect)
     options.target.write(dialect, output, note)

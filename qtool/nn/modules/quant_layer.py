@@ -15,11 +15,13 @@ from torch.nn import functional
 
 from qtool.core.errors import UnsupportedError
 from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.modules.switch_norm import SwitchBias, SwitchNorm
 from qtool.nn.ops.saved_codes import input_as_codes
 from qtool.nn.ops.shapes import shaped_like
 
 Layer = nn.Conv2d | nn.Linear
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
+AnyNorm = Norm | SwitchNorm
 
 
 class QuantLayer(nn.Module):
@@ -32,6 +34,8 @@ class QuantLayer(nn.Module):
         input_quant: quantizer of the input activation.
         weight_quant: per-channel quantizer of the weight.
     """
+
+    norm: AnyNorm | None
 
     def __init__(
         self,
@@ -48,9 +52,21 @@ class QuantLayer(nn.Module):
             )
         self.name = name
         self.layer, self.norm = layer, norm
+        # Instead of the layer's own bias, where it has several.
+        self.biases: SwitchBias | None = None
         self.input_quant, self.weight_quant = input_quant, weight_quant
         # In training, the quantizer that reads this layer computes the norm.
         self.defers_norm = False
+
+    @property
+    def batch_norm(self) -> Norm | None:
+        """The BatchNorm that computes, None where there is none."""
+        return self.norm.picked if isinstance(self.norm, SwitchNorm) else self.norm
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias that is added before the BatchNorm, None where there is none."""
+        return self.layer.bias if self.biases is None else self.biases.picked
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, H', W'), or (N, C_in) -> (N, C)."""
@@ -59,7 +75,7 @@ class QuantLayer(nn.Module):
         if self._as_on_device():
             return self._device_forward(x, weight)
         with self._saving_codes(x):
-            y = self._linear_map(x, weight, self.layer.bias)
+            y = self._linear_map(x, weight, self.bias)
         if self.norm is None or (self.defers_norm and self.training):
             return y
         return cast(Tensor, self.norm(y))
@@ -99,8 +115,8 @@ class QuantLayer(nn.Module):
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """Return BatchNorm and bias as (factor, shift), each (C,), float64."""
-        weight, bias = self.layer.weight, self.layer.bias
-        bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        weight = self.layer.weight
+        bias = weight.new_zeros(weight.shape[0]) if self.bias is None else self.bias
         if self.norm is None:
             return torch.ones_like(bias).double(), bias.double()
         return norm_affine(self.norm, bias.double())
@@ -114,8 +130,9 @@ class QuantLayer(nn.Module):
         )
 
 
-def norm_affine(norm: Norm, bias: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+def norm_affine(norm: AnyNorm, bias: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
     """Return (factor, shift), each (C,), float64: ``norm(y + bias) = y * factor + shift``."""
+    norm = norm.picked if isinstance(norm, SwitchNorm) else norm
     mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     factor = torch.rsqrt(var.double() + norm.eps)
     if not norm.affine:
