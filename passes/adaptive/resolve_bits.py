@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from passes.conditions import ensure, several_widths
 from passes.graph import FakeQuant, add_constant, fake_quants
 from qtool.core.choose import choose
 from qtool.core.dialect import ACTIVATION_BITS_KEY
@@ -49,6 +50,10 @@ class ResolveBits(InPlacePass):
                 _keep(model.graph, view, bits)
                 modified = True
         return PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Every tensor has one bit-width."""
+        ensure(self, several_widths(model))
 
 
 def _bits(view: FakeQuant, selection: Selection, is_end: bool) -> int:

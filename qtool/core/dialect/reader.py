@@ -27,6 +27,16 @@ def read_program(model: ir.Model) -> Program:
     return _Reader(model).read()
 
 
+def require_ends(model: ir.Model) -> None:
+    """Refuse a graph that has not one input and one output."""
+    graph = model.graph
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise UnsupportedError(
+            f"graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; "
+            "one of each is supported"
+        )
+
+
 class _Reader:
     """Reads nodes one by one; a Clip narrows the operator before it."""
 
@@ -36,11 +46,7 @@ class _Reader:
 
     def read(self) -> Program:
         graph = self.model.graph
-        if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-            raise UnsupportedError(
-                f"graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; "
-                "one of each is supported"
-            )
+        require_ends(self.model)
         source, sink = graph.inputs[0], graph.outputs[0]
         final = sink.producer()
         is_float = final is not None and final.op_type == "QGemm"
