@@ -21,7 +21,6 @@ from qtool.runs.run import Run
 from qtool.runs.stage import Stage
 from qtool.settings.base import Config
 from qtool.settings.ptq import PtqConfig
-from qtool.settings.registry import config_as
 
 
 def build_float(run: Run) -> nn.Module:
@@ -111,7 +110,7 @@ def load_adaptive(run: Run) -> nn.Module:
     load_state(model, run, Stage.MODEL)
     if run.has_weights(Stage.CORRECTIONS):
         rows = split_corrections(run.load_weights(Stage.CORRECTIONS))
-        own = config_as(run.config, PtqConfig, f"run {run.folder} has corrections").bits
+        own = run.settings(PtqConfig).bits
         add_rows(model, own, rows, f"run {run.folder}: {Stage.CORRECTIONS.file}")
     select(model, Selection())
     return model

@@ -1,5 +1,6 @@
 """Fixtures: a trained tiny run, made once a session, and graphs written as text."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,11 @@ import pytest
 from click.testing import CliRunner
 from tiny_files import qdq
 
+from passes.pipelines import DEBUG
 from qtool.cli import main as cli
+
+# Graphs are checked between passes, in the processes that tests start too.
+os.environ[DEBUG] = "1"
 
 TINY = [
     "--set", "train_images=256", "--set", "batch_size=64", "--set", "meta_epochs=1",
@@ -112,4 +117,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def graph(text: str) -> ir.Model:
     """Return the model that ONNX text syntax describes, with inferred shapes."""
     proto = onnx.parser.parse_model(text)
-    return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    for node in model.graph:
+        if node.op_type == "FakeQuant":  # which the inference does not know
+            result, source = node.outputs[0], node.inputs[0]
+            result.type = ir.TensorType(ir.DataType.FLOAT)
+            if result.shape is None and source is not None:
+                result.shape = source.shape
+    return model

@@ -339,6 +339,14 @@ def test_a_bias_on_another_scale_is_rounded_again(tmp_path: Path) -> None:
     assert "scale of its int32 bias is not input scale * weight scale" in notes[0]
 
 
+def test_no_tensor_is_called_like_the_output(tmp_path: Path) -> None:
+    # A node without a name is called after its result.
+    model = layer(WEIGHT + "y = Conv <kernel_shape = [3, 3]> (x, wf)", out="3, 2, 2", w=W)
+    program, _ = imported(model, tmp_path, output_range=(-10.0, 15.5))
+    assert program.output_name == "y"
+    assert "y" not in {op.output for op in program.ops}
+
+
 def test_an_output_range_gives_a_float_output_a_grid(tmp_path: Path) -> None:
     tail = WEIGHT + "y = Conv <kernel_shape = [3, 3]> (x, wf)"
     model = layer(tail, out="3, 2, 2", w=W)

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.adaptive.norm_rows import NormRows, keep_row, norm_rows
+from passes.conditions import ensure, several_widths
 from passes.graph import FakeQuant, add_constant, fake_quants
 from qtool.core.choose import Candidates, choose, choose_rows
 from qtool.core.dialect import ACTIVATION_BITS_KEY
@@ -55,6 +56,10 @@ class ResolveBits(InPlacePass):
                 _keep(model.graph, view, bits)
                 modified = True
         return PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Every tensor has one bit-width."""
+        ensure(self, several_widths(model))
 
 
 def _bits(view: FakeQuant, selection: Selection, is_end: bool) -> int:

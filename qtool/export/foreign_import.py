@@ -20,7 +20,7 @@ from qtool.core.dialect import BITS_KEY, MS, read_program
 from qtool.core.errors import UserError
 from qtool.core.validate_program import check_program
 from qtool.export.read import load_graph, one_line, read_dialect
-from qtool.export.validate import check_contrib
+from qtool.export.validate.operators import check_contrib
 
 Range = tuple[float, float]
 
