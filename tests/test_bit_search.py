@@ -12,6 +12,7 @@ from qtool.core.errors import UserError
 from qtool.core.selection import LayerBits, Selection
 from qtool.models.mobilenet_v2 import mobilenet_v2_small
 from qtool.nn.control import bit_costs, calibrate, select
+from qtool.nn.grid_fit import fit_values
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.ops.mixture import mixed, mixed_fixed
 from qtool.nn.prepare.prepare import QuantSpec, prepare
@@ -127,7 +128,7 @@ def test_the_cheap_gradient_is_the_whole_ones(weights: tuple[int, ...], autocast
 def test_both_mixtures_are_the_same_function(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     quantizer = FakeQuantizer("layer", "activation", (8, 4, 2), signed=True)
-    quantizer.initialise(torch.randn(1000))
+    fit_values(quantizer, torch.randn(1000))
     upstream, found = torch.randn(shape), []
     for function in (mixed_fixed, mixed):
         torch.manual_seed(1)

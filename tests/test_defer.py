@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qtool.core.selection import LayerBits, Selection
 from qtool.models import model_factory
 from qtool.native.library import availability
-from qtool.nn.control import calibrate, quantizers, select, turn_off
+from qtool.nn.control import activation_quantizers, calibrate, select, turn_off
 from qtool.nn.modules.prologue import Deferred, rectify
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.quantizers.engines import engine
@@ -36,7 +36,7 @@ def prepared(name: str) -> tuple[nn.Module, Tensor, Tensor]:
 def undeferred(model: nn.Module) -> nn.Module:
     """Return a copy in which every operator does its own work."""
     model = copy.deepcopy(model)
-    for quantizer in quantizers(model):
+    for quantizer in activation_quantizers(model):
         quantizer._prologue = ()
     for module in model.modules():
         if isinstance(module, Deferred):
@@ -58,7 +58,7 @@ def trained(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, nn.Mod
 def test_a_forward_pass_is_the_same_but_for_rounding(name: str) -> None:
     """torch's norm fuses multiplication and addition: some values take another code."""
     model, x, labels = prepared(name)
-    assert sum(len(q._prologue) for q in quantizers(model)) > 15
+    assert sum(len(q._prologue) for q in activation_quantizers(model)) > 15
     logits, one = trained(copy.deepcopy(model), x, labels)
     plain, other = trained(undeferred(model), x, labels)
     both = torch.stack([logits.detach().reshape(-1), plain.detach().reshape(-1)])

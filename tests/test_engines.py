@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,36 @@ def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(UserError, match="unknown engine 'natve': did you mean native"):
         with engine("natve"):
             pass
+
+
+def test_an_engine_is_chosen_for_a_block_only() -> None:
+    x, step = torch.rand(9), torch.tensor(0.1)
+    usual, there = engines.how(x, step), []
+    with engine("eager"):
+        with pytest.raises(ZeroDivisionError), engine("compiled"):
+            assert engines.how(x, step).engine == "compiled"
+            raise ZeroDivisionError
+        assert engines.how(x, step).engine == "eager"
+        other = threading.Thread(target=lambda: there.append(engines.how(x, step)))
+        other.start()
+        other.join()
+    assert there == [usual] == [engines.how(x, step)]
+
+
+def test_backward_is_computed_as_forward_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, step = torch.rand(9, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+    asked: list[engines.How] = []
+    backward = engines.backward
+
+    def note(*args: object) -> engines.Gradients:
+        asked.append(args[-1])  # type: ignore[arg-type]
+        return backward(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engines, "backward", note)
+    with engine("eager"):
+        y = uniform(x, step, 0, 7)
+    y.sum().backward()
+    assert asked == [engines.How("eager", 0)]
 
 
 def test_half_precision_is_quantized_in_float32() -> None:

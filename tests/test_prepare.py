@@ -15,8 +15,10 @@ from qtool.core.errors import UnsupportedError, UserError
 from qtool.core.selection import LayerBits, Selection
 from qtool.export.trace import trace
 from qtool.nn.control import calibrate, layer_macs, quant_layers, quantizers, select
+from qtool.nn.grid_fit import fit_values, fit_weights
 from qtool.nn.modules.affine import QuantAffine
 from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.modules.weight_quant import WeightQuantizer
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.quantizers.binary import binary
 from qtool.quantizers.lsq import lsq, mse_grid, mse_step
@@ -413,7 +415,7 @@ def test_asymmetric_never_has_the_larger_error(bits: int) -> None:
 def test_asymmetric_window_is_that_of_the_device() -> None:
     quantizer = FakeQuantizer("a", "glue", (4,), signed=True, asymmetric=True)
     assert quantizer.limits(4) == (8, 7)
-    quantizer.initialise(torch.linspace(-0.375, 3, 1000))
+    fit_values(quantizer, torch.linspace(-0.375, 3, 1000))
     (zero_point,) = quantizer.zero_points
     assert 0 < zero_point < 4
     assert quantizer.limits(4) == (zero_point, 15 - zero_point)
@@ -422,9 +424,9 @@ def test_asymmetric_window_is_that_of_the_device() -> None:
 
 
 def test_one_bit_weights_are_signs() -> None:
-    quantizer = FakeQuantizer("a", "weight", (1,), signed=True, channels=2)
+    quantizer = WeightQuantizer("a", (1,), channels=2)
     weight = torch.tensor([[0.0, -0.1, 3.0], [-2.0, 0.0, -0.0]])
-    quantizer.initialise(weight)
+    fit_weights(quantizer, weight)
     got = quantizer.quantize_at(weight, 1)
     expected = torch.tensor([[1.0, -1, 1], [-1, 1, 1]])
     assert torch.equal(got, expected * weight.abs().mean(1, keepdim=True))
@@ -453,8 +455,9 @@ def test_bits_of_single_layers_and_weight_candidates() -> None:
     assert layers["block.1.fc1"].weight_quant.selected == 1
     assert layers["block.1.fc1"].input_quant.selected == 4
     assert layers["block.2.0"].weight_quant.selected == 3
-    select(prepared, Selection(default=LayerBits(5, 4)))
-    assert layers["block.1.fc1"].weight_quant.selected == 4
+    with pytest.raises(UserError, match=r"block.0.0: weight bits 5 .* trained: 4, 2, 1"):
+        select(prepared, Selection(default=LayerBits(5, 4)))
+    assert layers["block.1.fc1"].weight_quant.selected == 1
 
 
 def test_normalised_images_have_a_learned_signed_grid() -> None:

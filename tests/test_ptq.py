@@ -29,6 +29,7 @@ from qtool.models import model_factory
 from qtool.models.normalised import Normalised
 from qtool.networks import load_deployed, load_float, split_corrections
 from qtool.nn.control import quant_layers, quantizers, select, selected_bits
+from qtool.nn.grid_fit import cover
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.report.table import rows
@@ -113,17 +114,17 @@ def test_normalisation_needs_a_value_per_channel(source: Path, tmp_path: Path) -
 
 def test_a_grid_covers_its_range() -> None:
     unsigned = FakeQuantizer("a", "glue", (8,), signed=False)
-    unsigned.cover(0.0, 5.1)
+    cover(unsigned, 0.0, 5.1)
     assert unsigned.scale(8).item() == pytest.approx(5.1 / 255)
     centred = FakeQuantizer("b", "glue", (4,), signed=True)
-    centred.cover(-1.0, 3.5)
+    cover(centred, -1.0, 3.5)
     assert centred.scale(4).item() == pytest.approx(0.5)  # codes -8 to 7
     shifted = FakeQuantizer("c", "glue", (8,), signed=True, asymmetric=True)
-    shifted.cover(-1.0, 4.1)
+    cover(shifted, -1.0, 4.1)
     assert shifted.zero_points == (50,) and shifted.limits(8) == (50, 205)
     assert shifted.scale(8).item() == pytest.approx(0.02)
     fixed = FakeQuantizer("d", "input", (8,), signed=False, step=1 / 255)
-    fixed.cover(0.0, 9.0)
+    cover(fixed, 0.0, 9.0)
     assert fixed.scale(8).item() == pytest.approx(1 / 255)
 
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from qtool.core.errors import UserError
 from qtool.core.selection import LayerBits, Selection
 from qtool.nn.control import calibrate, quant_layers, quantizers, select, selected_bits
+from qtool.nn.grid_fit import fit_values
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.quant_layer import QuantLayer
+from qtool.nn.modules.quantizer import Quantizer
 from qtool.nn.modules.shared_grid import SharedGrid
 from qtool.nn.prepare.prepare import LayerSpec, QuantSpec, prepare
 from qtool.quantizers import QUANTIZERS
@@ -118,13 +120,13 @@ def test_shared_parameters_and_training(quantizer: str) -> None:
     calibrate(model, x)
     inner = [q for layer in quant_layers(model)[1:-1] for q in layer.children()]
     for q in inner:
-        if isinstance(q, FakeQuantizer):
+        if isinstance(q, Quantizer):
             assert all(len(p) == 1 for p in q.parameters())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     model.train()
     for bits in (8, 4, 2):
-        select(model, Selection(default=LayerBits(min(bits, 7), bits)))
+        select(model, Selection(default=LayerBits(4 if bits == 4 else 7, bits)))
         nn.functional.cross_entropy(model(x), torch.arange(8) % 3).backward()
     optimizer.step()
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
@@ -144,7 +146,7 @@ def test_calibrated_inputs_use_their_grid(quantizer: str, bits: int) -> None:
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def look(module: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
-        assert isinstance(module, FakeQuantizer)
+        assert isinstance(module, Quantizer)
         seen[module.name] = (args[0], out / module.scale(bits))
 
     for layer in quant_layers(model)[1:-1]:
@@ -161,7 +163,7 @@ def test_zero_points_follow_offsets() -> None:
     quantizer = FakeQuantizer("l", "activation", (8, 4), signed=True, kind="lsq_plus")
     torch.manual_seed(0)
     x = torch.nn.functional.hardswish(torch.randn(2000) * 2)
-    quantizer.initialise(x)
+    fit_values(quantizer, x)
     start = quantizer.zero_points
     offset, step = quantizer.get_parameter("offset"), quantizer.get_parameter("step")
     assert all(0 < zero < 100 for zero in start)
@@ -228,6 +230,7 @@ def test_normalised_weights_by_channel() -> None:
         (QuantSpec((8,), (4, 32)),
          "layer stem: weight bits 32: float needs no candidate, leave it out"),
         (QuantSpec((32,), 4), "layer stem: activation bits 32 not supported, expected 1 to 8"),
+        (QuantSpec((8, 4, 8), 4), "layer stem: activation bits 8: given twice"),
         (QuantSpec(first_last_bits=9), "layer stem: weight bits 9 not supported, expected 1"),
     ],
 )  # fmt: skip

@@ -27,6 +27,7 @@ SPECS = {
     "pact": QuantSpec(
         (8, 4, 2, 1), (8, 4, 2, 1), quantizer="pact", shared=True, per_channel=False
     ),
+    "pact by bits": QuantSpec((8, 4, 2, 1), (8, 4, 2, 1), quantizer="pact"),
     "dorefa": QuantSpec((8, 4, 2, 1), (7, 4, 2, 1), quantizer="dorefa"),
     "sat": QuantSpec((8, 4, 2, 1), (8, 4, 2, 1), quantizer="sat"),
     "sat_centered": QuantSpec((8, 4, 2, 1), (7, 4, 2, 1), weight_quantizer="sat_centered"),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qtool.core.grids import activation_window
 from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.modules.weight_quant import WeightQuantizer
 from qtool.quantizers import activation_quantizer
 from qtool.quantizers.uniform import uniform
 from qtool.quantizers.weight import WeightOptions
@@ -220,9 +221,7 @@ def test_weight_gradients(
 ) -> None:
     w = weights(shape, kind).requires_grad_()
     options = WeightOptions(per_channel, rescale=True)
-    quantizer = FakeQuantizer(
-        "l", "weight", (bits,), True, shape[0], kind=kind, options=options
-    )
+    quantizer = WeightQuantizer("l", (bits,), shape[0], kind=kind, options=options)
     factors = 2.0 ** torch.arange(shape[0]) if per_channel else torch.ones(1)
     if quantizer.learned:
         quantizer.get_parameter("step").data.copy_(STEP * factors[None])

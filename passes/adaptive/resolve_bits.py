@@ -4,8 +4,9 @@ One row of every bank is left: of norms and biases too (`passes.adaptive.norm_ro
 rule of `qtool.core.choose`. Cases:
 1. A selection names the layer, or a pattern of it matches: its input and weight quantizers
    keep those bits.
-2. The default of a selection (``w4a4``): every other layer; the first and the last layer keep
-   the bits they were trained with unless these are among their candidates.
+2. The default of a selection (``w4a4``): every other layer; the first and the last layer, and
+   what reads the image, keep the bits they were trained with unless these are among their
+   candidates.
 3. No word about the layer: its first candidate.
 4. Weights of 16 or 32 bits stay float (`passes.adaptive.freeze_weights`); an input of 16 or 32
    bits keeps the widest grid that was trained. Both are always among the candidates.
@@ -19,7 +20,8 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.adaptive.norm_rows import NormRows, keep_row, norm_rows
 from passes.conditions import ensure, several_widths
-from passes.graph import FakeQuant, add_constant, fake_quants
+from passes.graph import FakeQuant, add_constant, as_fake_quant, fake_quants, operand
+from passes.lower.moves import is_move
 from qtool.core.choose import Candidates, choose, choose_rows
 from qtool.core.dialect import ACTIVATION_BITS_KEY
 from qtool.core.grids import FLOAT_WIDTHS
@@ -37,7 +39,8 @@ class ResolveBits(InPlacePass):
         views = fake_quants(model)
         layers = [view.name for view in views if view.role == "weight"]
         selection = self.selection.resolve(layers)
-        ends = {layers[0], layers[-1]} if layers else set()
+        ends = {*layers[:1], *layers[-1:]}
+        ends |= {v.name for v in views if v.role == "activation" and _is_image(v.source)}
         chosen = {view.node: _bits(view, selection, view.name in ends) for view in views}
         norms = norm_rows(model)
         rows = _rows(norms, views, selection)
@@ -60,6 +63,16 @@ class ResolveBits(InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """Every tensor has one bit-width."""
         ensure(self, several_widths(model))
+
+
+def _is_image(value: ir.Value) -> bool:
+    """True where `value` is the graph's input, moved or on a grid."""
+    producer = value.producer()
+    if producer is None:
+        return value.is_graph_input()
+    moved = is_move(producer) and producer.op_type != "Concat"
+    known = moved or as_fake_quant(producer) is not None
+    return known and _is_image(operand(producer, 0))
 
 
 def _bits(view: FakeQuant, selection: Selection, is_end: bool) -> int:

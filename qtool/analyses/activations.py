@@ -28,7 +28,7 @@ from qtool.core.selection import LayerBits, Selection
 from qtool.data.batches import Batch
 from qtool.data.images import DataSet
 from qtool.nn.control import select
-from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.modules.quantizer import Quantizer
 from qtool.nn.seeded import seeded
 from qtool.runs.run import Run
 from qtool.settings.base import Config, TrainConfig
@@ -136,7 +136,7 @@ def _recording(model: nn.Module, count: int) -> Iterator[dict[str, list[Tensor]]
     generator = torch.Generator().manual_seed(0)
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if isinstance(module, FakeQuantizer):
+        if isinstance(module, Quantizer):
             flat = module.unrounded(inputs[0]).flatten()
             places = torch.randint(flat.numel(), (count,), generator=generator)
             found.setdefault(module.name, []).append(flat[places.to(flat.device)])

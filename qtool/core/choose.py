@@ -5,8 +5,8 @@ Bits, by `choose`:
 1. Nothing is asked: the first candidate.
 2. 16 or 32 bits are asked: weights stay floating point, and an input keeps its widest grid.
 3. What is asked is among the candidates: just that.
-4. It is not, and only the selection's default asks for it, of the first or the last layer:
-   that layer's first candidate, which it was trained with.
+4. It is not, and only the selection's default asks for it, of the first or the last layer or
+   of one that reads the image: that layer's first candidate, which it was trained with.
 Anything else is refused.
 
 Rows of norms and corrections, by `choose_rows`. Their keys are pairs (``w4a4``: a preset, or
@@ -38,7 +38,7 @@ def choose(
         candidates: that it has, the first one its default.
         asked: bits, None where the selection says nothing of the layer.
         is_weight: of a weight; else of an input.
-        may_differ: it is of the first or the last layer, which no name or pattern is about.
+        may_differ: it is of such a layer, which no name or pattern is about.
         name: of the layer, for the error.
 
     Raises:

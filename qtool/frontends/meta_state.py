@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from qtool.core.bank import Bank
 from qtool.core.errors import UserError
 from qtool.networks import build_prepared, load_state
-from qtool.nn.control import initialise_weight_steps, quantizers
-from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.control import initialise_weight_steps, quant_layers
+from qtool.nn.modules.quantizer import Quantizer
+from qtool.nn.modules.weight_quant import WeightQuantizer
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
 from qtool.training.frontend import SearchStart
@@ -30,36 +32,40 @@ def load_meta(model: nn.Module, run: Run) -> None:
     load_state(source, run, Stage.META)
     old, state = dict(source.named_modules()), source.state_dict()
     for name, module in model.named_modules():
-        if isinstance(module, FakeQuantizer):
+        if isinstance(module, Quantizer):
             state = _converted(state, name, old[name], module, run)
     model.load_state_dict(state)
-    before = [quantizer.bits for quantizer in quantizers(source) if quantizer.role == "weight"]
-    if before != [q.bits for q in quantizers(model) if q.role == "weight"]:
+    if _weight_bits(source) != _weight_bits(model):
         initialise_weight_steps(model)
 
 
+def _weight_bits(model: nn.Module) -> list[tuple[int, ...]]:
+    return [layer.weight_quant.bits for layer in quant_layers(model)]
+
+
 def _converted(
-    state: dict[str, Tensor], name: str, old: nn.Module, new: FakeQuantizer, run: Run
+    state: dict[str, Tensor], name: str, old: nn.Module, new: Quantizer, run: Run
 ) -> dict[str, Tensor]:
     """Return `state` with the rows that quantizer `new`, at `name`, has of `old`."""
-    if not isinstance(old, FakeQuantizer) or old.bits == new.bits:
+    if not isinstance(old, Quantizer) or old.bits == new.bits:
         return state
-    if new.role == "weight":
+    if isinstance(new, WeightQuantizer):
         return {**state, **new.state_dict(prefix=f"{name}.")}
-    rows = _rows(old.bits, new.bits, run)
+    rows = _rows(Bank(old.bits), new.bits, run)
+    mine = old.state_dict(prefix=f"{name}.")
     changed = {
         key: state[key][rows] if state[key].shape[0] == len(old.bits) else state[key]
-        for key in old.state_dict(prefix=f"{name}.")
+        for key in mine
     }
     return {**state, **changed}
 
 
-def _rows(old: Sequence[int], new: Sequence[int], run: Run) -> list[int]:
-    missing = [bits for bits in new if bits not in old]
+def _rows(old: Bank[int], new: Sequence[int], run: Run) -> list[int]:
+    missing = old.missing(new)
     if missing:
         raise UserError(
             f"run {run.folder}: its meta-state has activations of "
-            f"{', '.join(map(str, old))} bits, not {', '.join(map(str, missing))}: choose "
-            "among these, or train one with --set activation_bits=..."
+            f"{', '.join(map(str, old.keys))} bits, not {', '.join(map(str, missing))}: "
+            "choose among these, or train one with --set activation_bits=..."
         )
-    return [old.index(bits) for bits in new]
+    return old.rows_of(new)

@@ -79,10 +79,10 @@ def _costs(config: QatConfig, data: DataSet) -> list[LayerCost]:
     )
     model = prepare(build_network(config, data.shape, data.classes), spec, data.shape)
     named = asked.resolve(layer.name for layer in quant_layers(model)).layers
-    costs = bit_costs(model, data.shape, asked)
+    costs = bit_costs(model, data.shape, Selection(default=asked.default))
     if asked.default is None:
         _require_every(config, [cost.name for cost in costs if cost.name not in named])
-    # Whatever the recipe has for the first and the last layer: these were asked for by name.
+    # Whatever the recipe has for other layers: these were asked for by name.
     costs = [replace(cost, bits=named.get(cost.name, cost.bits)) for cost in costs]
     quant_spec(config, {cost.name: cost.bits for cost in costs}).check(c.name for c in costs)
     return costs

@@ -4,20 +4,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from qtool.core.choose import choose
 from qtool.core.cost import LayerCost
 from qtool.core.grids import FLOAT_WIDTHS
 from qtool.core.selection import LayerBits, Selection
 from qtool.models.macs import count_macs
+from qtool.nn.grid_fit import fit_values, fit_weights, observed
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.quant_layer import QuantLayer
+from qtool.nn.modules.quantizer import Quantizer
+from qtool.nn.modules.shared_grid import SharedGrid
 from qtool.nn.norm_rows import pick_rows
 
 
-def quantizers(model: nn.Module) -> list[FakeQuantizer]:
+def quantizers(model: nn.Module) -> list[Quantizer]:
     """Return every quantizer of a prepared model, in module order."""
-    return [module for module in model.modules() if isinstance(module, FakeQuantizer)]
+    return [module for module in model.modules() if isinstance(module, Quantizer)]
 
 
 def quant_layers(model: nn.Module) -> list[QuantLayer]:
@@ -25,30 +29,65 @@ def quant_layers(model: nn.Module) -> list[QuantLayer]:
     return [module for module in model.modules() if isinstance(module, QuantLayer)]
 
 
+def called_layers(model: nn.Module) -> list[QuantLayer]:
+    """Return every quantized layer of a prepared model, in the order of its calls.
+
+    That is a trace's order; modules may have another where a container is entered twice.
+    """
+    if not isinstance(model, fx.GraphModule):
+        raise TypeError(f"got a {type(model).__name__}, expected a prepared network")
+    calls = (node for node in model.graph.nodes if node.op == "call_module")
+    modules = (model.get_submodule(str(node.target)) for node in calls)
+    return [module for module in modules if isinstance(module, QuantLayer)]
+
+
+def activation_quantizers(model: nn.Module) -> list[FakeQuantizer]:
+    """Return every quantizer of a tensor that has a grid of its own, in module order."""
+    return [module for module in model.modules() if isinstance(module, FakeQuantizer)]
+
+
 def select(model: nn.Module, selection: Selection, weights: bool = True) -> None:
     """Turn every quantizer on, each at its selected bits.
 
     Args:
         model: prepared model.
-        selection: weight and input activation bits per layer; a quantizer whose layer it does
-            not name, or that lacks the bits (first and last layer), gets its first candidate.
-            Of 16 or 32 bits, weights stay float, and an input keeps its widest grid.
-        weights: quantize weights too; else they stay floating point.
+        selection: weight and input activation bits per layer; which candidate a layer gets is
+            `qtool.core.choose`, as for the pass that resolves bits. Quantizers of other
+            tensors have one candidate.
+        weights: quantize weights too; else they stay floating point, whatever is selected.
+
+    Raises:
+        UserError: bits that a layer does not have, or a name or pattern that is about none;
+            nothing is changed then.
     """
+    chosen = _choices(model, selection, weights)
     for quantizer in quantizers(model):
         quantizer.mix = None
-        quantizer.selected = quantizer.default
-        chosen = selection.of(quantizer.name)
-        if quantizer.role == "weight" and not weights:
-            quantizer.selected = None
-        elif chosen is not None and quantizer.role in ("weight", "activation"):
-            wanted = chosen.weight if quantizer.role == "weight" else chosen.activation
-            if wanted in FLOAT_WIDTHS:
-                is_weight = quantizer.role == "weight"
-                quantizer.selected = None if is_weight else max(quantizer.bits)
-            elif wanted in quantizer.bits:
-                quantizer.selected = wanted
+        quantizer.selected = chosen.get(quantizer, quantizer.default)
     pick_rows(model, selection)
+
+
+def _choices(
+    model: nn.Module, selection: Selection, weights: bool
+) -> dict[Quantizer, int | None]:
+    """Return what every layer's quantizers get; None: floating point."""
+    layers, chosen = called_layers(model), dict[Quantizer, int | None]()
+    selection = selection.resolve(layer.name for layer in layers)
+    for layer in layers:
+        asked = selection.of(layer.name)
+        may_differ = layer.is_end and layer.name not in selection.layers
+        chosen[layer.input_quant] = choose(
+            layer.input_quant.bits, None if asked is None else asked.activation, False,
+            may_differ, layer.name,
+        )  # fmt: skip
+        chosen[layer.weight_quant] = None
+        if weights:
+            bits = choose(
+                layer.weight_quant.bits, None if asked is None else asked.weight, True,
+                may_differ, layer.name,
+            )  # fmt: skip
+            chosen[layer.weight_quant] = None if bits in FLOAT_WIDTHS else bits
+    return chosen
 
 
 def turn_off(model: nn.Module) -> None:
@@ -65,17 +104,11 @@ def calibrate(model: nn.Module, x: Tensor) -> None:
     them uses the batch's statistics: the float network's values are not what follows them.
     """
     model.eval()
-    active = [q for q in quantizers(model) if q.role != "weight"]
     turn_off(model)
-    for quantizer in active:
-        quantizer.observing = True
-    with _rescaled(model):
+    with _rescaled(model), observed(activation_quantizers(model)) as seen:
         model(x)
-    for quantizer in active:
-        quantizer.observing = False
-        if quantizer.observed is not None:
-            quantizer.initialise(quantizer.observed)
-        quantizer.observed = None
+    for quantizer, values in seen.items():
+        fit_values(quantizer, values)
     initialise_weight_steps(model)
 
 
@@ -104,7 +137,7 @@ def _rescaled(model: nn.Module) -> Iterator[None]:
 def initialise_weight_steps(model: nn.Module) -> None:
     """Fit every layer's per-channel weight steps to its present weights."""
     for layer in quant_layers(model):
-        layer.weight_quant.initialise(layer.layer.weight)
+        fit_weights(layer.weight_quant, layer.layer.weight)
 
 
 @contextmanager
@@ -114,7 +147,7 @@ def baked(model: nn.Module) -> Iterator[None]:
         for layer in quant_layers(model):
             layer.weight_quant.bake(layer.layer.weight)
         for quantizer in quantizers(model):
-            if quantizer.role != "weight":
+            if isinstance(quantizer, FakeQuantizer | SharedGrid):
                 quantizer.bake()
         yield
     finally:
@@ -157,5 +190,5 @@ def layer_bits(layer: QuantLayer) -> LayerBits:
     return LayerBits(_bits(layer.weight_quant), _bits(layer.input_quant))
 
 
-def _bits(quantizer: FakeQuantizer) -> int:
+def _bits(quantizer: Quantizer) -> int:
     return quantizer.bits[0] if quantizer.selected is None else quantizer.selected

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
-from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.modules.quantizer import Quantizer
 from qtool.nn.modules.switch_norm import Switch
 
 _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -78,5 +78,5 @@ def _varies(model: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_module":
         return False
     modules = list(model.get_submodule(str(node.target)).modules())
-    several = any(isinstance(m, FakeQuantizer) and len(m.bits) > 1 for m in modules)
+    several = any(isinstance(m, Quantizer) and len(m.bits) > 1 for m in modules)
     return several or any(isinstance(m, (*_RANDOM, Switch)) for m in modules)

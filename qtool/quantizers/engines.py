@@ -5,13 +5,15 @@ native: C++ compiled for this CPU (`qtool.native`): one pass over memory, sums i
 compiled: the eager functions through ``torch.compile``; for GPUs.
 
 Forward results and the gradient of x are bit-identical; gradients of steps are sums, in
-another order.
+another order. Which engine computes is decided where a tensor is quantized (`how`); its
+backward pass is computed by the same one, wherever and whenever that runs.
 """
 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +21,18 @@ from torch import Tensor
 from qtool.core.errors import UserError, unknown_name
 from qtool.native.library import availability, call, scratch
 from qtool.quantizers.grid import RULES, Grid, Rule
+
+
+class How(NamedTuple):
+    """How one tensor is quantized, forward and backward.
+
+    Args:
+        engine: that computes.
+        rows: native: rows of the tensor that have a step of their own; else 0.
+    """
+
+    engine: Literal["native", "compiled", "eager"]
+    rows: int
 
 
 class Gradients(NamedTuple):
@@ -96,6 +110,13 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True, fullgraph=True, options=options)
 
 
+def how(x: Tensor, step: Tensor) -> How:
+    """Return how `x` is quantized with `step` by the engine in use."""
+    if rows := native_rows(x, step):
+        return How("native", rows)
+    return How("compiled" if _use("compiled", x) else "eager", 0)
+
+
 def native_rows(x: Tensor, step: Tensor) -> int:
     """Return how many rows of `x` have a step of their own; 0: not for native kernels."""
     plain = x.dtype == torch.float32 and step.dtype == torch.float32 and x.numel()
@@ -113,25 +134,25 @@ def _is_dense(x: Tensor) -> bool:
     return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def forward(x: Tensor, step: Tensor, grid: Grid, rows: int) -> Tensor:
-    """Return x_hat, like `x`; `rows` is from `native_rows`."""
-    if rows:
-        out = torch.empty_like(x)
+def forward(x: Tensor, step: Tensor, grid: Grid, by: How) -> Tensor:
+    """Return x_hat, like `x`."""
+    if by.engine == "native":
+        out, rows = torch.empty_like(x), by.rows
         call("qtool_quantize", x, out, rows, x.numel() // rows, step, *grid.arguments)
         return out
-    if _use("compiled", x):
+    if by.engine == "compiled":
         result: Tensor = _compiled(forward_eager)(x.detach(), step.detach(), grid)
         return result
     return forward_eager(x, step, grid)
 
 
 def backward(
-    grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule, factor: float, rows: int
+    grad: Tensor, x: Tensor, step: Tensor, grid: Grid, rule: Rule, factor: float, by: How
 ) -> Gradients:
-    """Return the gradients; `rows` is from `native_rows`."""
-    if rows:
-        return _backward_native(like(grad, x), x, step, grid, rule, factor, rows)
-    if _use("compiled", x):
+    """Return the gradients; `by` is what `forward` was given."""
+    if by.engine == "native":
+        return _backward_native(like(grad, x), x, step, grid, rule, factor, by.rows)
+    if by.engine == "compiled":
         tensors = (tensor.detach() for tensor in (grad, x, step))
         return Gradients(*_compiled(backward_eager)(*tensors, grid, rule, factor))
     return backward_eager(grad, x, step, grid, rule, factor)
@@ -156,40 +177,41 @@ def like(grad: Tensor, x: Tensor) -> Tensor:
 
 
 ENGINES = ("auto", "native", "compiled", "eager")
-_chosen = "auto"
+_CHOSEN = ContextVar("engine", default="auto")
 
 
 @contextmanager
 def engine(name: str) -> Iterator[None]:
-    """Compute with engine `name` inside the block; "auto" is what runs without it.
+    """Compute with engine `name` inside the block, in this thread; "auto" is the default.
 
     Auto is native on CPUs that have a C++ compiler, compiled on GPUs, else eager.
 
     Raises:
         UserError: unknown name, or no compiler for "native".
     """
-    global _chosen
     if name not in ENGINES:
         raise unknown_name("engine", name, ENGINES)
     if name == "native" and availability().library is None:
         raise UserError(f"engine native: {availability().reason}; use eager")
-    before, _chosen = _chosen, name
+    before = _CHOSEN.set(name)
     try:
         yield
     finally:
-        _chosen = before
+        _CHOSEN.reset(before)
 
 
 def why_eager(device: torch.device) -> str:
     """Return why quantizers on `device` are computed eagerly; empty where they are not."""
-    if _chosen != "auto":
-        return "engine eager was chosen" if _chosen == "eager" else ""
+    chosen = _CHOSEN.get()
+    if chosen != "auto":
+        return "engine eager was chosen" if chosen == "eager" else ""
     return availability().reason if device.type == "cpu" else ""
 
 
 def _use(name: str, x: Tensor) -> bool:
-    if _chosen != "auto":
-        return name == _chosen
+    chosen = _CHOSEN.get()
+    if chosen != "auto":
+        return name == chosen
     if x.device.type == "cpu":
         return name == "native" and availability().library is not None
     return name == "compiled" and x.device.type == "cuda"

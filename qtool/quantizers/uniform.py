@@ -40,15 +40,15 @@ class _Function(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, step)
         ctx.grid, ctx.rule, ctx.factor = grid, rule, factor
-        ctx.rows = engines.native_rows(x, step)
-        return engines.forward(x, step, grid, ctx.rows)
+        ctx.how = engines.how(x, step)
+        return engines.forward(x, step, grid, ctx.how)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, step = ctx.saved_tensors
         rule: Rule = ctx.rule if any(ctx.needs_input_grad[1:3]) else "none"
-        found = engines.backward(grads[0], x, step, ctx.grid, rule, ctx.factor, ctx.rows)
+        found = engines.backward(grads[0], x, step, ctx.grid, rule, ctx.factor, ctx.how)
         return found.x, *parameter_gradients(ctx, found), None, None, None
 
 

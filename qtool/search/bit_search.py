@@ -20,7 +20,7 @@ from torch.nn import functional
 from qtool.core.selection import Selection
 from qtool.data.clips import clip_logits
 from qtool.nn.control import quant_layers, select
-from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.modules.quantizer import Quantizer
 from qtool.search.limits import KINDS, Limit, check_reachable
 from qtool.search.space import Space
 from qtool.settings.search import SearchSettings
@@ -108,9 +108,7 @@ class BitSearch:
             if self.quantize_weights:
                 self._mix_marginal(layer.weight_quant, row, [pair.weight for pair in pairs])
 
-    def _mix_marginal(
-        self, quantizer: FakeQuantizer, row: Tensor, bits: Sequence[int]
-    ) -> None:
+    def _mix_marginal(self, quantizer: Quantizer, row: Tensor, bits: Sequence[int]) -> None:
         """Let `quantizer` mix its candidates with their marginals of `row` over pairs."""
         if len(quantizer.bits) == 1:
             return

@@ -18,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qtool.core.choose import choose
 from qtool.core.grids import FLOAT_WIDTHS
 from qtool.data.batches import Batch
 from qtool.nn.control import quant_layers, turn_off
-from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.grid_fit import fit_weights
 from qtool.nn.modules.quant_layer import QuantLayer
+from qtool.nn.modules.quantizer import Quantizer
+from qtool.nn.modules.weight_quant import WeightQuantizer
 from qtool.search.curvature import LayerTraces, Traces, layer_traces
 from qtool.search.space import Space
 from qtool.search.undisturbed import undisturbed
@@ -69,7 +72,7 @@ def weight_errors(model: nn.Module, space: Space) -> Errors:
     for entry in space.open:
         layer = layers[entry.name]
         weight, quantizer = layer.layer.weight, copy.deepcopy(layer.weight_quant)
-        quantizer.initialise(weight)
+        fit_weights(quantizer, weight)
         widths = {choice.weight for choice in entry.choices}
         errors[entry.name] = {b: _square_error(quantizer, weight, b) for b in widths}
     return errors
@@ -115,11 +118,11 @@ def _open_layers(model: nn.Module, space: Space) -> dict[str, QuantLayer]:
     return {layer.name: layer for layer in quant_layers(model) if layer.name in names}
 
 
-def _square_error(quantizer: FakeQuantizer, x: Tensor, bits: int) -> float:
+def _square_error(quantizer: Quantizer, x: Tensor, bits: int) -> float:
     """Return the mean of (Q(x) - x)^2 at `bits`, of 16 or 32 as `select` treats them."""
+    is_weight = isinstance(quantizer, WeightQuantizer)
+    bits = choose(quantizer.bits, bits, is_weight, False, quantizer.name)
     if bits in FLOAT_WIDTHS:
-        if quantizer.role == "weight":
-            return 0.0
-        bits = max(quantizer.bits)
+        return 0.0
     difference = (quantizer.quantize_at(x, bits) - x).double()
     return float(difference.square().mean())

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qtool.nn.control import initialise_weight_steps, quantizers, turn_off
+from qtool.nn.control import activation_quantizers, initialise_weight_steps, turn_off
+from qtool.nn.grid_fit import cover, fit_values
 from qtool.nn.modules.fake_quant import FakeQuantizer
 
 GLUE_ROLES = ("glue", "output")
@@ -65,9 +66,8 @@ def observe(model: nn.Module, x: Tensor, batch: int) -> dict[FakeQuantizer, Obse
 
     hooks = []
     turn_off(model)
-    for quantizer in quantizers(model):
-        if quantizer.role != "weight":
-            hooks.append(quantizer.register_forward_pre_hook(look))
+    for quantizer in activation_quantizers(model):
+        hooks.append(quantizer.register_forward_pre_hook(look))
     try:
         for images in batches:
             model(images)
@@ -82,7 +82,7 @@ def fit_layers(model: nn.Module, seen: dict[FakeQuantizer, Observed]) -> None:
     initialise_weight_steps(model)
     for quantizer, observed in seen.items():
         if quantizer.role not in GLUE_ROLES:
-            quantizer.initialise(observed.values())
+            fit_values(quantizer, observed.values())
 
 
 def fit_glue(seen: dict[FakeQuantizer, Observed], choice: str, percentile: float) -> None:
@@ -91,7 +91,7 @@ def fit_glue(seen: dict[FakeQuantizer, Observed], choice: str, percentile: float
         if quantizer.role not in GLUE_ROLES:
             continue
         if choice == "mse":
-            quantizer.initialise(observed.values())
+            fit_values(quantizer, observed.values())
         else:
             share = 100.0 if choice == "minmax" else percentile
-            quantizer.cover(*observed.range(share))
+            cover(quantizer, *observed.range(share))

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qtool.core.errors import UnsupportedError
-from qtool.nn.modules.fake_quant import FakeQuantizer
+from qtool.nn.modules.quantizer import Quantizer
 from qtool.nn.modules.switch_norm import SwitchBias, SwitchNorm
+from qtool.nn.modules.weight_quant import WeightQuantizer
 from qtool.nn.ops.saved_codes import input_as_codes
 from qtool.nn.ops.shapes import shaped_like
 
@@ -33,6 +34,8 @@ class QuantLayer(nn.Module):
         norm: the BatchNorm that follows, None where there is none.
         input_quant: quantizer of the input activation.
         weight_quant: per-channel quantizer of the weight.
+        is_end: it is the first or the last layer, or reads the image: its bits may differ
+            from those that a selection has for all layers.
     """
 
     norm: AnyNorm | None
@@ -42,15 +45,16 @@ class QuantLayer(nn.Module):
         name: str,
         layer: Layer,
         norm: Norm | None,
-        input_quant: FakeQuantizer,
-        weight_quant: FakeQuantizer,
+        input_quant: Quantizer,
+        weight_quant: WeightQuantizer,
+        is_end: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             raise UnsupportedError(
                 f"layer {name}: padding mode {layer.padding_mode!r}; use zeros"
             )
-        self.name = name
+        self.name, self.is_end = name, is_end
         self.layer, self.norm = layer, norm
         # Instead of the layer's own bias, where it has several.
         self.biases: SwitchBias | None = None

@@ -10,7 +10,10 @@ from torch import Tensor
 class Candidates(Protocol):
     """What has several quantizers to choose from."""
 
-    bits: tuple[int, ...]
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """The candidates."""
+        ...
 
     def quantize_at(self, x: Tensor, bits: int) -> Tensor:
         """Return `x` fake-quantized at one of `bits`."""

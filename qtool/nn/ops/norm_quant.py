@@ -100,9 +100,9 @@ class _Function(Function):
         shift = beta - found.mean * scale
         ctx.save_for_backward(x, step, scale, shift, found.mean, inverse)
         ctx.count, ctx.grid, ctx.rule, ctx.factor = found.count, grid, rule, factor
-        ctx.native = bool(engines.native_rows(x, step))
-        if not ctx.native:
-            return engines.forward(_affine(x, scale, shift), step, grid, 0)
+        ctx.how = engines.how(x, step)
+        if ctx.how.engine != "native":
+            return engines.forward(_affine(x, scale, shift), step, grid, ctx.how)
         out, channels = torch.empty_like(x), x.shape[1]
         call(
             "qtool_norm_quantize", x, out, x.numel() // channels, channels, scale, shift, step,
@@ -114,11 +114,12 @@ class _Function(Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, step, scale, shift, mean, inverse = ctx.saved_tensors
-        backward = _backward_native if ctx.native else _backward_eager
+        native = ctx.how.engine == "native"
+        backward = _backward_native if native else _backward_eager
         found, sums = backward(ctx, engines.like(grads[0], x), x, step, scale, shift, mean)
         grad_mean = (sums[0] / ctx.count).float()
         slope = (sums[1] / ctx.count * inverse.double().square()).float()
-        if ctx.native:
+        if native:
             call(
                 "qtool_norm_input_gradient", found.x, x, x.numel() // x.shape[1], x.shape[1],
                 scale, mean, grad_mean, slope,
@@ -142,7 +143,7 @@ def _backward_eager(
 ) -> tuple[Gradients, Tensor]:
     """Return the quantizer's gradients, and sum(g) and sum(g * (x - mean)), (2, C) float64."""
     z = _affine(x, scale, shift)
-    found = engines.backward(grad, z, step, ctx.grid, ctx.rule, ctx.factor, 0)
+    found = engines.backward(grad, z, step, ctx.grid, ctx.rule, ctx.factor, ctx.how)
     product = found.x * (x - shaped_like(mean, x))
     sums = [
         t.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).double().sum(0)

@@ -13,7 +13,6 @@ from qtool.nn.modules.affine import QuantAffine
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.prologue import Deferred, Prologue
 from qtool.nn.modules.quant_layer import QuantLayer
-from qtool.nn.modules.shared_grid import SharedGrid
 from qtool.nn.prepare.graph_view import GraphView
 
 
@@ -29,9 +28,7 @@ def _quantizer(view: GraphView, node: fx.Node) -> FakeQuantizer | None:
     """Return the quantizer that rounds what `node` reads, if it is its own."""
     module = view.module(node)
     quantizer = module.input_quant if isinstance(module, QuantLayer) else module
-    if isinstance(quantizer, SharedGrid) or not isinstance(quantizer, FakeQuantizer):
-        return None
-    return quantizer
+    return quantizer if isinstance(quantizer, FakeQuantizer) else None
 
 
 def _give_prologue(view: GraphView, node: fx.Node, quantizer: FakeQuantizer) -> None:

@@ -29,9 +29,11 @@ from qtool.core.errors import UnsupportedError
 from qtool.nn.capture.capture import capture
 from qtool.nn.capture.operators import Kind
 from qtool.nn.modules.affine import QuantAffine
-from qtool.nn.modules.fake_quant import FakeQuantizer, Role
+from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.quant_layer import Layer, Norm, QuantLayer
+from qtool.nn.modules.quantizer import Role
 from qtool.nn.modules.shared_grid import SharedGrid
+from qtool.nn.modules.weight_quant import WeightQuantizer
 from qtool.nn.prepare.defer import defer
 from qtool.nn.prepare.graph_view import GraphView
 from qtool.nn.prepare.normal_form import Sizes, normalise
@@ -162,15 +164,19 @@ class _Preparer:
         per_channel = spec.per_channel
         if per_channel is None:
             per_channel = weight_quantizer(plan.weight).per_channel
-        weight_quant = FakeQuantizer(
-            name, "weight", plan.weight_bits, signed=True, channels=layer.weight.shape[0],
-            kind=plan.weight, shared=spec.shared,
-            options=WeightOptions(per_channel, rescale=norm is None),
-        )  # fmt: skip
+        weight_quant = WeightQuantizer(
+            name,
+            plan.weight_bits,
+            layer.weight.shape[0],
+            plan.weight,
+            spec.shared,
+            WeightOptions(per_channel, rescale=norm is None),
+        )
         input_quant = self._quantizer(
             name, "activation", plan.activation_bits, source, plan.activation
         )
-        self.gm.set_submodule(name, QuantLayer(name, layer, norm, input_quant, weight_quant))
+        quantized = QuantLayer(name, layer, norm, input_quant, weight_quant, is_end)
+        self.gm.set_submodule(name, quantized)
         if norm_node is not None:
             norm_node.replace_all_uses_with(node)
             self.gm.graph.erase_node(norm_node)
@@ -230,8 +236,8 @@ class _Preparer:
 
 def _share(reader: nn.Module | None, grid: FakeQuantizer) -> None:
     """Let a layer that reads a tensor at the bits of its grid read it on that grid."""
-    if isinstance(reader, QuantLayer):
-        own = reader.input_quant
+    own = reader.input_quant if isinstance(reader, QuantLayer) else None
+    if isinstance(reader, QuantLayer) and isinstance(own, FakeQuantizer):
         mine = (own.bits, own.signed, own.asymmetric, own.kind)
         if mine == (grid.bits, grid.signed, grid.asymmetric, grid.kind):
             reader.input_quant = SharedGrid(reader.name, grid)

@@ -84,7 +84,7 @@ class QuantSpec:
     shared: bool = False
 
     def of(self, layer: str, is_end: bool) -> LayerPlan:
-        """Return what `layer` gets; `is_end`: it is the first or the last one."""
+        """Return what `layer` gets; `is_end`: as `QuantLayer` has it."""
         own = self._exception(layer)
         weights: Bits = self.first_last_bits if is_end else self.weight_bits
         inputs: Bits = self.first_last_bits if is_end else self.activation_bits
@@ -178,5 +178,7 @@ def _check(
             raise UserError(
                 f"{what} bits {number} not supported, expected {known[0]} to {known[-1]}"
             )
+        if bits.count(number) > 1:
+            raise UserError(f"{what} bits {number}: given twice")
     if not bits:
         raise UserError(f"{what} bits: no candidates; give at least one")
