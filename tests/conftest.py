@@ -59,7 +59,7 @@ sys.modules["torch"] = sys.modules["onnxscript"] = None  # importing them fails
 from qtool.export.export import ExportOptions, export
 run, *pairs = sys.argv[1:]
 for bits, output in zip(pairs[::2], pairs[1::2]):
-    export(Path(run), ExportOptions("onnx", bits), Path(output), force=True)
+    export(Path(run), ExportOptions(bits=bits), Path(output), force=True)
 """
 
 
