@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# A process a core, each with one thread: threads of several processes wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 DEMO_OUT ?= build/demo
 
 .PHONY: demo test lint nightly clean
@@ -15,10 +17,10 @@ demo: .venv/installed
 	$(BIN)/qtool demo --out $(DEMO_OUT) --force
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not nightly"
+	$(PYTEST) -m "not nightly"
 
 nightly: .venv/installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

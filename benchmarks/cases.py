@@ -9,8 +9,7 @@ from pathlib import Path
 
 from networks import Bits, write_float, write_library, write_qtool, write_static
 
-from qtool.core.tvm_env import require_tvm
-from runtimes.openvino import require_openvino
+from runtimes.registry import runtime_entry
 
 ORT_INT8, OPENVINO_INT8 = "ORT int8", "OpenVINO int8"
 
@@ -60,7 +59,6 @@ QTOOL = {
     "w8a8": Bits(8, 8, 8), "mixed": Bits(4, 4, 8, ends=8), "w4a4g4": Bits(4, 4, 4),
     "w4a4g8": Bits(4, 4, 8), "w8a4g4": Bits(8, 4, 4),
 }  # fmt: skip
-_REQUIRE = {"openvino": require_openvino, "tvm": require_tvm}
 
 
 def select(text: str) -> dict[str, Case]:
@@ -83,8 +81,8 @@ def select(text: str) -> dict[str, Case]:
             f"all; rows: {', '.join(CASES)}"
         )
     chosen = {name: case for name, case in CASES.items() if wanted & names[name]}
-    for engine in {case.engine for case in chosen.values()} & set(_REQUIRE):
-        _REQUIRE[engine]()
+    for engine in {case.engine for case in chosen.values()}:
+        runtime_entry(engine).require()
     return chosen
 
 

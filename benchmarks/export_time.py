@@ -177,8 +177,10 @@ _RUN = """
 import sys, time
 from pathlib import Path
 began, worked = time.perf_counter(), time.process_time()
-from qtool.export.export import integer_model, write_onnx
-dialect = integer_model(Path(sys.argv[1]), sys.argv[2])
+from passes.emit.onnx.onnx_file import write_onnx
+from qtool.export.adaptive import RunSource
+from qtool.export.export import integer_model
+dialect = integer_model(RunSource.open(Path(sys.argv[1])), sys.argv[2])
 wrote = time.perf_counter()
 write_onnx(dialect, Path(sys.argv[3]))
 end = time.perf_counter()

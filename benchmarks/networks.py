@@ -15,12 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from passes.emit.onnx.target import write_onnx
-from passes.emit.tvm.target import compile_program
+from passes.emit.onnx.target import OnnxTarget
+from passes.emit.tvm.target import TvmTarget
 from passes.pipelines import import_qdq, lower
 from qtool.core.dialect import Program
 from qtool.core.selection import LayerBits, Selection
-from qtool.export.export import write_tvm
 from qtool.export.foreign_import import read_foreign
 from qtool.export.read import load_graph
 from qtool.export.trace import trace, trace_float
@@ -123,17 +122,19 @@ def write_qtool(name: str, size: int, bits: Bits, paths: Mapping[str, Path]) -> 
     jitter_steps(prepared)
     dialect = lower(trace(prepared, (3, size, size)), Selection())
     for form, path in paths.items():
-        write_onnx(dialect, path, form)
+        OnnxTarget(form).write(dialect, path)
 
 
 def write_library(source: Path, foreign: bool, path: Path) -> None:
     """Compile a QDQ file with TVM, one of qtool or a `foreign` one."""
     dialect = read_foreign(source)[0] if foreign else import_qdq(load_graph(source))
-    write_tvm(dialect, path)
+    TvmTarget().write(dialect, path)
 
 
 def write_program(program: Program, path: Path) -> None:
     """Compile `program` with TVM for this machine."""
+    from passes.emit.tvm.compile import compile_program
+
     path.write_bytes(compile_program(program).data)
 
 

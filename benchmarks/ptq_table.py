@@ -88,7 +88,8 @@ def _measure(
     """Export the run at `bits` and return what a check of the file says."""
     path = folder / f"{bits}.onnx"
     export(folder / "run", ExportOptions(bits=bits), path, force=False)
-    (report,) = check([path], data, list(runtimes), folder / "run", progress)
+    (record,) = check([path], data, list(runtimes), folder / "run", progress)
+    report = record.to_json()
     return {
         "bits": bits,
         **{

@@ -22,9 +22,9 @@ from qtool.core.files import write_json
 from qtool.core.progress import Silent
 from qtool.core.selection import LayerBits, Selection
 from qtool.data import load_dataset
-from qtool.data.batches import to_batch
-from qtool.frontends.metamix.bit_meta import bit_meta, load_meta
-from qtool.frontends.metamix.frontend import settings_of
+from qtool.data.batches import Batch, to_batch
+from qtool.frontends.meta_state import load_meta
+from qtool.frontends.metamix.bit_meta import bit_meta
 from qtool.networks import build_prepared, load_float
 from qtool.nn.control import calibrate, select
 from qtool.runs.run import Run
@@ -35,10 +35,12 @@ from qtool.search.methods import Task
 from qtool.search.metric import greedy, hessian
 from qtool.search.results import prepared
 from qtool.search.space import space_of
+from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.search import search_settings
 from qtool.training.averages import Averages
-from qtool.training.ingredients import make_objective
+from qtool.training.ingredients import make_objective, settings_of
 from qtool.training.losses import Objective
-from qtool.training.update import Pass, Update
+from qtool.training.update import Losses, Pass, Update
 
 Step = Callable[[], object]
 
@@ -84,7 +86,7 @@ def main(
 
 
 def _task(run: Run, images: Any) -> Task:
-    config = settings_of(run)
+    config = search_settings(settings_of(run, MetaMixConfig))
     model = prepared(run, config)
     load_meta(model, run)
     space = space_of(model, run.input_shape)
@@ -115,12 +117,14 @@ def _steps(task: Task) -> dict[str, Step]:
     weights = mixture_losses(along, dnas, objective)
 
     def dnas_step() -> None:
-        _update(update, weights, x, labels)
+        _update(update, weights, (x, labels))
         alpha_step(dnas)
 
     return {
         "float": _training(task, load_float(task.run), x, labels),
-        "bit-meta": partial(_update, *bit_meta(config, meta, objective), x, labels),
+        "bit-meta": partial(
+            _update, *bit_meta(config, config.meta_lr, meta, objective), (x, labels)
+        ),
         "bit-search, a budget": meta_alpha_step,
         "dnas, a budget": dnas_step,
         "fine-tuning": _training(task, quantized, x, labels, Selection(default=widths)),
@@ -134,18 +138,19 @@ def _training(
     """Return a plain training step; the float one has no teacher."""
     objective = make_objective(task.config) if selection else Objective(task.config)
 
-    def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
+    def losses(batch: Batch) -> Iterator[Pass]:
+        x, labels = batch
         model.train()
         if selection is not None:
             select(model, selection)
         logits = model(x)
-        yield objective.on(x, labels)(logits), logits
+        yield Pass(objective.on(x, labels)(logits), logits, labels)
 
-    return partial(_update, Update(task.config, model, 1e-3), losses, x, labels)
+    return partial(_update, Update(task.config, model, 1e-3), losses, (x, labels))
 
 
-def _update(update: Update, losses: Any, x: Tensor, labels: Tensor) -> None:
-    update(losses, x, labels, Averages())
+def _update(update: Update, losses: Losses[Batch], batch: Batch) -> None:
+    update(losses, batch, Averages())
 
 
 def _seconds(step: Step) -> float:

@@ -9,12 +9,13 @@ to ONNX and TVM and checks that three runtimes compute the same integers. About 
 import sys
 from pathlib import Path
 
-from passes.emit.onnx.target import write_onnx
-from passes.emit.tvm.target import write_tvm
+from passes.emit.onnx.target import OnnxTarget
+from passes.emit.tvm.target import TvmTarget
 from qtool.checking.bars import Bars, require
 from qtool.checking.check import check
 from qtool.core.progress import open_progress
 from qtool.data import load_dataset
+from qtool.export.adaptive import RunSource
 from qtool.export.export import integer_model
 from qtool.frontends.metamix import frontend as metamix
 from qtool.recipes import load_recipe
@@ -37,17 +38,17 @@ def main(folder: Path) -> None:
     (bits,) = run_search(run, data, Request((Budget(bops=50e6),)), progress)
 
     # 3. Compile: the integer dialect once, then as many targets as you like.
-    dialect = integer_model(run.folder, bits=None)
-    write_onnx(dialect, folder / "model.onnx")
-    write_tvm(dialect, folder / "model.so")
+    dialect = integer_model(RunSource(run), bits=None)
+    OnnxTarget().write(dialect, folder / "model.onnx")
+    TvmTarget().write(dialect, folder / "model.so")
 
     # 4. Check the deployed files.
     files = [folder / "model.onnx", folder / "model.so"]
-    reports = check(files, None, None, run.folder, progress)
+    (record,) = check(files, None, None, run.folder, progress)
     progress.close()
-    require(reports, Bars(max_bops=50e6, parity=True))
+    require([record], Bars(max_bops=50e6, parity=True))
     print({layer: activation for layer, (_weight, activation) in bits["layers"].items()})
-    print(reports[0]["accuracy"], reports[0]["parity"])
+    print(record.accuracy, record.parity)
 
 
 if __name__ == "__main__":

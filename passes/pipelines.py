@@ -1,7 +1,14 @@
-"""The order of the passes; it is written nowhere else."""
+"""The order of the passes; it is written nowhere else.
+
+With the environment variable ``QTOOL_DEBUG=1`` the graph is checked before the first pass and
+after each one (`passes.well_formed`); what passes require and ensure is checked always.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
-from onnx_ir.passes import Sequential
+from onnx_ir.passes import InvariantError, Sequential
 from onnx_ir.passes.common import (
     IdentityEliminationPass,
     LiftConstantsToInitializersPass,
@@ -23,8 +30,13 @@ from passes.importing.import_qdq import ImportQDQ
 from passes.importing.quantize_output import QuantizeOutput
 from passes.importing.respell_foreign import RespellForeign
 from passes.lower.lower_to_integer import LowerToInteger
+from passes.well_formed import CheckWellFormed
+from qtool.core.dialect import read_program
 from qtool.core.errors import UserError
 from qtool.core.selection import Selection
+from qtool.core.validate_program import check_program
+
+DEBUG = "QTOOL_DEBUG"
 
 
 def lower(model: ir.Model, selection: Selection, allow_float: bool = False) -> ir.Model:
@@ -34,8 +46,12 @@ def lower(model: ir.Model, selection: Selection, allow_float: bool = False) -> i
         model: result of `qtool.export.trace.trace`.
         selection: bits of every layer; 16 and 32 are float weights.
         allow_float: keep what has no integer form as marked float islands.
+
+    Raises:
+        UserError: an operator without an integer form, or a result that `check_program`
+            would refuse in a file too.
     """
-    return _run(
+    dialect = _run(
         model,
         # Grids move past data movement only once that has one spelling.
         Canonicalize(),
@@ -47,6 +63,8 @@ def lower(model: ir.Model, selection: Selection, allow_float: bool = False) -> i
         QuantizeGlue(allow_float),
         LowerToInteger(allow_float),
     )
+    check_program(read_program(dialect))
+    return dialect
 
 
 def import_qdq(model: ir.Model, allow_float: bool = False) -> ir.Model:
@@ -106,12 +124,25 @@ def import_foreign(
 def _run(model: ir.Model, *passes: ir.passes.PassBase) -> ir.Model:
     try:
         with collection_paused():
-            return Sequential(*passes)(model).model
+            return Sequential(*(_checked(passes) if is_debugging() else passes))(model).model
     except ir.passes.PassError as error:
-        # onnx-ir wraps what a pass raises; the user wants the reason itself.
+        # onnx-ir wraps what a pass raises; the user wants the reason itself, and whoever
+        # wrote the pass the broken condition.
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
+        while cause is not None and not isinstance(cause, UserError | InvariantError):
             cause = cause.__cause__
         if cause is None:
             raise
         raise cause from None
+
+
+def is_debugging() -> bool:
+    """True where the graph is to be checked between passes."""
+    return os.environ.get(DEBUG, "") not in ("", "0")
+
+
+def _checked(passes: Sequence[ir.passes.PassBase]) -> Iterator[ir.passes.PassBase]:
+    """Yield the passes, with a check before the first and after each of them."""
+    yield CheckWellFormed("reading")
+    for step in passes:
+        yield from (step, CheckWellFormed(type(step).__name__))

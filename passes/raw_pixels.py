@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from passes.conditions import ensure
 from passes.graph import drop_unused_constants
 from qtool.core.dialect import scalar
 from qtool.core.errors import UnsupportedError
@@ -37,6 +38,15 @@ class UseRawPixels(InPlacePass):
         pixels.type = ir.TensorType(ir.DataType.UINT8)
         drop_unused_constants(model.graph)
         return PassResult(model, True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """The input is codes, which nothing quantizes."""
+        pixels = model.graph.inputs[0]
+        if pixels.dtype != ir.DataType.UINT8:
+            ensure(self, [f"input {pixels.name} is {pixels.dtype}"])
+        readers = (usage.node for usage in pixels.uses())
+        left = (node for node in readers if node.op_type == "QuantizeLinear")
+        ensure(self, (f"node {node.name} quantizes the codes again" for node in left))
 
 
 def _require_pixel_grid(node: ir.Node) -> None:

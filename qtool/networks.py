@@ -9,14 +9,18 @@ from torch import Tensor, nn
 
 from qtool.core.cost import LayerCost, total_bops, total_macs
 from qtool.core.errors import UserError
-from qtool.core.selection import LayerBits, Selection, layers_to_json, parse_uniform
+from qtool.core.selection import LayerBits, Selection, layers_to_json
 from qtool.models import model_factory
 from qtool.models.normalised import Normalised, normalised
 from qtool.models.weights import fit_state, load_weights
-from qtool.nn.control import select, selected_bits
+from qtool.nn.control import select
+from qtool.nn.norm_rows import add_rows, settle
 from qtool.nn.prepare.prepare import QuantSpec, prepare
-from qtool.runs.run import CORRECTIONS, Run
+from qtool.nn.seeded import seeded
+from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.settings.base import Config
+from qtool.settings.ptq import PtqConfig
 
 
 def build_float(run: Run) -> nn.Module:
@@ -26,8 +30,8 @@ def build_float(run: Run) -> nn.Module:
 
 def build_network(config: Config, shape: Sequence[int], classes: int) -> nn.Module:
     """Return the recipe's float network for images `shape` (C, H, W), from its seed."""
-    torch.manual_seed(config.seed)
-    network = model_factory(config.model)(in_channels=shape[0], classes=classes)
+    with seeded(config.seed):
+        network = model_factory(config.model)(in_channels=shape[0], classes=classes)
     model = normalised(network, config.mean, config.std, shape[0])
     channels_last: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return channels_last
@@ -50,7 +54,7 @@ def network_with(
     """
     model, path = build_network(config, shape, classes), Path(weights)
     if path.is_dir():
-        fit_state(model, Run.open(path).load_weights("float"), f"run {path}")
+        fit_state(model, Run.open(path).load_weights(Stage.FLOAT), f"run {path}")
     else:
         network = model.network if isinstance(model, Normalised) else model
         fit_state(network, load_weights(path), f"{what} {path}")
@@ -60,7 +64,7 @@ def network_with(
 def load_float(run: Run) -> nn.Module:
     """Return the trained float network."""
     model = build_float(run)
-    load_state(model, run, "float")
+    load_state(model, run, Stage.FLOAT)
     return model
 
 
@@ -96,20 +100,31 @@ def bits_content(costs: Sequence[LayerCost]) -> dict[str, Any]:
     }
 
 
+def load_adaptive(run: Run) -> nn.Module:
+    """Return the run's prepared network with everything that it has for any selection.
+
+    Tensors of their own that the run holds for some bits (corrections) are rows of norms and
+    biases; those of ``model.safetensors`` are the default ones.
+    """
+    model = build_prepared(run)
+    load_state(model, run, Stage.MODEL)
+    if run.has_weights(Stage.CORRECTIONS):
+        rows = split_corrections(run.load_weights(Stage.CORRECTIONS))
+        own = run.settings(PtqConfig).bits
+        add_rows(model, own, rows, f"run {run.folder}: {Stage.CORRECTIONS.file}")
+    select(model, Selection())
+    return model
+
+
 def load_deployed(run: Run, selection: Selection) -> nn.Module:
     """Return the run's prepared network as it is deployed at the bits of `selection`.
 
-    Where the run holds tensors of their own for just these bits (corrections), they replace
-    those of ``model.safetensors``.
+    Of norms and biases with several rows, those of these bits are all that is left
+    (`qtool.core.choose`).
     """
-    model = build_prepared(run)
-    load_state(model, run, "model")
-    if run.has_weights(CORRECTIONS):
-        wanted = selected_bits(model, selection)
-        for name, tensors in split_corrections(run.load_weights(CORRECTIONS)).items():
-            if selected_bits(model, Selection(default=parse_uniform(name))) == wanted:
-                model.load_state_dict({**model.state_dict(), **tensors})
+    model = load_adaptive(run)
     select(model, selection)
+    settle(model)
     return model
 
 
@@ -122,13 +137,12 @@ def split_corrections(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tens
     return groups
 
 
-def load_state(model: nn.Module, run: Run, stage: str) -> None:
+def load_state(model: nn.Module, run: Run, stage: Stage) -> None:
     """Load the weights of `stage`, which must fit the recipe's model."""
     try:
         model.load_state_dict(run.load_weights(stage))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"run {run.folder}: {stage}.safetensors does not fit model "
-            f"{run.config.model}: {reason}"
+            f"run {run.folder}: {stage.file} does not fit model {run.config.model}: {reason}"
         ) from None

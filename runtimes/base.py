@@ -1,10 +1,15 @@
-"""The protocol that every runtime keeps."""
+"""What runtimes execute, and the protocol that every one of them keeps."""
 
 from collections import Counter
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qtool.core.dialect import Grid, Program
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -12,10 +17,44 @@ Codes = NDArray[np.uint8]
 Inputs = NDArray[Any]
 
 
+@dataclass(frozen=True)
+class Artifact:
+    """A deployed file, and what it says of itself.
+
+    Args:
+        path: the file.
+        facts: result of `passes.emit.facts.describe` for its program, and what the file's own
+            runtime needs; nothing where a file is only to be timed.
+        program: what it computes, where the file is the program itself.
+        module: what a report says of its code, where it is code.
+    """
+
+    path: Path
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    program: Program | None = None
+    module: Mapping[str, Any] | None = None
+
+    @property
+    def tensors(self) -> list[str]:
+        """Names of the program's integer tensors."""
+        return list(self.facts.get("tensors", ()))
+
+    @property
+    def fused(self) -> list[str]:
+        """Names of those that its code holds in registers only."""
+        return list((self.module or {}).get("fused_tensors", ()))
+
+
 class Runtime(Protocol):
     """A loaded model."""
 
-    name: str
+    @classmethod
+    def require(cls, artifact: Artifact | None) -> None:
+        """Raise `UserError` unless it is installed and can load `artifact` on this machine."""
+
+    @classmethod
+    def open(cls, artifact: Artifact, threads: int) -> Self:
+        """Load `artifact`; the runtime may use `threads` threads."""
 
     def run(self, x: Inputs) -> Floats:
         """Return the float output (N, classes) for input `x` (N, C, H, W)."""
@@ -25,3 +64,11 @@ class Runtime(Protocol):
 
     def float_ops(self) -> Counter[str]:
         """Count operators that compute in floating point between input Q and output DQ."""
+
+
+@runtime_checkable
+class TellsIslands(Protocol):
+    """A runtime that tells float operators of islands from others."""
+
+    def island_ops(self, grids: Collection[Grid]) -> Counter[str]:
+        """Count those of `float_ops` that belong to islands, whose results are on `grids`."""

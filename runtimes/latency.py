@@ -4,30 +4,49 @@ A process of its own, because engines keep thread pools and caches that slow eac
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from runtimes.base import Inputs, Runtime
+from runtimes.base import Artifact, Inputs, Runtime
+from runtimes.registry import TIMED, runtime_entry
 
 WARMUP_S = 0.2
 MEASURE_S = 1.0
 
 
-def measure(
-    path: Path, runtime: str, shape: tuple[int, ...], threads: int = 1, kind: str = "float32"
-) -> dict[str, Any]:
-    """Return {"median", "quartiles", "threads", "runs"} for batch 1, milliseconds.
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one inference.
 
     Args:
-        path: model.so for "tvm", model.onnx for the others.
-        runtime: name of the runtime.
+        median: of all runs.
+        quartiles: the first and the third.
+        threads: that the runtime could use.
+        runs: how many were timed.
+    """
+
+    median: float
+    quartiles: tuple[float, float]
+    threads: int
+    runs: int
+
+
+def measure(
+    path: Path, runtime: str, shape: tuple[int, ...], threads: int = 1, kind: str = "float32"
+) -> Latency:
+    """Return the latency of batch 1.
+
+    Args:
+        path: a file that the runtime executes.
+        runtime: one of `runtimes.registry.TIMED`.
         shape: (C, H, W) of an image.
         threads: threads the runtime may use.
         kind: what the model takes, "float32" or "uint8".
@@ -47,22 +66,8 @@ def measure(
     done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"latency of {path} in {runtime}: {done.stderr.strip()[-300:]}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
-def _open(path: Path, runtime: str, threads: int) -> Runtime:
-    if runtime == "tvm":
-        from runtimes.tvm import TvmRuntime
-
-        return TvmRuntime(path)
-    if runtime == "openvino":
-        from runtimes.openvino import OpenVinoRuntime
-
-        return OpenVinoRuntime(path, threads=threads)
-    from runtimes.ort import OrtRuntime
-
-    return OrtRuntime(path, threads=threads)
+    values = json.loads(done.stdout)
+    return Latency(**values | {"quartiles": tuple(values["quartiles"])})
 
 
 def _times(model: Runtime, x: Inputs) -> list[float]:
@@ -82,7 +87,7 @@ def main() -> None:
     """Measure what the arguments name and write JSON to standard output."""
     parser = argparse.ArgumentParser()
     parser.add_argument("path", type=Path)
-    parser.add_argument("runtime", choices=["ort", "tvm", "openvino"])
+    parser.add_argument("runtime", choices=TIMED)
     parser.add_argument("shape")
     parser.add_argument("threads", type=int)
     parser.add_argument("kind", choices=["float32", "uint8"])
@@ -90,13 +95,11 @@ def main() -> None:
     shape = [int(n) for n in args.shape.split("x")]
     pixels = np.random.default_rng(0).integers(0, 256, (1, *shape)).astype(np.uint8)
     x = pixels if args.kind == "uint8" else pixels / np.float32(255)
-    times = _times(_open(args.path, args.runtime, args.threads), x)
+    entry = runtime_entry(args.runtime)
+    times = _times(entry.open(Artifact(args.path), args.threads), x)
     low, median, high = (1e3 * float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
-    result = {
-        "median": median, "quartiles": [low, high], "threads": args.threads,
-        "runs": len(times),
-    }  # fmt: skip
-    json.dump(result, sys.stdout)
+    result = Latency(median, (low, high), args.threads, len(times))
+    json.dump(dataclasses.asdict(result), sys.stdout)
 
 
 if __name__ == "__main__":

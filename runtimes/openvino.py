@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from qtool.core.errors import UserError
-from runtimes.base import Codes, Floats, Inputs
+from runtimes.base import Artifact, Codes, Floats, Inputs
 
 INSTALL = "pip install 'qtool[openvino]'"
 CONFIG = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -45,7 +45,15 @@ class OpenVinoRuntime:
         config: properties of OpenVINO's CPU device, over `CONFIG`.
     """
 
-    name = "openvino"
+    @classmethod
+    def require(cls, artifact: Artifact | None) -> None:
+        """Refuse a machine without OpenVINO."""
+        require_openvino()
+
+    @classmethod
+    def open(cls, artifact: Artifact, threads: int) -> Self:
+        """Load an ONNX file."""
+        return cls(artifact.path, artifact.tensors, threads)
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import onnx
 import onnxruntime
@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from qtool.core.dialect import Grid
 from qtool.core.errors import UserError
-from runtimes.base import Codes, Floats, Inputs
+from runtimes.base import Artifact, Codes, Floats, Inputs
 
 # Operators of ONNX Runtime's optimized graphs that compute on integers only.
 _INTEGER = {
@@ -36,7 +36,14 @@ class OrtRuntime:
         threads: intra-op threads.
     """
 
-    name = "ort"
+    @classmethod
+    def require(cls, artifact: Artifact | None) -> None:
+        """ONNX Runtime is always here."""
+
+    @classmethod
+    def open(cls, artifact: Artifact, threads: int) -> Self:
+        """Load an ONNX file."""
+        return cls(artifact.path, artifact.tensors, threads)
 
     def __init__(self, path: Path, tensors: Sequence[str] = (), threads: int = 1) -> None:
         self.path, self.tensors, self.threads = path, list(tensors), threads

@@ -6,8 +6,8 @@ W height and width, O outputs.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -34,8 +34,9 @@ from qtool.core.dialect import (
     Transpose,
     Upsample,
 )
+from qtool.core.errors import UserError
 from qtool.core.numerics import Accumulators, Codes, Floats
-from runtimes.base import Inputs
+from runtimes.base import Artifact, Inputs
 
 # From here on not every integer is a float32.
 _EXACT_FLOAT32 = 1 << 24
@@ -44,7 +45,16 @@ _EXACT_FLOAT32 = 1 << 24
 class ReferenceRuntime:
     """Executes a `Program` operator by operator."""
 
-    name = "reference"
+    @classmethod
+    def require(cls, artifact: Artifact | None) -> None:
+        """Numpy is always here."""
+
+    @classmethod
+    def open(cls, artifact: Artifact, threads: int) -> Self:
+        """Execute the program of an ONNX file; numpy chooses its threads itself."""
+        if artifact.program is None:
+            raise UserError(f"{artifact.path}: the reference needs the program of the file")
+        return cls(artifact.program)
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -69,72 +79,20 @@ class ReferenceRuntime:
     def _execute(self, x: Inputs) -> Iterator[tuple[str, Codes]]:
         tensors: dict[str, Any] = {self.program.input_name: x}
         for op in self.program.ops:
-            if isinstance(op, Quantize):
-                result = numerics.quantize(x, op.grid.scale, op.grid.zero_point, op.lo, op.hi)
-            else:
-                result = execute(op, [tensors[name] for name in op.inputs])
+            result = execute(op, [tensors[name] for name in op.inputs])
             tensors[op.output] = result
             yield op.output, result
 
 
 def execute(op: Op, inputs: list[Codes]) -> Any:
-    """Return one operator's result on integer `inputs`: codes; floats of a FloatGemm."""
-    zero, lo, hi, x = op.grid.zero_point, op.lo, op.hi, inputs[0]
-    if isinstance(op, Conv | Gemm):
-        acc = conv_accumulate(op, x) if isinstance(op, Conv) else gemm_accumulate(op, x)
-        factor = numerics.multiplier(op.x.scale, op.w_scale, op.grid.scale)
-        if isinstance(op, FloatGemm):
-            return numerics.scale_accumulators(acc, factor)
-        return numerics.requantize(acc, factor, zero, lo, hi)
-    if isinstance(op, Add | Mul):
-        formula = numerics.add if isinstance(op, Add) else numerics.multiply
-        return formula(
-            x, op.a.scale, op.a.zero_point, inputs[1], op.b.scale, op.b.zero_point,
-            op.grid.scale, zero, lo, hi,
-        )  # fmt: skip
-    if isinstance(op, Average):
-        total = (x.astype(np.int32) - op.x.zero_point).sum(
-            (2, 3), keepdims=True, dtype=np.int32
-        )
-        return numerics.average(total, op.x.scale, op.grid.scale, op.count, zero, lo, hi)
-    if isinstance(op, Lookup):
-        return op.table[x]
-    if isinstance(op, Island):
-        return _island(op, inputs)
-    return _move(op, inputs)
+    """Return one operator's result on integer `inputs`: codes; floats of a FloatGemm.
 
-
-def _island(op: Island, inputs: list[Codes]) -> Codes:
-    # Networks without islands need no ONNX Runtime here.
-    from runtimes.islands import run_island
-
-    return run_island(op, inputs)
-
-
-def _move(op: Op, inputs: list[Codes]) -> Codes:
-    """Return the result of data movement."""
-    x = inputs[0]
-    if isinstance(op, MaxPool):
-        return _max_pool(op, x)
-    if isinstance(op, Reshape):
-        return x.reshape(len(x), *op.shape)
-    if isinstance(op, Transpose):
-        return x.transpose(op.perm)
-    if isinstance(op, Concat):
-        return np.concatenate(inputs, op.axis)
-    if isinstance(op, Slice):
-        ends = (a + n * s for a, n, s in zip(op.starts, op.shape, op.steps, strict=True))
-        bounds = zip(op.starts, ends, op.steps, strict=True)
-        return x[:, *(slice(*bound) for bound in bounds)]
-    if isinstance(op, Pad):
-        sizes = zip(op.before, op.shape, x.shape[1:], strict=True)
-        widths = [(before, total - size - before) for before, total, size in sizes]
-        return np.pad(x, [(0, 0), *widths], constant_values=op.code)
-    if isinstance(op, Upsample):
-        for axis, factor in enumerate(op.factors, 1):
-            x = x.repeat(factor, axis)
-        return x
-    raise TypeError(f"{op.name}: {type(op).__name__} has no reference")
+    The inputs of a Quantize are floats.
+    """
+    run = OPERATORS.get(type(op))
+    if run is None:
+        raise TypeError(f"{op.name}: {type(op).__name__} has no reference")
+    return run(op, inputs)
 
 
 def gemm_accumulate(op: Gemm, x_NI: Codes) -> Accumulators:
@@ -181,16 +139,114 @@ def _product(x_NCHW: NDArray[Any], w_OI: NDArray[Any], groups: int) -> NDArray[A
     return product
 
 
-def _max_pool(op: MaxPool, x: Codes) -> Codes:
+def _exact_type(weight: NDArray[np.int8]) -> type[np.float32] | type[np.float64]:
+    """float32 where every partial sum is below 2^24 and so exact, else float64."""
+    flat = np.abs(weight.astype(np.int64)).reshape(len(weight), -1)
+    return np.float32 if 255 * int(flat.sum(1).max()) < _EXACT_FLOAT32 else np.float64
+
+
+def _quantize(op: Quantize, inputs: list[Any]) -> Codes:
+    return numerics.quantize(inputs[0], op.grid.scale, op.grid.zero_point, op.lo, op.hi)
+
+
+def _conv(op: Conv, inputs: list[Codes]) -> Codes:
+    return _requantize(op, conv_accumulate(op, inputs[0]))
+
+
+def _gemm(op: Gemm, inputs: list[Codes]) -> Codes:
+    return _requantize(op, gemm_accumulate(op, inputs[0]))
+
+
+def _requantize(op: Conv | Gemm, acc: Accumulators) -> Codes:
+    return numerics.requantize(acc, _factor(op), op.grid.zero_point, op.lo, op.hi)
+
+
+def _float_gemm(op: FloatGemm, inputs: list[Codes]) -> Floats:
+    return numerics.scale_accumulators(gemm_accumulate(op, inputs[0]), _factor(op))
+
+
+def _factor(op: Conv | Gemm) -> Floats:
+    return numerics.multiplier(op.x.scale, op.w_scale, op.grid.scale)
+
+
+def _add(op: Add, inputs: list[Codes]) -> Codes:
+    return _binary(numerics.add, op, inputs)
+
+
+def _mul(op: Mul, inputs: list[Codes]) -> Codes:
+    return _binary(numerics.multiply, op, inputs)
+
+
+def _binary(formula: Callable[..., Codes], op: Add | Mul, inputs: list[Codes]) -> Codes:
+    a, b = inputs
+    return formula(
+        a, op.a.scale, op.a.zero_point, b, op.b.scale, op.b.zero_point,
+        op.grid.scale, op.grid.zero_point, op.lo, op.hi,
+    )  # fmt: skip
+
+
+def _average(op: Average, inputs: list[Codes]) -> Codes:
+    centred = inputs[0].astype(np.int32) - op.x.zero_point
+    total = centred.sum((2, 3), keepdims=True, dtype=np.int32)
+    zero, lo, hi = op.grid.zero_point, op.lo, op.hi
+    return numerics.average(total, op.x.scale, op.grid.scale, op.count, zero, lo, hi)
+
+
+def _lookup(op: Lookup, inputs: list[Codes]) -> Codes:
+    return op.table[inputs[0]]
+
+
+def _island(op: Island, inputs: list[Codes]) -> Codes:
+    # Networks without islands need no ONNX Runtime here.
+    from runtimes.islands import run_island
+
+    return run_island(op, inputs)
+
+
+def _max_pool(op: MaxPool, inputs: list[Codes]) -> Codes:
     top, left, bottom, right = op.pads
-    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=0)
+    border = ((0, 0), (0, 0), (top, bottom), (left, right))
+    padded = np.pad(inputs[0], border, constant_values=0)
     windows = sliding_window_view(padded, op.kernel, axis=(2, 3))
     (sy, sx) = op.strides
     result: Codes = windows[:, :, ::sy, ::sx].max((4, 5))
     return result
 
 
-def _exact_type(weight: NDArray[np.int8]) -> type[np.float32] | type[np.float64]:
-    """float32 where every partial sum is below 2^24 and so exact, else float64."""
-    flat = np.abs(weight.astype(np.int64)).reshape(len(weight), -1)
-    return np.float32 if 255 * int(flat.sum(1).max()) < _EXACT_FLOAT32 else np.float64
+def _reshape(op: Reshape, inputs: list[Codes]) -> Codes:
+    return inputs[0].reshape(len(inputs[0]), *op.shape)
+
+
+def _transpose(op: Transpose, inputs: list[Codes]) -> Codes:
+    return inputs[0].transpose(op.perm)
+
+
+def _concat(op: Concat, inputs: list[Codes]) -> Codes:
+    return np.concatenate(inputs, op.axis)
+
+
+def _slice(op: Slice, inputs: list[Codes]) -> Codes:
+    ends = (a + n * s for a, n, s in zip(op.starts, op.shape, op.steps, strict=True))
+    bounds = zip(op.starts, ends, op.steps, strict=True)
+    return inputs[0][:, *(slice(*bound) for bound in bounds)]
+
+
+def _pad(op: Pad, inputs: list[Codes]) -> Codes:
+    sizes = zip(op.before, op.shape, inputs[0].shape[1:], strict=True)
+    widths = [(before, total - size - before) for before, total, size in sizes]
+    return np.pad(inputs[0], [(0, 0), *widths], constant_values=op.code)
+
+
+def _upsample(op: Upsample, inputs: list[Codes]) -> Codes:
+    x = inputs[0]
+    for axis, factor in enumerate(op.factors, 1):
+        x = x.repeat(factor, axis)
+    return x
+
+
+OPERATORS: dict[type[Op], Callable[[Any, list[Any]], Any]] = {
+    Quantize: _quantize, Conv: _conv, Gemm: _gemm, FloatGemm: _float_gemm, Add: _add,
+    Mul: _mul, Average: _average, Lookup: _lookup, Island: _island, MaxPool: _max_pool,
+    Reshape: _reshape, Transpose: _transpose, Concat: _concat, Slice: _slice, Pad: _pad,
+    Upsample: _upsample,
+}  # fmt: skip

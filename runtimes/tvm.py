@@ -5,7 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import as_strided
 from qtool.core.errors import UserError
 from qtool.core.sealed import read_seal
 from qtool.core.tvm_env import require_tvm
-from runtimes.base import Codes, Floats, Inputs
+from runtimes.base import Artifact, Codes, Floats, Inputs
 
 
 def require_loadable(path: Path, cpu: Mapping[str, Any]) -> None:
@@ -39,7 +39,17 @@ class TvmRuntime:
         UserError: no TVM; no sealed library; compiled for a CPU that this machine is not.
     """
 
-    name = "tvm"
+    @classmethod
+    def require(cls, artifact: Artifact | None) -> None:
+        """Refuse a machine without TVM, and code of another CPU."""
+        require_tvm()
+        if artifact is not None:
+            require_loadable(artifact.path, artifact.facts["cpu"])
+
+    @classmethod
+    def open(cls, artifact: Artifact, threads: int) -> Self:
+        """Load a library; TVM takes the number of threads from ``TVM_NUM_THREADS``."""
+        return cls(artifact.path)
 
     def __init__(self, path: Path) -> None:
         self.metadata: dict[str, Any] = read_seal(path)

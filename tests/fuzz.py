@@ -1,11 +1,14 @@
 """Random adaptive graphs, step by step from a seed; ``tests/fuzz.py SEED [STEPS [UNIT]]``.
 
+UNIT is one of TVM's vector units; "islands" is for the networks that have some.
+
 A network is a list of steps, each drawn from its own random state: the first k steps of a seed
 are the same network cut short, which is how a failing case is made small.
 """
 
 import random
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,9 +88,9 @@ class Net:
         self.tensors.append(tensor)
         return tensor
 
-    def weight(self, shape) -> tuple[ir.Value, float]:
-        """A quantized weight; returns it and its typical magnitude."""
-        bits = self.draw.choice([8, 8, 4, 4, 3, 2, 1, 5, 6, 7])
+    def weight(self, shape, bits: int = 0) -> tuple[ir.Value, float]:
+        """A weight of `bits`, random ones unless given; returns it and its magnitude."""
+        bits = bits or self.draw.choice([8, 8, 4, 4, 3, 2, 1, 5, 6, 7])
         limit = max((1 << (bits - 1)) - 1, 1)
         channels = shape[0] if self.chance(0.7) else 1
         steps = self.rng.uniform(0.5, 1.5, (1, channels)) * 0.4 / limit
@@ -101,7 +104,7 @@ class Net:
         return result, 0.2
 
 
-def conv(net: Net) -> None:
+def conv(net: Net, bits: int = 0) -> None:
     x = net.image()
     channels, height, width = x.shape
     groups = net.draw.choice([1, 1, channels, 2 if channels % 2 == 0 else 1])
@@ -114,7 +117,7 @@ def conv(net: Net) -> None:
     size = [(n + pads[i] + pads[i + 2] - reach[i]) // stride + 1 for i, n in sizes]
     if min(size) < 1:
         return
-    w, scale = net.weight((outputs, channels // groups, *kernel))
+    w, scale = net.weight((outputs, channels // groups, *kernel), bits)
     fan = channels // groups * kernel[0] * kernel[1]
     top = x.top * scale * fan**0.5 + 0.1
     shape = (outputs, *size)
@@ -306,8 +309,16 @@ def classify(net: Net) -> None:
     net.grid(y, (outputs,), top, net.step_size(top, 127), 8, 1, [], "output")
 
 
-def make(seed: int, steps: int | None = None) -> tuple[ir.Model, tuple[int, ...], bool]:
-    """Return an adaptive graph, its image shape, and whether it can take raw pixels."""
+def make(
+    seed: int, steps: int | None = None, kinds: Sequence[Callable[[Net], None]] = STEPS
+) -> tuple[ir.Model, tuple[int, ...], bool]:
+    """Return an adaptive graph, its image shape, and whether it can take raw pixels.
+
+    Args:
+        seed: determines it.
+        steps: how many, at most; None for as many as the seed says.
+        kinds: what a step may be.
+    """
     draw = random.Random(seed)
     shape = (draw.randint(1, 5), draw.randint(1, 9), draw.randint(1, 9))
     total, raw = draw.randint(3, 9), draw.random() < 0.3
@@ -324,7 +335,7 @@ def make(seed: int, steps: int | None = None) -> tuple[ir.Model, tuple[int, ...]
     for index in range(total if steps is None else min(steps, total)):
         net.draw = random.Random(f"{seed} {index}")
         net.rng = np.random.default_rng([seed, index])
-        net.draw.choice(STEPS)(net)
+        net.draw.choice(kinds)(net)
     net.draw, net.rng = random.Random(f"{seed} end"), np.random.default_rng([seed, 99])
     classify(net)
     graph.outputs.append(net.tensors[-1].value)

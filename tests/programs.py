@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from arrays import random_weights
 
+from passes.emit.tvm.compile import compile_program
 from passes.emit.tvm.cpu.plan.plan import Plan, make_plan
 from passes.emit.tvm.cpu.vectors.units import vectors
 from passes.emit.tvm.cpu_target import CpuTarget
-from passes.emit.tvm.target import compile_program
 from qtool.core import numerics
 from qtool.core.dialect import (
     Add,

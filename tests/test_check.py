@@ -10,6 +10,7 @@ from test_cli_errors import refused
 
 from qtool.checking.accuracy import top1
 from qtool.checking.bars import Bars, missed_bars
+from qtool.checking.record import CheckRecord
 from qtool.data.images import Images
 from qtool.report.table import SHOWN, rows
 from runtimes.compare import Parity
@@ -99,29 +100,32 @@ def test_parity_lists_only_what_differs_in_order() -> None:
     assert (parity.mismatched, parity.compared, parity.max_lsb) == (7, 18, 255)
 
 
-def report_with(diverging: int, isa: Isa, reason: str | None) -> dict:
-    """A report whose runtime ort differs in `diverging` tensors."""
+def record_with(diverging: int, isa: Isa, reason: str | None) -> CheckRecord:
+    """A record whose runtime ort differs in `diverging` tensors."""
     parity = Parity()
     for index in range(diverging):
         parity.add(f"t{index}", np.zeros(4, np.uint8), np.ones(4, np.uint8))
-    return {
+    counts = parity.to_json()
+    tensors = [{**entry, "operator": None} for entry in counts["diverging"]]
+    return CheckRecord.from_json({
         "accuracy": {}, "dataset": None, "images": 1, "bops": 1, "macs": 1, "weight_bytes": 1,
-        "files": {},
+        "files": {}, "digest": "", "layers": {}, "file_bytes": 1, "islands": [],
         "integer_coverage": {"runtime": "ort", "float_ops": {}},
         "float_ops": {"reference": {}, "ort": {}, "openvino": {"Convolution": 2}},
         "latency_ms": {}, "isa": isa.to_json(),
         "parity": {"ort": {
-            "against": "reference", "required": True, "reason": reason, **parity.to_json(),
-            "logits": {"mismatched": 1, "compared": 4}, "same_class": 50.0,
+            "against": "reference", "required": True, "reason": reason, **counts,
+            "diverging": tensors, "logits": {"mismatched": 1, "compared": 4},
+            "same_class": 50.0,
         }},
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 EXACT_ISA = Isa(("avx512_vnni",), 0, 512)
 
 
 def test_table_shows_the_first_diverging_tensors_and_counts_the_others() -> None:
-    table = dict(rows(report_with(SHOWN + 2, EXACT_ISA, None)))
+    table = dict(rows(record_with(SHOWN + 2, EXACT_ISA, None)))
     lines = table["  ort differs"].splitlines()
     assert lines[0] == "first at t0: 4 of 4 (1e+02 %), up to 1 LSB"
     assert len(lines) == SHOWN + 1 and lines[-1] == "and 2 more tensors"
@@ -202,8 +206,9 @@ def test_saturation_is_reported_with_the_parity_it_breaks(
     report = json.loads(path.read_text())
     assert report["isa"]["u8s8_exact"] is False and report["isa"]["summary"] == said
     assert said in report["parity"]["ort"]["reason"]
-    assert dict(rows(report))["ISA"] == said
-    (missed,) = missed_bars(report, Bars(parity=True))
+    record = CheckRecord.from_json(report)
+    assert dict(rows(record))["ISA"] == said
+    (missed,) = missed_bars(record, Bars(parity=True))
     assert said in missed
 
 

@@ -15,6 +15,7 @@ from qtool.core.errors import UserError
 from qtool.core.progress import Silent
 from qtool.networks import build_float
 from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 
 LAYERS = ("0", "3", "6", "11")
 IMAGES = 20
@@ -27,7 +28,7 @@ def network(in_channels: int = 1, classes: int = 4) -> nn.Module:
 def searched_run(folder: Path, inner: tuple[int, int], *settings: str) -> Run:
     """Return a run with a float network and bits of its two inner layers."""
     run = tiny_run(folder, "model=test_choices:network", "first_last_bits=8", *settings)
-    run.save_weights("float", build_float(run).state_dict())
+    run.save_weights(Stage.FLOAT, build_float(run).state_dict())
     bits = {"0": [8, 8], "3": [4, inner[0]], "6": [4, inner[1]], "11": [8, 8]}
     run.save_bits({"bops": 1_000_000 + inner[0], "budget_bops": 2_000_000, "layers": bits})
     return run

@@ -1,7 +1,7 @@
 """Random networks of every operator: the same integers in every runtime and form."""
 
 import pytest
-from fuzz_check import check, minimal
+from fuzz_check import ISLANDS, check, minimal
 from kernel_calls import cpu_for
 
 from qtool.core.errors import UnsupportedError
@@ -28,6 +28,11 @@ def test_random_graph(seed: int) -> None:
     run(seed)
 
 
+@pytest.mark.parametrize("seed", range(3000, 3020))
+def test_random_graph_with_islands(seed: int) -> None:
+    run(seed, ISLANDS)
+
+
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("seed", range(2000, 2003))
 def test_random_graph_on_other_units(seed: int, unit: str) -> None:
@@ -47,3 +52,9 @@ def test_random_graph_on_other_units_sweep(seed: int, unit: str) -> None:
 @pytest.mark.parametrize("seed", range(1000, 1500))
 def test_random_graph_sweep(seed: int) -> None:
     run(seed)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(3020, 3220))
+def test_random_graph_with_islands_sweep(seed: int) -> None:
+    run(seed, ISLANDS)

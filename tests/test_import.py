@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from passes.emit.facts import describe
-from passes.emit.onnx.target import FORMS, write_onnx
+from passes.emit.onnx.onnx_file import FORMS, write_onnx
 from passes.importing.fold_constants import FoldConstants
 from passes.importing.free_batch import FreeBatch
 from passes.importing.quantize_output import QuantizeOutput
@@ -337,6 +337,14 @@ def test_a_bias_on_another_scale_is_rounded_again(tmp_path: Path) -> None:
     expected = np.rint(bias * np.float64(0.01) / (conv.x.scale * conv.w_scale).astype(float))
     assert np.abs(conv.bias - expected).max() <= 1
     assert "scale of its int32 bias is not input scale * weight scale" in notes[0]
+
+
+def test_no_tensor_is_called_like_the_output(tmp_path: Path) -> None:
+    # A node without a name is called after its result.
+    model = layer(WEIGHT + "y = Conv <kernel_shape = [3, 3]> (x, wf)", out="3, 2, 2", w=W)
+    program, _ = imported(model, tmp_path, output_range=(-10.0, 15.5))
+    assert program.output_name == "y"
+    assert "y" not in {op.output for op in program.ops}
 
 
 def test_an_output_range_gives_a_float_output_a_grid(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from passes.adaptive.freeze_weights import FreezeWeights
 from passes.adaptive.quantize_glue import QuantizeGlue
 from passes.adaptive.resolve_bits import ResolveBits
 from passes.emit.facts import describe
+from passes.emit.onnx.onnx_file import FORMS, write_onnx
 from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
-from passes.emit.onnx.target import FORMS, write_onnx
 from passes.emit.tvm.cpu.tvm_module import emit_tvm
 from passes.emit.tvm.cpu_target import host_target
 from passes.importing.import_qdq import ImportQDQ

@@ -20,6 +20,7 @@ from qtool.search.one_layer import Geometry, geometries
 from qtool.search.space import Space, space_of
 from qtool.settings.metamix import MetaMixConfig
 from qtool.settings.override import override
+from runtimes.latency import Latency
 
 SHAPE = (1, 8, 8)
 
@@ -65,10 +66,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Counter[str]]:
     """Replace the clock; keep the operators of every file that would have been measured."""
     files: list[Counter[str]] = []
 
-    def count(path: Path, *_: Any) -> dict[str, Any]:
+    def count(path: Path, *_: Any) -> Latency:
         files.append(Counter(node.op_type for node in onnx.load(path).graph.node))
         took = float(files[-1]["Conv"] + files[-1]["Gemm"])
-        return {"median": took, "quartiles": [took, took + 1]}
+        return Latency(took, (took, took + 1), threads=1, runs=1)
 
     monkeypatch.setattr(latency, "measure", count)
     return files

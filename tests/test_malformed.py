@@ -287,7 +287,7 @@ READ = """
 import sys
 from pathlib import Path
 from qtool.core.errors import UserError
-from qtool.export.export import read_onnx
+from qtool.export.read import read_onnx
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
         read_onnx(path)

@@ -141,7 +141,7 @@ def test_a_layer_without_quantizer_is_counted(residual: Path, tmp_path: Path) ->
 
 def test_latency(residual: Path) -> None:
     measured = measure(residual, "openvino", (16, 10, 10))
-    assert measured["median"] > 0 and measured["threads"] == 1
+    assert measured.median > 0 and measured.threads == 1
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:

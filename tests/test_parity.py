@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
-from passes.emit.tvm.target import compile_program
+from passes.emit.tvm.compile import compile_program
 from passes.pipelines import import_qdq, lower
 from qtool.core.dialect import read_program
 from qtool.core.selection import LayerBits, Selection
@@ -117,13 +117,12 @@ def compare(
     expected = ReferenceRuntime(program).intermediates(x.numpy())
     ort = OrtRuntime(path, list(expected))
     assert not ort.float_ops(), f"seed {seed}"
-    for runtime in (ort, TvmRuntime(library)):
+    in_registers = compiled.module.facts["fused_tensors"]
+    for runtime, fused in ((ort, ()), (TvmRuntime(library), in_registers)):
         parity = Parity()
-        fused = compiled.module.facts["fused_tensors"] if runtime.name == "tvm" else ()
         parity.add_all(expected, runtime.intermediates(x.numpy()), fused)
-        assert parity.mismatched == 0, (
-            f"seed {seed}, {runtime.name}: {parity.first_divergence}"
-        )
+        name = type(runtime).__name__
+        assert parity.mismatched == 0, f"seed {seed}, {name}: {parity.first_divergence}"
         logits = ReferenceRuntime(program).run(x.numpy())
         assert np.array_equal(runtime.run(x.numpy()), logits)
     if not agree:

@@ -2,17 +2,22 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from cifar import write_cifar10, write_photographs
-from conftest import Result, run_qtool
+from conftest import Result, export_without_torch, run_qtool
 from torch import nn
 
+from passes.adaptive.resolve_bits import ResolveBits
 from qtool.checking.check import check
+from qtool.core.dialect import constant
 from qtool.core.errors import UserError
 from qtool.core.progress import Silent
 from qtool.core.selection import LayerBits, Selection, read_selection
@@ -22,13 +27,14 @@ from qtool.frontends.ptq.calibration import Observed, fit_glue, fit_layers, obse
 from qtool.frontends.ptq.correction import correct, float_outputs
 from qtool.models import model_factory
 from qtool.models.normalised import Normalised
-from qtool.networks import load_deployed, load_float
+from qtool.networks import load_deployed, load_float, split_corrections
 from qtool.nn.control import quant_layers, quantizers, select, selected_bits
 from qtool.nn.grid_fit import cover
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.report.table import rows
 from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.settings.metamix import MetaMixConfig
 from qtool.settings.override import override
 from qtool.settings.ptq import PtqConfig
@@ -226,7 +232,7 @@ def test_run_is_complete(ptq_run: Path, source: Path) -> None:
 def test_every_preset_has_its_own_correction(ptq_run: Path) -> None:
     run = Run.open(ptq_run)
     own = load_deployed(run, run.selection()).state_dict()
-    assert all(v.equal(own[k]) for k, v in run.load_weights("model").items())
+    assert all(v.equal(own[k]) for k, v in run.load_weights(Stage.MODEL).items())
     biases = {}
     for bits in ("w8a8", "w6a6", "w4a8", "w4a4"):
         state = load_deployed(run, read_selection(bits)).state_dict()
@@ -240,17 +246,60 @@ def test_every_preset_has_its_own_correction(ptq_run: Path) -> None:
     assert all(v.equal(own[k]) for k, v in other.items())
 
 
+MIXED = "w8a8,network.layer1.*=w4a4,network.layer2.0.conv1=w4a8,network.layer3.*=w3a3"
+
+
+def test_three_selections_from_one_graph_without_torch(
+    ptq_run: Path, source: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(ptq_run, tmp_path / "run"))
+    (run / "adaptive.onnx").unlink(missing_ok=True)
+    first = tmp_path / "first.onnx"
+    export(run, ExportOptions(bits="w4a4"), first, force=False)
+    kept = (run / "adaptive.onnx").read_bytes()
+    outputs = {bits: tmp_path / f"{i}.onnx" for i, bits in enumerate(("w4a4", "w6a6", MIXED))}
+    export_without_torch(run, outputs)
+    assert (run / "adaptive.onnx").read_bytes() == kept
+    assert outputs["w4a4"].read_bytes() == first.read_bytes()
+    assert len({path.read_bytes() for path in outputs.values()}) == 3
+    (report,) = check([outputs[MIXED]], source, ["reference", "ort"], run, Silent())
+    assert report["parity"]["ort"]["mismatched"] == 0
+    assert report["layers"]["network.layer2.0.conv1"] == [4, 8]
+
+
+def test_each_layer_of_a_mixed_selection_takes_the_row_of_its_bits(ptq_run: Path) -> None:
+    run = Run.open(ptq_run)
+    export(ptq_run, ExportOptions(), ptq_run / "own.onnx", force=True)
+    model = ir.from_proto(onnx.load(ptq_run / "adaptive.onnx"))
+    ResolveBits(read_selection(MIXED))(model)
+    deployed = load_deployed(run, read_selection(MIXED)).state_dict()
+    own = run.load_weights("model")
+    rows = {"w8a8": own, **split_corrections(run.load_weights("corrections"))}
+    taken = dict.fromkeys(rows, 0)
+    for name in rows["w4a4"]:
+        # Layers of w3a3 have no row of their own.
+        key = "w4a4" if "layer1." in name else "w8a8"
+        key = "w4a8" if "layer2.0.conv1." in name else key
+        wanted = rows[key][name]
+        assert deployed[name].equal(wanted), name
+        assert np.array_equal(constant(model.graph.initializers[name]), wanted.numpy()), name
+        taken[key] += 1
+    assert taken["w4a4"] == 12 and taken["w4a8"] == 2 and taken["w6a6"] == 0
+    assert not any(node.op_type == "Norm" for node in model.graph)
+
+
 @pytest.mark.parametrize("bits", [None, "w4a4"])
 def test_exports_are_exact(
     ptq_run: Path, source: Path, tmp_path: Path, bits: str | None
 ) -> None:
     path = tmp_path / "model.onnx"
     export(ptq_run, ExportOptions(bits=bits), path, force=False)
-    (report,) = check([path], source, ["reference", "ort"], ptq_run, Silent())
+    (record,) = check([path], source, ["reference", "ort"], ptq_run, Silent())
+    report = record.to_json()
     assert report["parity"]["ort"]["mismatched"] == 0
     assert report["layers"]["network.conv1"] == [8, 8]
     assert report["glue"] == Run.open(ptq_run).metrics("glue")[0]
-    shown = dict(rows(report))
+    shown = dict(rows(record))
     assert shown["glue minmax"].endswith("lost to the grids")
     wanted = [8, 8] if bits is None else [4, 4]
     assert report["layers"]["network.layer2.0.conv1"] == wanted
@@ -261,11 +310,11 @@ def test_weights_from_a_run(ptq_run: Path, source: Path, tmp_path: Path) -> None
     done = train(source, tmp_path / "run", *settings)
     assert done.code == 0, done.err
     first, second = Run.open(ptq_run), Run.open(tmp_path / "run")
-    old, new = (run.load_weights("float") for run in (first, second))
+    old, new = (run.load_weights(Stage.FLOAT) for run in (first, second))
     assert all(v.equal(new[k]) for k, v in old.items())
     # The same images, bits and grids: a preset's correction there is the run's own here.
     wanted = load_deployed(first, read_selection("w4a4")).state_dict()
-    assert all(v.equal(wanted[k]) for k, v in second.load_weights("model").items())
+    assert all(v.equal(wanted[k]) for k, v in second.load_weights(Stage.MODEL).items())
     resumed = train(source, tmp_path / "run", *settings, "--resume")
     assert resumed.code == 0 and "glue" not in resumed.out
     refused = run_qtool("search", ptq_run, "--bops", "1G", "--force", "--data", source)
@@ -346,7 +395,8 @@ def test_published_weights_keep_their_accuracy(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     path = tmp_path / "model.onnx"
     export(tmp_path / "run", ExportOptions(), path, force=False)
-    (report,) = check([path], data, ["ort"], tmp_path / "run", Silent())
+    (record,) = check([path], data, ["ort"], tmp_path / "run", Silent())
+    report = record.to_json()
     # 274 of these 300 are right in floating point (91.73 % of all 10,000).
     assert report["accuracy"]["float"] == pytest.approx(100 * 274 / 300)
     assert abs(report["accuracy"]["ort"] - report["accuracy"]["float"]) <= 1.0

@@ -17,6 +17,7 @@ from qtool.networks import build_prepared
 from qtool.nn.control import quantizers
 from qtool.recipes import RECIPES, load_recipe
 from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.settings.override import override
 
 SMALL = (
@@ -75,7 +76,8 @@ def exact_layers(run: Path, source: Path) -> dict[str, list[int]]:
     """Export and check `run`; return the bits of the file, in which nothing differs."""
     path = run.parent / f"{run.name}.onnx"
     export(run, ExportOptions(), path, force=False)
-    (report,) = check([path], source, ["reference", "ort"], run, Silent())
+    (record,) = check([path], source, ["reference", "ort"], run, Silent())
+    report = record.to_json()
     assert report["parity"]["ort"]["mismatched"] == 0
     measured = Run.open(run).metrics("qat")[-1]["test_accuracy"]
     assert report["accuracy"]["fake_quant"] == measured
@@ -95,7 +97,7 @@ def test_a_run_is_complete_and_exports_exactly(qat_run: Path, source: Path) -> N
 
 def test_weights_and_steps_are_trained_and_the_normalisation_is_not(qat_run: Path) -> None:
     run = Run.open(qat_run)
-    before, after = run.load_weights("float"), run.load_weights("model")
+    before, after = run.load_weights(Stage.FLOAT), run.load_weights(Stage.MODEL)
     layer = "network.3"
     assert not after[f"{layer}.layer.weight"].equal(before[f"{layer}.weight"])
     assert after["normalise.norm.running_mean"].tolist() == pytest.approx(run.config.mean)
@@ -110,8 +112,8 @@ def test_bits_of_a_file_and_weights_of_a_run(
     assert done.code == 0, done.err
     run, asked = Run.open(tmp_path / "run"), json.loads(mixed_bits.read_text())["layers"]
     assert {n: [b.weight, b.activation] for n, b in run.selection().layers.items()} == asked
-    old = Run.open(qat_run).load_weights("float")
-    assert all(v.equal(old[k]) for k, v in run.load_weights("float").items())
+    old = Run.open(qat_run).load_weights(Stage.FLOAT)
+    assert all(v.equal(old[k]) for k, v in run.load_weights(Stage.FLOAT).items())
     assert exact_layers(tmp_path / "run", source) == asked
 
 
@@ -254,6 +256,7 @@ def test_a_layer_may_stay_float(mixed_bits: Path, source: Path, tmp_path: Path) 
     assert done.code == 0, done.err
     path = tmp_path / "model.onnx"
     export(tmp_path / "run", ExportOptions(allow_float=True), path, force=False)
-    (report,) = check([path], source, ["ort"], tmp_path / "run", Silent())
+    (record,) = check([path], source, ["ort"], tmp_path / "run", Silent())
+    report = record.to_json()
     assert report["accuracy"]["ort"] == report["accuracy"]["fake_quant"]
     assert [island["name"] for island in report["islands"]] == ["network.3"]

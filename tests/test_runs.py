@@ -103,20 +103,23 @@ def test_no_epoch_is_lost_or_doubled_by_a_kill_between_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     from qtool.runs.run import Run
+    from qtool.training import loop
 
     expected, folder = whole(tmp_path / "whole"), tmp_path / "run"
-    name = {"metrics": "add_metrics", "checkpoint": "save_checkpoint"}[at]
-    original = getattr(Run, name)
+    owner, name = {"metrics": (Run, "add_metrics"), "checkpoint": (loop, "save_checkpoint")}[
+        at
+    ]
+    original = getattr(owner, name)
     calls: list[object] = []
 
-    def once(self: Run, *args: object, **values: object) -> None:
-        original(self, *args, **values)
+    def once(*args: object, **values: object) -> None:
+        original(*args, **values)
         calls.append(args)
         if len(calls) == 2:
             raise Killed
 
     run = tiny_run(folder)
-    monkeypatch.setattr(Run, name, once)
+    monkeypatch.setattr(owner, name, once)
     with pytest.raises(Killed):
         train_tiny(run)
     monkeypatch.undo()

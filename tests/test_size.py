@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from passes.emit.onnx.target import write_onnx
+from passes.emit.onnx.onnx_file import write_onnx
 from passes.pipelines import lower
 from qtool.core.selection import LayerBits, Selection
 from qtool.export.trace import trace

@@ -19,6 +19,7 @@ from tiny_files import images, qdq, resealed
 
 import qtool
 from passes.emit.tvm.cpu_target import host_target
+from qtool.checking.record import CheckRecord
 from qtool.core.dialect import read_program
 from qtool.core.sealed import read_seal
 from qtool.export.foreign_import import read_foreign
@@ -26,7 +27,7 @@ from qtool.export.read import read_onnx
 from qtool.report.table import rows
 from runtimes.compare import Parity
 from runtimes.host_cpu import machine_features
-from runtimes.latency import measure
+from runtimes.latency import Latency, measure
 from runtimes.reference import ReferenceRuntime
 from runtimes.tvm import TvmRuntime
 
@@ -250,7 +251,7 @@ def test_a_damaged_tuning_cache_is_one_line(tiny: Path, tmp_path: Path) -> None:
 def test_check_reports_the_module(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = {"median": 1.0, "threads": 1}
+    measured = Latency(1.0, (1.0, 1.0), threads=1, runs=1)
     monkeypatch.setattr("qtool.checking.check.measure", lambda *_, **__: measured)
     facts = read_seal(tiny / "model.so")["module"]
     facts |= {
@@ -264,20 +265,20 @@ def test_check_reports_the_module(
     report = json.loads((tmp_path / "check.json").read_text())
     assert report["tvm"]["peak_activation_bytes"] == 1300
     assert report["tvm"]["target"]["mcpu"] == host_target().mcpu
-    table = dict(rows(report))
+    table = dict(rows(CheckRecord.from_json(report)))
     assert table["tvm activations"] == (
         "1,300 bytes at most, 1.30 x the largest pair of live tensors"
     )
     assert table["tvm weights"] == "packed in memory: conv1"
     report["tvm"] |= {"packed_weights": [], "fallbacks": []}
-    table = dict(rows(report))
+    table = dict(rows(CheckRecord.from_json(report)))
     assert table["tvm fallbacks"] == "none: every operator has an integer kernel"
     assert table["tvm weights"] == "one byte each in memory"
 
 
 def test_latency_is_measured_in_a_process_of_its_own(tiny: Path) -> None:
     measured = measure(tiny / "model.so", "tvm", (2, 5, 5))
-    assert measured["median"] > 0 and measured["runs"] > 0 and measured["threads"] == 1
+    assert measured.median > 0 and measured.runs > 0 and measured.threads == 1
 
 
 def test_export_never_reuses_a_loaded_path(tiny: Path, tmp_path: Path) -> None:

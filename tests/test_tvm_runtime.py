@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from programs import Net, mobilenet_v2, resnet
 
+from passes.emit.tvm.compile import Compiled, compile_program
 from passes.emit.tvm.cpu.plan import context, convolution
-from passes.emit.tvm.target import Compiled, compile_program
 from qtool.core.errors import UserError
 from runtimes.reference import ReferenceRuntime
 from runtimes.tvm import TvmRuntime

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qtool.core.errors import UserError
+from qtool.data.batches import Batch
 from qtool.data.images import Images
 from qtool.models.normalised import Normalised
 from qtool.nn.prepare.prepare import QuantSpec, prepare
@@ -40,12 +41,13 @@ def updated(*settings: str, steps: int = 1) -> tuple[nn.Module, Update]:
     model, config = linear(), tiny_config("label_smoothing=0", *settings)
     update = Update(config, model, 0.1)
 
-    def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
+    def losses(batch: Batch) -> Iterator[Pass]:
+        x, labels = batch
         logits = model(x)
-        yield functional.cross_entropy(logits, labels), logits
+        yield Pass(functional.cross_entropy(logits, labels), logits, labels)
 
     for _ in range(steps):
-        update(losses, *images(), Averages())
+        update(losses, images(), Averages())
     return model, update
 
 
@@ -166,10 +168,13 @@ def test_constants_of_a_normalised_network_stay_constants() -> None:
     class Two:
         seed = 0
 
-        def epoch(self, _index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        def __len__(self) -> int:
+            return 2
+
+        def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
             yield from [images(), images()]
 
-    recalibrate_norms(prepared, Two(), 2)  # type: ignore[arg-type]
+    recalibrate_norms(prepared, Two(), 2)
     assert float(prepared.get_buffer(name)) == pytest.approx(0.3)
     prepared.train()
     expected = copy.deepcopy(network).train()(x)

@@ -11,6 +11,7 @@ from qtool.core.selection import Selection
 from qtool.data.images import DataSet, Images
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.settings.metamix import MetaMixConfig
 from qtool.settings.override import override
 from qtool.training.evaluation import recalibrate_norms
@@ -69,5 +70,5 @@ def train_tiny(run: Run, progress: Progress | None = None, resume: bool = False)
     phase = plain_phase("tiny", config, model, 2, 0.05)
     run_phase(phase, run, batches, progress or Silent(), resume)
     recalibrate_norms(model, batches, config.norm_batches)
-    run.save_weights("model", model.state_dict())
+    run.save_weights(Stage.MODEL, model.state_dict())
     return model

@@ -24,6 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
+from passes.conditions import ensure, require, unfrozen_weights
 from passes.graph import LAYER_KEY, add_constant, as_fake_quant, operand
 from passes.lower.layers import has_integer_weight
 from passes.lower.moves import is_move, sources
@@ -51,6 +52,17 @@ class FoldBatchNorm(InPlacePass):
         for norm, conv, weight in matches:
             _fold(model.graph, norm, conv, weight)
         return PassResult(model, bool(matches))
+
+    def requires(self, model: ir.Model) -> None:
+        """Weights are codes: folding before rounding would change them."""
+        require(self, unfrozen_weights(model))
+
+    def ensures(self, model: ir.Model) -> None:
+        """No BatchNorm is left that a layer absorbs."""
+        left = (node for node in model.graph if node.op_type == "BatchNormalization")
+        ensure(
+            self, (f"node {n.name}: a BatchNorm is left" for n in left if not self._is_left(n))
+        )
 
     def _is_left(self, norm: ir.Node) -> bool:
         layer = operand(norm, 0).producer()

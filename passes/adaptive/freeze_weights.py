@@ -6,8 +6,7 @@ and "centered", see `qtool.core.numerics`, of weights that are normalised to [-1
 The node carries the layer's name and bits as metadata.
 Weights of 32 bits stay as they are, those of 16 become ``Cast(float16 W)``; the layer that
 reads them carries name and bits, and becomes a float island.
-Refuses when the weight is not constant, more than one bit-width is left, or weights
-would stay float without `allow_float`.
+Refuses when the weight is not constant, or weights would stay float without `allow_float`.
 """
 
 from dataclasses import dataclass
@@ -18,6 +17,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
+from passes.conditions import (
+    broken_codes,
+    ensure,
+    require,
+    several_widths,
+    unfrozen_weights,
+)
 from passes.graph import LAYER_KEY, FakeQuant, add_constant, fake_quants, replace_node
 from qtool.core.dialect import ACTIVATION_BITS_KEY, WEIGHT_BITS_KEY, constant
 from qtool.core.errors import UnsupportedError
@@ -60,6 +66,15 @@ class FreezeWeights(InPlacePass):
                 replace_node(view.node, _frozen(model.graph, view))
         return PassResult(model, bool(views))
 
+    def requires(self, model: ir.Model) -> None:
+        """Every weight has one bit-width."""
+        require(self, several_widths(model, "weight"))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Every weight is codes, or float on purpose."""
+        ensure(self, unfrozen_weights(model))
+        ensure(self, broken_codes(model))
+
 
 def _leave_float(graph: ir.Graph, view: FakeQuant) -> None:
     """Let the layer read its float weight, and say whose it is."""
@@ -100,11 +115,8 @@ def _half(graph: ir.Graph, view: FakeQuant) -> ir.Node:
 
 def _frozen(graph: ir.Graph, view: FakeQuant) -> ir.Node:
     weight = constant(view.source)
-    if weight is None or len(view.bits) != 1:
-        raise UnsupportedError(
-            f"layer {view.name}: weight is computed or has {len(view.bits)} bit-widths; "
-            "run ResolveBits first"
-        )
+    if weight is None:
+        raise UnsupportedError(f"layer {view.name}: weight is computed at run time")
     channels = weight.shape[0]
     # The same float32 |step| that training divided by; per-tensor steps are spread.
     scale = np.broadcast_to(np.maximum(np.abs(view.steps[0]), np.float32(MIN_STEP)), channels)

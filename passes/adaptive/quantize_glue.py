@@ -8,11 +8,13 @@ Cases:
 Refuses when an edge of case 2 has no grid, naming operator and tensor.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from passes.conditions import ensure, require, unfrozen_weights
 from passes.graph import as_fake_quant, operand
 from passes.lower.layers import has_integer_weight, layer_name
 from passes.lower.moves import has_integer_form, is_move, sources
@@ -32,10 +34,8 @@ class QuantizeGlue(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
-        for node in model.graph:
-            needed = not self.allow_float or has_integer_weight(node)
-            if node.op_type in OPERATORS and not node.domain and needed:
-                _check_edges(node)
+        for gap in self._gaps(model):
+            raise UnsupportedError(gap)
         modified = False
         # Backwards: a grid behind several movements then walks through all of them.
         waiting = [node for node in model.graph if as_fake_quant(node) is not None]
@@ -45,23 +45,45 @@ class QuantizeGlue(InPlacePass):
             waiting += moved
         return PassResult(model, modified)
 
+    def requires(self, model: ir.Model) -> None:
+        """Weights are codes: what is left to quantize are activations."""
+        require(self, unfrozen_weights(model))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Every edge has a grid, right behind what computes its values."""
+        ensure(self, self._gaps(model))
+        ensure(
+            self,
+            (
+                f"FakeQuant {node.name} stands behind {move.op_type} {move.name}"
+                for node in model.graph
+                if (move := _hoistable(node, self.allow_float)) is not None
+            ),
+        )
+
+    def _gaps(self, model: ir.Model) -> Iterator[str]:
+        """Say which edges have no grid."""
+        for node in model.graph:
+            needed = not self.allow_float or has_integer_weight(node)
+            if node.op_type in OPERATORS and not node.domain and needed:
+                yield from _gaps(node)
+
 
 def _hoist(node: ir.Node, allow_float: bool) -> list[ir.Node]:
-    """Move the FakeQuant `node` before the data movement it reads; return where it is now.
+    """Move the FakeQuant `node` before the data movement it reads.
 
-    With `allow_float` not before one that stays float: it may compute.
+    Returns:
+        Those that may move now: what reads its result, behind the movement itself from now on,
+        and `node` where it is now.
     """
-    view = as_fake_quant(node)
-    move, graph = (view.source.producer() if view else None), node.graph
-    if view is None or move is None or graph is None or not is_move(move):
+    graph = node.graph
+    if graph is None:  # moved already, as one of those
         return []
-    if allow_float and not has_integer_form(move):
+    view, move = as_fake_quant(node), _hoistable(node, allow_float)
+    if view is None or move is None:
         return []
     moved, values = move.outputs[0], sources(move)
-    # The copies of Concat's grid stand on its edges: its inputs may have other readers.
-    if not _alone([moved] if move.op_type == "Concat" else [moved, *values]):
-        return []
-    fresh = []
+    fresh = [u.node for u in node.outputs[0].uses() if as_fake_quant(u.node) is not None]
     for index, value in enumerate(values):
         twin = _twin(node, value, view.name if len(values) == 1 else f"{view.name}.{index}")
         graph.insert_before(move, twin)
@@ -70,6 +92,20 @@ def _hoist(node: ir.Node, allow_float: bool) -> list[ir.Node]:
     node.outputs[0].replace_all_uses_with(moved, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     return fresh
+
+
+def _hoistable(node: ir.Node, allow_float: bool) -> ir.Node | None:
+    """Return the data movement that the FakeQuant `node` can move before, None if none.
+
+    With `allow_float` not one that stays float: it may compute.
+    """
+    view = as_fake_quant(node)
+    move = view.source.producer() if view else None
+    if move is None or not is_move(move) or (allow_float and not has_integer_form(move)):
+        return None
+    # The copies of Concat's grid stand on its edges: its inputs may have other readers.
+    read = [] if move.op_type == "Concat" else sources(move)
+    return move if _alone([move.outputs[0], *read]) else None
 
 
 def _alone(values: list[ir.Value]) -> bool:
@@ -86,18 +122,16 @@ def _twin(node: ir.Node, value: ir.Value, name: str) -> ir.Node:
     return twin
 
 
-def _check_edges(node: ir.Node) -> None:
+def _gaps(node: ir.Node) -> Iterator[str]:
     name = layer_name(node)
     for index in OPERATORS[node.op_type][1]:
         if not _has_grid(operand(node, index)):
-            raise UnsupportedError(
+            yield (
                 f"layer {name}: {node.op_type} reads {operand(node, index).name} in floating "
                 "point; no quantizer stands on that edge"
             )
     if not _goes_to_grid(node.outputs[0]):
-        raise UnsupportedError(
-            f"layer {name}: the result of {node.op_type} has no quantizer behind it"
-        )
+        yield f"layer {name}: the result of {node.op_type} has no quantizer behind it"
 
 
 def _has_grid(value: ir.Value) -> bool:

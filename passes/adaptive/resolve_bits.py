@@ -1,6 +1,7 @@
 """``FakeQuant(x, steps[n], bits=candidates)`` -> ``FakeQuant(x, steps[1], bits=[b])``.
 
-Cases:
+One row of every bank is left: of norms and biases too (`passes.adaptive.norm_rows`), by the
+rule of `qtool.core.choose`. Cases:
 1. A selection names the layer, or a pattern of it matches: its input and weight quantizers
    keep those bits.
 2. The default of a selection (``w4a4``): every other layer; the first and the last layer, and
@@ -17,9 +18,11 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from passes.adaptive.norm_rows import NormRows, keep_row, norm_rows
+from passes.conditions import ensure, several_widths
 from passes.graph import FakeQuant, add_constant, as_fake_quant, fake_quants, operand
 from passes.lower.moves import is_move
-from qtool.core.choose import choose
+from qtool.core.choose import Candidates, choose, choose_rows
 from qtool.core.dialect import ACTIVATION_BITS_KEY
 from qtool.core.grids import FLOAT_WIDTHS
 from qtool.core.selection import Selection
@@ -27,7 +30,7 @@ from qtool.core.selection import Selection
 
 @dataclass(frozen=True)
 class ResolveBits(InPlacePass):
-    """Leave one bit-width on every tensor."""
+    """Leave one bit-width on every tensor, and one row of every norm."""
 
     selection: Selection = field(default_factory=Selection)
 
@@ -39,7 +42,11 @@ class ResolveBits(InPlacePass):
         ends = {*layers[:1], *layers[-1:]}
         ends |= {v.name for v in views if v.role == "activation" and _is_image(v.source)}
         chosen = {view.node: _bits(view, selection, view.name in ends) for view in views}
-        modified = False
+        norms = norm_rows(model)
+        rows = _rows(norms, views, selection)
+        modified = bool(norms)
+        for norm, row in zip(norms, rows, strict=True):
+            keep_row(model.graph, norm, row)
         for view in views:
             bits = chosen[view.node]
             if bits in FLOAT_WIDTHS and ACTIVATION_BITS_KEY not in view.node.metadata_props:
@@ -52,6 +59,10 @@ class ResolveBits(InPlacePass):
                 _keep(model.graph, view, bits)
                 modified = True
         return PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Every tensor has one bit-width."""
+        ensure(self, several_widths(model))
 
 
 def _is_image(value: ir.Value) -> bool:
@@ -72,6 +83,22 @@ def _bits(view: FakeQuant, selection: Selection, is_end: bool) -> int:
     is_weight, may_differ = view.role == "weight", is_end and view.name not in selection.layers
     wanted = chosen.weight if is_weight else chosen.activation
     return choose(view.bits, wanted, is_weight, may_differ, view.name)
+
+
+def _rows(norms: list[NormRows], views: list[FakeQuant], selection: Selection) -> list[int]:
+    """Return the row of every norm; what is not known of the bits has been refused."""
+    if not norms:
+        return []
+    weights = {view.name: view.bits for view in views if view.role == "weight"}
+    inputs = {view.name: view.bits for view in views if view.role == "activation"}
+    layers = {
+        name: Candidates(bits, inputs[name])
+        for name, bits in weights.items()
+        if name in inputs
+    }
+    given = {name: bits.given(selection.of(name)) for name, bits in layers.items()}
+    found = {keys: choose_rows(keys, layers, given) for keys in {n.keys for n in norms}}
+    return [found[norm.keys].get(norm.layer, found[norm.keys][""]) for norm in norms]
 
 
 def _keep(graph: ir.Graph, view: FakeQuant, bits: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from passes.conditions import ensure
 from passes.graph import add_constant, operand, replace_node
 from qtool.core.dialect import MS, constant
 from qtool.core.errors import UnsupportedError
@@ -57,6 +58,11 @@ class ExpandQLinear(InPlacePass):
             _expand(model.graph, node)
         model.opset_imports.pop(MS, None)
         return PassResult(model, bool(found))
+
+    def ensures(self, model: ir.Model) -> None:
+        """No QLinear operator is left."""
+        left = (node for node in model.graph if node.op_type in _KNOWN)
+        ensure(self, (f"node {node.name} ({node.op_type}) is left" for node in left))
 
 
 def _refuse(node: ir.Node) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from passes.conditions import ensure
 from passes.graph import add_constant, operand
 from qtool.core.dialect import constant
 
@@ -38,6 +39,11 @@ class FreeBatch(InPlacePass):
                 if not value.is_graph_output():
                     value.type = None
         return PassResult(model, batch is not None)
+
+    def ensures(self, model: ir.Model) -> None:
+        """No input has a batch of its own."""
+        fixed = (v for v in model.graph.inputs if v.shape and isinstance(v.shape[0], int))
+        ensure(self, (f"input {value.name} has the shape {value.shape}" for value in fixed))
 
 
 def _reshape(graph: ir.Graph, node: ir.Node, batch: int) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from passes.conditions import ensure
 from passes.graph import operand
 from passes.lower.integer_builder import Quantized
 from passes.lower.layer_operators import float_gemm, maker, mark
@@ -34,6 +35,7 @@ from qtool.core.dialect import (
     ISLANDS_KEY,
     Grid,
     constant,
+    require_ends,
     scalar,
     value_name,
 )
@@ -58,13 +60,7 @@ class ImportQDQ(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
-        # In the dialect only the output and what islands read is dequantized.
-        if not any(
-            n.op_type == "DequantizeLinear"
-            and n.outputs[0].uses()
-            and ISLAND_KEY not in n.metadata_props
-            for n in model.graph
-        ):
+        if not any(_is_inside(node) for node in model.graph):
             return PassResult(model, False)
         importer = _Importer(model, self.notes, self.allow_float)
         for node in model.graph:
@@ -73,12 +69,28 @@ class ImportQDQ(InPlacePass):
         importer.walk.build.commit(model, outputs)
         return PassResult(model, True)
 
+    def ensures(self, model: ir.Model) -> None:
+        """Nothing is dequantized on the way."""
+        left = (node for node in model.graph if _is_inside(node))
+        ensure(self, (f"node {node.name} (DequantizeLinear) is left" for node in left))
+
+
+def _is_inside(node: ir.Node) -> bool:
+    """True for what the dialect dequantizes at its output and before islands alone."""
+    return (
+        node.op_type == "DequantizeLinear"
+        and bool(node.outputs[0].uses())
+        and ISLAND_KEY not in node.metadata_props
+    )
+
 
 class _Importer:
     """Maps the file's 8-bit tensors to the dialect's."""
 
     def __init__(self, model: ir.Model, notes: list[str] | None, allow_float: bool) -> None:
+        require_ends(model)
         self.walk = Lowering(notes, allow_float, _read_islands(model))
+        self.walk.build.reserve(model)
         self.bits = _read_bits(model)
         self.codes: dict[ir.Value, Quantized] = {}
         for value in model.graph.inputs:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from passes.conditions import ensure
 from passes.graph import add_constant
 from qtool.core.numerics import clip_code
 
@@ -46,3 +47,9 @@ class QuantizeOutput(InPlacePass):
         result.type, quantize.outputs[0].type = output.type, ir.TensorType(ir.DataType.UINT8)
         graph.outputs[0] = result
         return PassResult(model, True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """The output is dequantized from integers."""
+        producer = model.graph.outputs[0].producer()
+        if producer is not None and producer.op_type != "DequantizeLinear":
+            ensure(self, [f"the output is made by {producer.op_type} {producer.name}"])

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from passes.conditions import ensure
 from passes.graph import LAYER_KEY, add_constant, operand, replace_node
 from passes.importing.fold_constants import LAYERS
 from passes.lower.moves import is_move
@@ -52,6 +53,19 @@ class RespellForeign(InPlacePass):
                 modified |= _name(node)
                 modified |= _bias(model.graph, node, self.notes)
         return PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Every quantized weight has its layer's name."""
+        layers = (node for node in model.graph if node.op_type in LAYERS)
+        weights = ((node, _weight(node)) for node in layers)
+        ensure(
+            self,
+            (
+                f"node {node.name} ({node.op_type}): its weight has no name"
+                for node, weight in weights
+                if weight is not None and LAYER_KEY not in weight.metadata_props
+            ),
+        )
 
 
 def _drop_softmax(graph: ir.Graph, notes: list[str]) -> bool:

@@ -40,6 +40,10 @@ class IntegerBuilder:
         self._shared: dict[tuple[str, bytes], ir.Value] = {}
         self._names: Counter[str] = Counter()
 
+    def reserve(self, model: ir.Model) -> None:
+        """Keep the names of the model's inputs and outputs for these."""
+        self._names.update(str(v.name) for v in (*model.graph.inputs, *model.graph.outputs))
+
     def commit(self, model: ir.Model, outputs: list[ir.Value]) -> None:
         """Replace the graph of `model` by what was built; `outputs` are its outputs."""
         graph, old = model.graph, list(model.graph)

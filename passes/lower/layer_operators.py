@@ -98,7 +98,8 @@ def float_gemm(
     result = _linear(build, site, dataclasses.replace(read_layer(node, name), name=name))
     made = build.nodes[-1]
     made.resize_inputs(7)
-    result.name, result.type = output.name, ir.TensorType(ir.DataType.FLOAT)
+    made.name = result.name = output.name
+    result.type = ir.TensorType(ir.DataType.FLOAT)
     return result
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from passes.conditions import ensure, foreign_nodes, require, several_widths, unfrozen_weights
 from passes.graph import QTOOL, FakeQuant, as_fake_quant
 from passes.lower.integer_builder import Quantized
 from passes.lower.lowering import Lowering
@@ -35,12 +36,22 @@ class LowerToInteger(InPlacePass):
         if not any(as_fake_quant(node) for node in model.graph):
             return PassResult(model, False)
         walk = Lowering(allow_float=self.allow_float)
+        walk.build.reserve(model)
         for node in model.graph:
             _visit(walk, node)
         outputs = [_output(walk, value) for value in model.graph.outputs]
         walk.build.commit(model, outputs)
         model.opset_imports.pop(QTOOL, None)
         return PassResult(model, True)
+
+    def requires(self, model: ir.Model) -> None:
+        """Weights are codes, and every activation has one bit-width."""
+        require(self, unfrozen_weights(model))
+        require(self, several_widths(model))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Nothing but the dialect's operators is left."""
+        ensure(self, foreign_nodes(model))
 
 
 def _visit(walk: Lowering, node: ir.Node) -> None:

@@ -11,7 +11,7 @@ from qtool.core.errors import UnsupportedError
 from qtool.core.grids import FULL, Window
 
 ALIASES = ("Identity", "Dropout")
-MOVES = (*moves.OP_TYPES, *ALIASES)
+MOVES = (*moves.MOVES, *ALIASES)
 
 
 def is_move(node: ir.Node | None) -> bool:

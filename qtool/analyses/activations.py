@@ -29,6 +29,7 @@ from qtool.data.batches import Batch
 from qtool.data.images import DataSet
 from qtool.nn.control import select
 from qtool.nn.modules.quantizer import Quantizer
+from qtool.nn.seeded import seeded
 from qtool.runs.run import Run
 from qtool.settings.base import Config, TrainConfig
 from qtool.training.device import training_device
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WEIGHTS = (32, 8, 4)
-STATES = (FLOAT, META)
+STATES: tuple[str, ...] = (FLOAT, META)
 BATCH, RUNNING = "batch", "running"
 SAMPLES, BINS, SHOWN = 1 << 14, 40, 6
 _TINY = 1e-30  # of a layer whose input never changes
@@ -118,8 +119,8 @@ def _sample(
     """Return values in front of every open layer's input quantizer, (`SAMPLES`,)."""
     select(model, Selection(default=bits), weights=bits.weight < 32)
     model.train(statistics == BATCH)
-    torch.manual_seed(0)  # Dropout draws alike in every case
-    with _recording(model, max(1, SAMPLES // len(given))) as found:
+    # Dropout draws alike in every case.
+    with seeded(0), _recording(model, max(1, SAMPLES // len(given))) as found:
         for x, _ in given:
             model(x.to(device_of(model)))
     return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}

@@ -14,10 +14,11 @@ from qtool.networks import build_prepared, load_state
 from qtool.nn.control import calibrate, initialise_weight_steps, quant_layers
 from qtool.nn.modules.quant_layer import QuantLayer
 from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.settings.metamix import MetaMixConfig
-from qtool.training.ingredients import CALIBRATION_IMAGES, make_batches, with_teacher
+from qtool.training.ingredients import CALIBRATION_IMAGES, make_batches, settings_of
 
-FLOAT, META = "float", "meta"
+FLOAT, META = Stage.FLOAT, Stage.META
 
 
 class MetaMixRun:
@@ -35,11 +36,10 @@ class MetaMixRun:
 
     def __init__(self, runs: Sequence[Run], data: DataSet, images: int, analysis: str) -> None:
         self.run = only(runs, analysis)
-        config = self.run.config
-        if not isinstance(config, MetaMixConfig):
+        if not isinstance(self.run.config, MetaMixConfig):
             raise UserError(
-                f"run {self.run.folder} was made by frontend {config.frontend} and has no "
-                f"meta-state: qtool analyse {analysis} takes a run of frontend metamix "
+                f"run {self.run.folder} was made by frontend {self.run.config.frontend} and "
+                f"has no meta-state: qtool analyse {analysis} takes a run of frontend metamix "
                 "(qtool train metamix_... --out RUN)"
             )
         self.run.load_weights(FLOAT)
@@ -48,7 +48,7 @@ class MetaMixRun:
         self._meta = {
             k: v for k, v in fitted.state_dict().items() if ".weight_quant." not in k
         }
-        config = with_teacher(config, str(self.run.folder))
+        config = settings_of(self.run, MetaMixConfig)
         self.config = replace(config, batch_size=min(config.batch_size, images), accumulate=1)
         self.data = data
 

@@ -39,6 +39,7 @@ from qtool.data.images import DataSet
 from qtool.frontends.metamix.bit_meta import bit_meta
 from qtool.nn.control import select
 from qtool.nn.modules.quant_layer import Norm, QuantLayer
+from qtool.nn.seeded import seeded
 from qtool.runs.run import Run
 from qtool.training.averages import Averages
 from qtool.training.device import training_device
@@ -74,7 +75,8 @@ def analyse(
     measured = []
     for state, weights in cases:
         watch = Watch(source, state, weights, low)
-        trace = watch.trace(drawn, hold, progress)
+        with seeded(config.seed):  # of Dropout
+            trace = watch.trace(drawn, hold, progress)
         rows = {"variance": trace.mean(1).tolist(), **variation(trace, drawn, hold)}
         measured.append({"state": state, "weights": weights, **rows})
     return {
@@ -87,7 +89,8 @@ def analyse(
 
 def watched_layer(model: nn.Module, where: str) -> tuple[QuantLayer, Norm]:
     """Return the first depthwise layer with candidates, else the middle, and its norm."""
-    found = [(layer, layer.norm) for layer in open_layers(model) if layer.norm is not None]
+    pairs = [(layer, layer.batch_norm) for layer in open_layers(model)]
+    found = [(layer, norm) for layer, norm in pairs if norm is not None]
     if not found:
         raise UserError(
             f"{where}: no layer whose bits are searched has a BatchNorm behind it, so there "
@@ -128,18 +131,18 @@ class Watch:
 
         def step(x: Tensor, labels: Tensor, bits: int) -> None:
             self._select(bits)
-            phase.step(x, labels, Averages())
+            phase.step((x, labels), Averages())
 
         return step
 
     def _meta_step(self) -> Callable[[Tensor, Tensor, int], None]:
         """Return: a bit-meta step, then a forward of fixed weights, as bit-search does one."""
         config = self.source.config
-        update, losses = bit_meta(config, self.model, make_objective(config))
+        update, losses = bit_meta(config, config.meta_lr, self.model, make_objective(config))
 
         def step(x: Tensor, labels: Tensor, bits: int) -> None:
             kept = {name: value.clone() for name, value in self.norm.named_buffers()}
-            update(losses, x, labels, Averages())
+            update(losses, (x, labels), Averages())
             for name, value in kept.items():
                 self.norm.get_buffer(name).copy_(value)
             self._select(bits)

@@ -20,9 +20,8 @@ from qtool.core.selection import check_format, parse_uniform
 from qtool.runs.run import Run
 from qtool.search import PARETO_FORMAT
 from qtool.settings.qat import QatConfig
+from runtimes.registry import EXACT
 
-# Runtimes that compute the reference's integers, first those that are asked for most.
-_EXACT = ("reference", "ort", "tvm")
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 _CHECK = "check.json"
 
@@ -131,7 +130,7 @@ def _deployed_accuracy(path: Path, bops: int, progress: Progress) -> float | Non
     try:
         for report in content.get("models", [content]):
             known = report["accuracy"] if report["bops"] == bops else {}
-            for name in (name for name in _EXACT if name in known):
+            for name in (name for name in EXACT if name in known):
                 return float(known[name])
     except _DAMAGE as error:
         raise UserError(f"check's report {path} is damaged: {error!r}") from None

@@ -1,12 +1,13 @@
 """Accuracy of deployed files and of the torch networks that they come from."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qtool.checking.models import Model
+from qtool.checking.record import Glue
+from qtool.core.records import from_json
 from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet, Source
 from runtimes.base import Floats
@@ -22,14 +23,14 @@ def agreement(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
     return 100 * int(np.count_nonzero(one == other)) / len(one)
 
 
-def glue_choices(folder: Path | None) -> dict[str, Any]:
+def glue_choices(folder: Path | None) -> Glue | None:
     """Return what `folder`'s run measured about choices of glue grids, if it did."""
     if folder is None:
-        return {}
+        return None
     from qtool.runs.run import Run
 
     measured = Run.open(folder).metrics("glue")
-    return {"glue": measured[-1]} if measured else {}
+    return from_json(Glue, measured[-1]) if measured else None
 
 
 def torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[str, float]:

@@ -1,11 +1,11 @@
 """What a check requires, and a sentence for everything that is missed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from qtool.checking.record import CheckRecord, ParityRecord
 from qtool.core.errors import MissedBar
-from runtimes import EXACT, RUNTIMES
+from runtimes.registry import EXACT, RUNTIMES
 
 
 @dataclass(frozen=True)
@@ -17,38 +17,38 @@ class Bars:
     parity: bool = False
 
 
-def missed_bars(report: dict[str, Any], bars: Bars) -> list[str]:
-    """Return a sentence for every bar that `report` misses: which, and by how much."""
-    deployed = {k: v for k, v in report["accuracy"].items() if k in RUNTIMES}
+def missed_bars(record: CheckRecord, bars: Bars) -> list[str]:
+    """Return a sentence for every bar that `record` misses: which, and by how much."""
+    deployed = {k: v for k, v in record.accuracy.items() if k in RUNTIMES}
     missed = [
         f"accuracy in {name} is {value:.2f} %, {bars.min_accuracy - value:.2f} below the "
         f"required {bars.min_accuracy:g} %"
         for name, value in deployed.items()
         if bars.min_accuracy is not None and value < bars.min_accuracy
     ]
-    if bars.max_bops is not None and report["bops"] > bars.max_bops:
-        over = report["bops"] - bars.max_bops
-        missed.append(f"BOPs are {report['bops']:,}, {over:,.0f} above {bars.max_bops:,.0f}")
+    if bars.max_bops is not None and record.bops > bars.max_bops:
+        over = record.bops - bars.max_bops
+        missed.append(f"BOPs are {record.bops:,}, {over:,.0f} above {bars.max_bops:,.0f}")
     if bars.parity:
-        missed += _missed_parity(report["parity"])
+        missed += _missed_parity(record.parity)
     return missed
 
 
-def require(reports: Sequence[dict[str, Any]], bars: Bars) -> None:
-    """Raise `MissedBar` if any of `reports` misses any of `bars`."""
-    missed = [sentence for report in reports for sentence in missed_bars(report, bars)]
+def require(records: Sequence[CheckRecord], bars: Bars) -> None:
+    """Raise `MissedBar` if any of `records` misses any of `bars`."""
+    missed = [sentence for record in records for sentence in missed_bars(record, bars)]
     if missed:
         raise MissedBar("; ".join(missed))
 
 
-def _missed_parity(parity: dict[str, Any]) -> list[str]:
-    required = {name: p for name, p in parity.items() if p["required"]}
+def _missed_parity(parity: Mapping[str, ParityRecord]) -> list[str]:
+    required = {name: p for name, p in parity.items() if p.required}
     if not required:
         return [f"parity needs at least two runtimes to compare, of {', '.join(EXACT)}"]
     return [
-        f"{name} differs from {p['against']} in {p['mismatched']:,} of {p['compared']:,} "
-        f"integers (up to {p['max_lsb']} LSB, first at {p['first_divergence']['tensor']})"
-        + (f": {p['reason']}" if p["reason"] else "")
+        f"{name} differs from {p.against} in {p.mismatched:,} of {p.compared:,} "
+        f"integers (up to {p.max_lsb} LSB, first at {p.first_divergence.tensor})"
+        + (f": {p.reason}" if p.reason else "")
         for name, p in required.items()
-        if p["mismatched"]
+        if p.first_divergence is not None
     ]

@@ -24,10 +24,11 @@ class Checked:
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(
-        self, model: Model, runtime: Runtime, data: DataSet | RandomInputs, progress: Progress
-    ) -> None:
+        self, name: str, runtime: Runtime, model: Model, data: DataSet | RandomInputs,
+        progress: Progress,
+    ) -> None:  # fmt: skip
         """Run `runtime` on all images, and once more on the first ones for every tensor."""
-        name = runtime.name
+        progress.start(name, len(range(0, len(data), _BATCH)))
         self.outputs[name] = _outputs_of(model, runtime, data, progress)
         progress.note(f"reading every integer tensor of {TRACED_IMAGES} images from {name}")
         self.tensors[name] = runtime.intermediates(fed(model, data, slice(TRACED_IMAGES)))
@@ -45,10 +46,8 @@ def _outputs_of(
     model: Model, runtime: Runtime, data: DataSet | RandomInputs, progress: Progress
 ) -> Floats:
     """Return the outputs for every image."""
-    starts = range(0, len(data), _BATCH)
-    progress.start(f"{runtime.name}", len(starts))
     parts = []
-    for start in starts:
+    for start in range(0, len(data), _BATCH):
         parts.append(runtime.run(fed(model, data, slice(start, start + _BATCH))))
         progress.step("")
     return np.concatenate(parts)

@@ -31,7 +31,9 @@ def count(
     Raises:
         UserError: unknown model, malformed shape, layers that do not exist.
     """
-    if model.endswith((".onnx", ".so")):
+    from qtool.checking.models import suffixes
+
+    if model.endswith(suffixes()):
         return _count_file(Path(model), bits, first_last, shape), model
     from qtool.models import model_entry, model_factory
     from qtool.models.macs import count_macs

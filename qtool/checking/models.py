@@ -1,17 +1,17 @@
 """Files that hold the same model, and the runtimes that execute them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from passes.emit.facts import describe, describe_module
+from passes.emit.facts import describe
+from passes.emit.registry import TARGETS, target_of
 from qtool.core.dialect import Program
-from qtool.core.errors import UserError, unknown_name
-from qtool.core.sealed import read_seal
+from qtool.core.errors import UserError
 from qtool.export.read import read_onnx
-from runtimes import EXACT, RUNTIMES
-from runtimes.base import Runtime
+from runtimes.base import Artifact
+from runtimes.registry import EXACT, RUNTIMES, runtime_entry
 
 
 @dataclass
@@ -19,21 +19,32 @@ class Model:
     """The artifacts of one model.
 
     Args:
-        facts: result of `qtool.export.export.describe`.
-        program: the dialect, where an ONNX file is among the artifacts.
-        onnx, library: paths of model.onnx and model.so.
-        module: what the library's seal says of its code (`describe_module`).
+        facts: result of `passes.emit.facts.describe`, as the first file has it.
+        artifacts: its files by target.
     """
 
-    facts: dict[str, Any]
-    program: Program | None = None
-    onnx: Path | None = None
-    library: Path | None = None
-    module: dict[str, Any] | None = None
+    facts: Mapping[str, Any]
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
 
-    def path_for(self, runtime: str) -> Path | None:
-        """Return the artifact that `runtime` executes."""
-        return self.library if runtime == "tvm" else self.onnx
+    def artifact(self, runtime: str) -> Artifact | None:
+        """Return what `runtime` executes."""
+        return self.artifacts.get(RUNTIMES[runtime].runs)
+
+    @property
+    def program(self) -> Program | None:
+        """The dialect, where a file that is the program itself is among the artifacts."""
+        return next((a.program for a in self.ordered if a.program is not None), None)
+
+    @property
+    def ordered(self) -> list[Artifact]:
+        """The artifacts in the order of the targets."""
+        return [self.artifacts[name] for name in TARGETS if name in self.artifacts]
+
+
+def suffixes() -> tuple[str, ...]:
+    """Return how the names of files end that runtimes execute."""
+    kinds = (TARGETS[entry.runs] for entry in RUNTIMES.values())
+    return tuple(dict.fromkeys(kind.suffixes[0] for kind in kinds))
 
 
 def open_models(files: Sequence[Path]) -> list[Model]:
@@ -44,62 +55,39 @@ def open_models(files: Sequence[Path]) -> list[Model]:
     """
     models: dict[str, Model] = {}
     for path in files:
-        if path.suffix == ".onnx":
+        target = target_of(path)
+        if target is None or not path.name.endswith(suffixes()):
+            kinds = " or ".join(suffixes())
+            raise UserError(f"{path}: unknown kind of file; expected {kinds}")
+        described = target.read(path)
+        if described is None:
             program = read_onnx(path)
-            facts = describe(program)
-            model = models.setdefault(facts["digest"], Model(facts))
-            model.program, model.onnx = program, path
-        elif path.suffix == ".so":
-            facts = read_seal(path)
-            model = models.setdefault(facts["digest"], Model(facts))
-            model.library = path
-            model.module = describe_module(facts)
+            artifact = Artifact(path, describe(program), program)
         else:
-            raise UserError(f"{path}: unknown kind of file; expected .onnx or .so")
+            artifact = Artifact(path, described.facts, module=described.module)
+        facts = artifact.facts
+        models.setdefault(facts["digest"], Model(facts)).artifacts[target.name] = artifact
     return list(models.values())
 
 
-def choose_runtimes(model: Model, wanted: Sequence[str] | None) -> list[str]:
-    """Return the runtimes to use: those asked for, or all exact ones that have an artifact.
+def choose_runtimes(model: Model, wanted: Sequence[str] | None) -> dict[str, Artifact]:
+    """Return what to use: runtimes that were asked for, or all exact ones, and their files.
 
     Raises:
-        UserError: an unknown runtime, one whose file or package is missing, or a library
-            that was compiled for another CPU.
+        UserError: an unknown runtime, one whose file or package is missing, or code that was
+            compiled for another CPU.
     """
-    for name in wanted or ():
-        if name not in RUNTIMES:
-            raise unknown_name("runtime", name, RUNTIMES)
-        if model.path_for(name) is None:
-            kind = "model.so (qtool export --target tvm)" if name == "tvm" else "an .onnx file"
-            raise UserError(f"runtime {name} needs {kind} of this model among the files")
-    if "openvino" in (wanted or ()):
-        from runtimes.openvino import require_openvino
-
-        require_openvino()
-    chosen = list(wanted) if wanted else [name for name in EXACT if model.path_for(name)]
-    if "tvm" in chosen and model.library is not None and model.module is not None:
-        from runtimes.tvm import require_loadable
-
-        require_loadable(model.library, model.module["target"])
+    chosen: dict[str, Artifact] = {}
+    for name in wanted or EXACT:
+        entry, artifact = runtime_entry(name), model.artifact(name)
+        if artifact is not None:
+            chosen[name] = artifact
+        elif wanted:
+            needed = TARGETS[entry.runs].a_file
+            raise UserError(f"runtime {name} needs {needed} of this model among the files")
+    if not chosen:
+        paths = ", ".join(str(artifact.path) for artifact in model.ordered)
+        raise UserError(f"no exact runtime executes {paths}; name others with --runtime")
+    for name, artifact in chosen.items():
+        RUNTIMES[name].require(artifact)
     return chosen
-
-
-def open_runtime(model: Model, name: str) -> Runtime:
-    """Load `model` into a runtime."""
-    if name == "tvm" and model.library is not None:
-        from runtimes.tvm import TvmRuntime
-
-        return TvmRuntime(model.library)
-    if model.onnx is None or model.program is None:
-        raise UserError(f"runtime {name} needs an .onnx file")
-    if name == "reference":
-        from runtimes.reference import ReferenceRuntime
-
-        return ReferenceRuntime(model.program)
-    if name == "openvino":
-        from runtimes.openvino import OpenVinoRuntime
-
-        return OpenVinoRuntime(model.onnx, model.facts["tensors"])
-    from runtimes.ort import OrtRuntime
-
-    return OrtRuntime(model.onnx, model.facts["tensors"])

@@ -7,15 +7,14 @@ import click
 
 from qtool.cli.options import FILE, FOLDER, data_option
 from qtool.cli.session import progress_shown, show
+from runtimes.registry import RUNTIMES
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=FILE)
 @data_option
 @click.option("--dataset", metavar="NAME", help="For files that name none, such as imported.")
-@click.option(
-    "--runtime", metavar="NAMES", help="Comma-separated: reference,ort,tvm,openvino."
-)
+@click.option("--runtime", metavar="NAMES", help=f"Comma-separated: {','.join(RUNTIMES)}.")
 @click.option("--reference", type=FOLDER, metavar="RUN", help="Also run RUN's torch models.")
 @click.option("--min-accuracy", type=float, metavar="P", help="Required top-1 in percent.")
 @click.option("--max-bops", metavar="B", help="Required BOPs: 5.3G, 300M, 1.2e9.")
@@ -50,12 +49,13 @@ def check(
     limit = None if max_bops is None else parse_count(max_bops)
     names = runtime.split(",") if runtime else None
     with progress_shown() as progress:
-        reports = run_check(files, data, names, reference, progress, dataset)
+        records = run_check(files, data, names, reference, progress, dataset)
     if output is not None:
-        write_json(output, reports[0] if len(reports) == 1 else {"models": reports})
-    for report in reports:
-        show(check_table(report))
-    require(reports, Bars(min_accuracy, limit, require_parity))
+        contents = [record.to_json() for record in records]
+        write_json(output, contents[0] if len(contents) == 1 else {"models": contents})
+    for record in records:
+        show(check_table(record))
+    require(records, Bars(min_accuracy, limit, require_parity))
 
 
 @click.command()

@@ -1,19 +1,21 @@
 """The whole chain on the embedded images: train, search, export, check."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from passes.emit.onnx.target import write_onnx
-from passes.emit.tvm.target import write_tvm
+from passes.emit.onnx.target import OnnxTarget
+from passes.emit.tvm.target import TvmTarget
 from qtool.checking.check import check
 from qtool.core.dialect import static_shape
 from qtool.core.files import refuse_existing, write_bytes, write_json
 from qtool.core.progress import Progress
 from qtool.core.tvm_env import require_tvm
 from qtool.data import load_dataset
+from qtool.export.adaptive import RunSource
 from qtool.export.export import export_float, integer_model
 from qtool.recipes import load_recipe
 from qtool.report.bits import bits_picture, bits_table
@@ -38,23 +40,25 @@ def run_demo(out: Path, force: bool, progress: Progress) -> list[Table]:
     run_folder, onnx_path, library = out / "run", out / "model.onnx", out / "model.so"
     bits = _train_and_search(run_folder, progress)
     progress.note("exporting to ONNX and TVM")
-    dialect = integer_model(run_folder, None)
-    write_onnx(dialect, onnx_path)
-    write_tvm(dialect, library, note=progress.note)
+    dialect = integer_model(RunSource.open(run_folder), None)
+    OnnxTarget().write(dialect, onnx_path, progress.note)
+    TvmTarget().write(dialect, library, progress.note)
     export_float(run_folder, out / "fp32.onnx")
     write_bytes(out / "bits.json", (run_folder / "bits.json").read_bytes())
     bits_picture(bits, out / "bits.png")
-    (report,) = check([onnx_path, library], None, None, run_folder, progress)
-    report |= {
-        "fp32_accuracy": report["accuracy"]["float"],
-        "budget_bops": BUDGET_BOPS,
-        "fp32_file_bytes": (out / "fp32.onnx").stat().st_size,
-    }
+    (record,) = check([onnx_path, library], None, None, run_folder, progress)
     shape = static_shape(dialect.graph.inputs[0])
-    report["latency_ms"]["fp32 ort"] = measure(out / "fp32.onnx", "ort", shape)
-    report["seconds"] = round(time.monotonic() - began, 1)
-    write_json(out / "check.json", report)
-    return [bits_table(bits), check_table(report)]
+    whole = {"fp32 ort": measure(out / "fp32.onnx", "ort", shape)}
+    record = replace(
+        record,
+        latency_ms={**record.latency_ms, **whole},
+        fp32_accuracy=record.accuracy["float"],
+        budget_bops=BUDGET_BOPS,
+        fp32_file_bytes=(out / "fp32.onnx").stat().st_size,
+        seconds=round(time.monotonic() - began, 1),
+    )
+    write_json(out / "check.json", record.to_json())
+    return [bits_table(bits), check_table(record)]
 
 
 def _train_and_search(folder: Path, progress: Progress) -> dict[str, Any]:

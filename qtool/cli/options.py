@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
+
+from passes.emit.base import Option, Target, options_of
+from passes.emit.registry import TARGETS
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -22,27 +26,40 @@ data_option = click.option(
 )  # fmt: skip
 
 
-_TVM_OPTIONS = (
-    click.option(
-        "--mcpu", metavar="NAME",
-        help="TVM: CPU to compile for, by LLVM's name (znver4, haswell, cortex-a76); "
-        "by default native, this machine's.",
-    ),
-    click.option(
-        "--tune", type=click.IntRange(0), metavar="N",
-        help="TVM: measure N variants of each kernel on this machine, keep the fastest.",
-    ),
-    click.option(
-        "--tune-cache", type=FILE, help="TVM: file of what --tune found, read and extended."
-    ),
-    click.option(
-        "--emit-ir", type=FILE, help="TVM: also write the module as readable TVMScript."
-    ),
-)  # fmt: skip
-
-
-def tvm_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that are the fields of `passes.emit.tvm.target.TvmOptions`."""
-    for option in reversed(_TVM_OPTIONS):
-        command = option(command)
+def target_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of every target; those that are not given are None."""
+    for name, owners in reversed(_owners().items()):
+        option = options_of(owners[0])[name]
+        titles = ", ".join(owner.title for owner in owners)
+        default = f"  [default: {option.default}]" if option.default else ""
+        command = click.option(
+            option.flag, name, type=_value_type(option), metavar=option.metavar,
+            is_flag=option.kind is bool, default=None,
+            help=f"{titles}: {option.help}{default}",
+        )(command)  # fmt: skip
     return command
+
+
+def output_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--output``."""
+    ends = (f"{' or '.join(kind.suffixes)} ({name})" for name, kind in TARGETS.items())
+    files = f"File to write: {', '.join(ends)}."
+    return click.option("-o", "--output", type=FILE, help=files)(command)
+
+
+def _owners() -> dict[str, list[type[Target]]]:
+    """Return which targets have each option."""
+    owners: dict[str, list[type[Target]]] = {}
+    for target in TARGETS.values():
+        for name in options_of(target):
+            owners.setdefault(name, []).append(target)
+    return owners
+
+
+def _value_type(option: Option) -> Any:
+    """Return click's type of a value of `option`, None for a flag."""
+    if option.choices:
+        return click.Choice(option.choices)
+    if option.kind is int:
+        return click.IntRange(option.minimum)
+    return {Path: FILE, str: click.STRING, float: click.FLOAT}.get(option.kind)

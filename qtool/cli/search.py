@@ -11,6 +11,7 @@ from qtool.cli.options import FILE, FOLDER, data_option
 from qtool.cli.session import load_data, progress_shown, show
 from qtool.core.errors import UserError
 from qtool.search import METHODS
+from runtimes.registry import SEARCHED
 
 if TYPE_CHECKING:
     from qtool.search.request import Budget
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--size", multiple=True, metavar="BYTES", help="Bytes of weights: 2MB, 300K.")
 @click.option("--latency", multiple=True, metavar="TIME", help="Per image: 3ms, 250us.")
 @click.option(
-    "--runtime", type=click.Choice(["tvm", "ort"]), default="tvm", show_default=True,
+    "--runtime", type=click.Choice(SEARCHED), default="tvm", show_default=True,
     help="Where --latency is measured, layer by layer, on this machine.",
 )  # fmt: skip
 @click.option("--latency-table", type=FILE, help="File of these measurements: read, or made.")

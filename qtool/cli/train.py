@@ -15,8 +15,9 @@ from qtool.cli.session import load_data, progress_shown, show
 @click.option("--epochs", type=click.IntRange(0), help="Epochs of float pre-training.")
 @click.option("--model", metavar="NAME", help="Another network; also package.module:factory.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting."
-)
+    "--set", "settings", multiple=True, metavar="KEY=VALUE",
+    help="Override a setting, one of `qtool list settings RECIPE`.",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
 @click.option("--out", type=FOLDER, required=True, help="Run directory to write.")
@@ -32,6 +33,7 @@ def train(
 ) -> None:
     """Train RECIPE into a run directory (see `qtool list recipes`)."""
     from qtool.recipes import load_recipe
+    from qtool.recipes.generic import complete
     from qtool.settings.override import override
 
     if epochs is not None:
@@ -40,7 +42,7 @@ def train(
         settings = [*settings, f"model={model}"]
     if isinstance(data, str):
         settings = [*settings, f"dataset={data}"]
-    config = override(load_recipe(recipe), settings)
+    config = complete(override(load_recipe(recipe), settings), data)
     loaded = load_data(config, data)
     from qtool.parallel.together import joined
     from qtool.runs.run import Run
@@ -55,4 +57,4 @@ def train(
     if job.is_main:
         if table is not None:
             show(table)
-        click.echo(f"trained {config.name} -> {out}; next: {frontend.NEXT.format(run=out)}")
+        click.echo(f"trained {config.name} -> {out}; next: {frontend.next.format(run=out)}")

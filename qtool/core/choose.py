@@ -1,4 +1,6 @@
-"""Which candidate a tensor gets: one rule, for training and for the pass that resolves bits.
+"""Which candidate a tensor gets, and which row of a bank: one rule, for training and the pass.
+
+Bits, by `choose`:
 
 1. Nothing is asked: the first candidate.
 2. 16 or 32 bits are asked: weights stay floating point, and an input keeps its widest grid.
@@ -6,12 +8,25 @@
 4. It is not, and only the selection's default asks for it, of the first or the last layer or
    of one that reads the image: that layer's first candidate, which it was trained with.
 Anything else is refused.
+
+Rows of norms and corrections, by `choose_rows`. Their keys are pairs (``w4a4``: a preset, or
+what statistics were taken at) or one bit-width (``w4``, ``a4``: one row a precision):
+
+a. The bits that all layers really get are those of one key, asked of every layer (so that the
+   first and the last layer may have their own): every layer takes that key's row. It was made
+   with the whole network at these bits.
+b. A mixed selection: each layer takes the row of its own bits; a pair comes before one width.
+c. No such row: the first one, the default.
+What belongs to no layer takes the row of case a, else the default.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from qtool.core.errors import UserError
 from qtool.core.grids import FLOAT_WIDTHS
+from qtool.core.selection import LayerBits
 
 
 def choose(
@@ -41,3 +56,89 @@ def choose(
         f"layer {name}: {'weight' if is_weight else 'activation'} bits {asked} were not "
         f"trained; trained: {', '.join(map(str, candidates))}"
     )
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Bits that a layer's weight and its input may get; the first ones are their defaults."""
+
+    weight: tuple[int, ...]
+    activation: tuple[int, ...]
+
+    def given(self, asked: LayerBits | None) -> LayerBits:
+        """Return the bits that the layer gets; where it lacks those `asked`, its defaults."""
+        default = LayerBits(self.weight[0], self.activation[0])
+        if default.is_float:  # so the products are too
+            return LayerBits(default.weight, default.weight)
+        if asked is None or asked.is_float:
+            return asked or default
+        return LayerBits(
+            choose(self.weight, asked.weight, True, True, ""),
+            choose(self.activation, asked.activation, False, True, ""),
+        )
+
+
+def choose_rows(
+    keys: Sequence[str], layers: Mapping[str, Candidates], given: Mapping[str, LayerBits]
+) -> dict[str, int]:
+    """Return which row of a bank each layer takes (see the module).
+
+    Args:
+        keys: of the rows, the default one first: ``w4a4``, ``w4``, ``a4``.
+        layers: of the whole network.
+        given: the bits that they really get.
+
+    Returns:
+        Rows by layer; that of ``""`` is for what belongs to no layer.
+
+    Raises:
+        UserError: keys of another form.
+    """
+    asked = [parse_key(key) for key in keys]
+    for row, key in enumerate(asked):
+        wanted = {name: key.completed(bits) for name, bits in given.items()}
+        if all(layers[name].given(bits) == given[name] for name, bits in wanted.items()):
+            return dict.fromkeys(("", *given), row)
+    # Pairs first: they say more of a layer than one width.
+    order = sorted(range(len(asked)), key=lambda row: not asked[row].is_pair)
+    own = {
+        name: next((row for row in order if asked[row].completed(bits) == bits), 0)
+        for name, bits in given.items()
+    }
+    return {"": 0, **own}
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a row of a bank belongs to: a pair of bit-widths, or one of them."""
+
+    weight: int | None
+    activation: int | None
+
+    @property
+    def is_pair(self) -> bool:
+        """True for a pair."""
+        return self.weight is not None and self.activation is not None
+
+    def completed(self, bits: LayerBits) -> LayerBits:
+        """Return the bits of this key; what it does not say is as in `bits`."""
+        return LayerBits(
+            bits.weight if self.weight is None else self.weight,
+            bits.activation if self.activation is None else self.activation,
+        )
+
+
+_KEY = re.compile(r"(?=.)(?:w(\d+))?(?:a(\d+))?")
+
+
+def parse_key(text: str) -> Key:
+    """Return the key ``w4a4``, ``w4`` or ``a4``.
+
+    Raises:
+        UserError: `text` has another form.
+    """
+    match = _KEY.fullmatch(text)
+    if match is None:
+        raise UserError(f"row {text!r} of a bank: its key is not like w4a4, w4 or a4")
+    weight, activation = (None if part is None else int(part) for part in match.groups())
+    return Key(weight, activation)

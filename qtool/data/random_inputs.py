@@ -30,7 +30,7 @@ def random_inputs(facts: Mapping[str, Any]) -> RandomInputs:
     """Return `COUNT` inputs, uniform over what the model's first grid covers; always the same.
 
     Args:
-        facts: result of `qtool.export.export.describe`.
+        facts: result of `passes.emit.facts.describe`.
     """
     low, high = facts.get("input_range") or (0.0, 1.0)
     rng, shape = np.random.default_rng(0), (COUNT, *facts["input_shape"])

@@ -1,39 +1,68 @@
-"""The adaptive graph of a run, traced once: other bits are exported without torch.
+"""The adaptive graph of a run, traced once: any bits are exported from it without torch.
 
-``adaptive.onnx`` in the run directory holds the graph with the ``qtool::FakeQuant`` nodes of
-every candidate, and as metadata the hash of all that it was traced from: recipe, weights and
+``adaptive.onnx`` in the run directory holds the graph with every candidate of its quantizers,
+norms and biases, and as metadata the hash of all that it was traced from: recipe, weights and
 corrections, and qtool's version. Another hash, or a file that cannot be read, and the model is
 traced again.
 """
 
 import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 import qtool
+from passes.emit.facts import DATASET_KEY, FRAMES_KEY, VERSION_KEY
 from qtool.core.files import write_bytes
 from qtool.core.selection import Selection
-from qtool.runs.run import CORRECTIONS, Run
+from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 
 _KEY = "qtool.traced_from"
-_FORMAT = 1
+_FORMAT = 2
 
 
-def traced(run: Run, selection: Selection) -> ir.Model:
-    """Return the adaptive graph of `run` as it is deployed at `selection`; the caller's own.
+@dataclass(frozen=True)
+class RunSource:
+    """A run as what it is exported from: a `qtool.export.source.AdaptiveSource`."""
 
-    Raises:
-        UserError: the run has no weights yet, or they are damaged.
-    """
-    key = _key(run, selection)
-    known = _read(run, key)
-    if known is not None:
-        return known
+    run: Run
+
+    @classmethod
+    def open(cls, folder: Path) -> "RunSource":
+        """Return the run in `folder`; raises what `Run.open` does."""
+        return cls(Run.open(folder))
+
+    def graph(self) -> ir.Model:
+        """Return the run's adaptive graph; the caller's own.
+
+        Raises:
+            UserError: the run has no weights yet, or they are damaged.
+        """
+        key = _key(self.run)
+        known = _read(self.run, key)
+        return _trace(self.run, key) if known is None else known
+
+    def selection(self) -> Selection:
+        """Return the searched bits; the widest candidates before any search."""
+        return self.run.selection()
+
+    def metadata(self) -> dict[str, str]:
+        """Return the data set and the version, and how many frames a clip has."""
+        config = self.run.config
+        metadata = {DATASET_KEY: config.dataset, VERSION_KEY: qtool.__version__}
+        if config.frames:
+            metadata[FRAMES_KEY] = str(config.frames)
+        return metadata
+
+
+def _trace(run: Run, key: str) -> ir.Model:
     from qtool.export.trace import trace
-    from qtool.networks import load_deployed
+    from qtool.networks import load_adaptive
 
-    model = trace(load_deployed(run, selection), run.input_shape)
+    model = trace(load_adaptive(run), run.input_shape)
     model.metadata_props[_KEY] = key
     data = ir.to_proto(model).SerializeToString()
     try:
@@ -44,15 +73,13 @@ def traced(run: Run, selection: Selection) -> ir.Model:
     return _parse(data)
 
 
-def _key(run: Run, selection: Selection) -> str:
+def _key(run: Run) -> str:
     """Return the hash of what the graph depends on."""
     state = hashlib.sha256(f"{_FORMAT} {qtool.__version__}".encode())
-    for name in ("recipe.json", "model.safetensors", f"{CORRECTIONS}.safetensors"):
+    for name in ("recipe.json", Stage.MODEL.file, Stage.CORRECTIONS.file):
         path = run.path(name)
         content = path.read_bytes() if path.exists() else b""
         state.update(hashlib.sha256(content).digest())
-    if run.has_weights(CORRECTIONS):  # which of them apply depends on the bits
-        state.update(repr((list(selection.layers.items()), selection.default)).encode())
     return state.hexdigest()
 
 

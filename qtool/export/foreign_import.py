@@ -12,15 +12,15 @@ import onnx
 import onnx_ir as ir
 
 import qtool
+from passes.emit.base import Note, Target
 from passes.emit.facts import VERSION_KEY
-from passes.emit.tvm.target import Note, TvmOptions
+from passes.emit.onnx.target import OnnxTarget
 from passes.pipelines import expand_foreign, import_foreign
 from qtool.core.dialect import BITS_KEY, MS, read_program
 from qtool.core.errors import UserError
 from qtool.core.validate_program import check_program
-from qtool.export.export import check_output, write
 from qtool.export.read import load_graph, one_line, read_dialect
-from qtool.export.validate import check_contrib
+from qtool.export.validate.operators import check_contrib
 
 Range = tuple[float, float]
 
@@ -30,18 +30,14 @@ class ImportOptions:
     """What `import_file` makes of a foreign file.
 
     Args:
-        target: "onnx" or "tvm".
-        form: ONNX flavour, a key of `passes.emit.onnx.target.FORMS`.
+        target: what is written, with its own options.
         output_range: smallest and largest value of an output that stayed float.
         allow_float: keep what has no integer form as marked float islands.
-        tvm: what only the target "tvm" takes.
     """
 
-    target: str = "onnx"
-    form: str = "qdq"
+    target: Target = field(default_factory=OnnxTarget)
     output_range: Range | None = None
     allow_float: bool = False
-    tvm: TvmOptions = field(default_factory=TvmOptions)
 
 
 def import_file(
@@ -51,7 +47,14 @@ def import_file(
     force: bool,
     note: Note | None = None,
 ) -> list[str]:
-    """Write the foreign model `path` as an artifact of qtool; None for only ``--emit-ir``.
+    """Write the foreign model `path` as an artifact of qtool.
+
+    Args:
+        path: the model.
+        options: what becomes of it.
+        output: the artifact; None where the target writes another file.
+        force: existing files may be replaced.
+        note: is told what is going on.
 
     Returns:
         A sentence for each change of what the model computes.
@@ -59,9 +62,9 @@ def import_file(
     Raises:
         UserError: missing or damaged, or not a model of integers; says where and why.
     """
-    check_output(options.target, output, options.tvm, force)
+    options.target.check(output, force)
     dialect, notes = read_foreign(path, options.output_range, options.allow_float)
-    write(dialect, options.target, output, options.form, options.tvm, note)
+    options.target.write(dialect, output, note)
     return notes
 
 

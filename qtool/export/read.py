@@ -11,7 +11,8 @@ from passes.pipelines import import_qdq
 from qtool.core.dialect import Program, read_program
 from qtool.core.errors import UserError
 from qtool.core.validate_program import check_program
-from qtool.export.validate import check_graph, check_storage
+from qtool.export.validate.graph import check_graph
+from qtool.export.validate.storage import check_storage
 
 
 def read_onnx(path: Path, allow_float: bool = False) -> Program:

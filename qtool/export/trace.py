@@ -1,4 +1,7 @@
-"""Prepared ``nn.Module`` -> adaptive graph: `onnx_ir.Model` with ``qtool::FakeQuant`` nodes.
+"""Prepared ``nn.Module`` -> adaptive graph: `onnx_ir.Model` that holds every candidate.
+
+Quantizers are ``qtool::FakeQuant`` nodes; norms and biases with several rows are
+``qtool::Norm`` nodes (`qtool.export.trace_norms`).
 
 A FakeQuant node has inputs (x, steps) and attributes ``name``, ``role``, ``bits`` (every
 candidate) and ``signed``; ``steps`` is (candidates, channels). Where zero points differ from
@@ -6,7 +9,7 @@ candidate) and ``signed``; ``steps`` is (candidates, channels). Where zero point
 rounded as they are, ``scheme`` says how, x is what is rounded (normalised weights: torch
 computed it, so that no other tanh can differ), and a third input ``plain`` is the weight.
 BatchNorm is not folded.
-Which bits are used is decided later, by `passes.adaptive.resolve_bits`.
+Which bits and rows are used is decided later, by `passes.adaptive.resolve_bits`.
 """
 
 import logging
@@ -22,6 +25,7 @@ from onnxscript import optimizer, values
 from torch import nn
 
 from qtool.core.errors import UnsupportedError
+from qtool.export.trace_norms import insert_norms
 from qtool.export.trace_shapes import simplify_shapes
 from qtool.nn.control import baked
 
@@ -100,6 +104,7 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> ir.Model:
     # The exporter leaves shape arithmetic and casts of constants; BatchNorm survives this.
     optimizer.fold_constants(exported)
     simplify_shapes(exported)
+    insert_norms(exported, model)
     return exported
 
 

@@ -6,6 +6,7 @@ from qtool.core.progress import Progress
 from qtool.data.images import DataSet
 from qtool.networks import build_float, network_with
 from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.settings.base import TrainConfig
 from qtool.settings.metamix import MetaMixConfig
 from qtool.settings.qat import QatConfig
@@ -53,5 +54,5 @@ def save_float(run: Run, model: nn.Module, data: DataSet, progress: Progress) ->
     """Measure the float network and save it as ``float.safetensors``."""
     result = accuracy(model, data.test)
     run.add_metrics(phase="float", test_accuracy=result)
-    run.save_weights("float", model.state_dict())
+    run.save_weights(Stage.FLOAT, model.state_dict())
     progress.note(f"float: test accuracy {result:.2f} %")

@@ -32,19 +32,20 @@ from qtool.networks import (
 from qtool.nn.control import bit_costs, calibrate, quant_layers, select
 from qtool.nn.prepare.prepare import prepare
 from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.settings.base import Config
 from qtool.settings.qat import QatConfig
 from qtool.settings.registry import config_as
+from qtool.training.frontend import Frontend
 from qtool.training.ingredients import (
     check_training,
     make_batches,
     plain_phase,
     save_quantized,
+    settings_of,
     with_teacher,
 )
 from qtool.training.phases import run_phase
-
-NEXT = "qtool export {run} --target onnx -o model.onnx"
 
 
 def check(config: Config, data: DataSet) -> None:
@@ -99,20 +100,18 @@ def _require_every(config: QatConfig, silent: Sequence[str]) -> None:
 
 def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
     """Train at the recipe's bits; leaves bits.json, float and model weights in `run`."""
-    config = config_as(run.config, QatConfig, f"run {run.folder}")
+    config = run.settings(QatConfig)
     if not (resume and run.load_bits()):
         run.save_bits(bits_content(_costs(config, data)))
-    if not (resume and run.has_weights("float")):
+    if not (resume and run.has_weights(Stage.FLOAT)):
         make_float(run, config, data, progress, resume)
-    if not (resume and run.has_weights("model")):
-        _train_quantized(run, config, data, progress, resume)
+    if not (resume and run.has_weights(Stage.MODEL)):
+        _train_quantized(run, data, progress, resume)
 
 
-def _train_quantized(
-    run: Run, config: QatConfig, data: DataSet, progress: Progress, resume: bool
-) -> None:
+def _train_quantized(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
     """Train weights and steps; leaves ``model.safetensors``."""
-    config = with_teacher(config, str(run.folder))
+    config = settings_of(run, QatConfig)
     batches, model = make_batches(config, data), build_prepared(run, float_weights=True)
     calibrate(model, to_batch(batches.source, slice(0, config.calibration_images))[0])
     select(model, Selection())
@@ -128,3 +127,8 @@ def search_start(run: Run) -> NoReturn:
         f"run {run.folder} was made by frontend qat, whose bits are fixed: train another one "
         "with --set bits=FILE, or search with frontend metamix"
     )
+
+
+FRONTEND = Frontend(
+    QatConfig, check, train, search_start, "qtool export {run} --target onnx -o model.onnx"
+)

@@ -1,17 +1,30 @@
 """A network that normalises its images itself, so that it takes pixel / 255 like any other.
 
-``network((x - mean) / std)`` with a BatchNorm that holds mean and std and is never trained:
+``network((x - mean) / std)`` with a BatchNorm that holds mean and std (`ConstantNorm`):
 the integer export sees a per-channel affine on the pixel codes, and nothing special elsewhere.
 It cannot be folded into the first convolution: zero padding would then be black, not grey.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from qtool.core.errors import UserError
+
+
+class ConstantNorm(nn.BatchNorm2d):
+    """A BatchNorm that holds constants: it is always in evaluation, and never trained."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "ConstantNorm":
+        """Stay in evaluation, whatever the network does."""
+        super().train(False)
+        return self
 
 
 class Normalised(nn.Module):
@@ -27,17 +40,11 @@ class Normalised(nn.Module):
         self, network: nn.Module, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
-        norm = nn.BatchNorm2d(len(mean), eps=0.0, momentum=0.0).requires_grad_(False)
+        norm = ConstantNorm(len(mean), eps=0.0).requires_grad_(False)
         cast(Tensor, norm.running_mean).copy_(torch.tensor(mean))
         cast(Tensor, norm.running_var).copy_(torch.tensor(std, dtype=torch.float64).square())
         self.normalise = norm
         self.network = network
-
-    def train(self, mode: bool = True) -> "Normalised":
-        """As in ``nn.Module``, but mean and std stay what they are."""
-        super().train(mode)
-        self.normalise.eval()
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] -> what the network returns."""

@@ -16,6 +16,7 @@ from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.quant_layer import QuantLayer
 from qtool.nn.modules.quantizer import Quantizer
 from qtool.nn.modules.shared_grid import SharedGrid
+from qtool.nn.norm_rows import pick_rows
 
 
 def quantizers(model: nn.Module) -> list[Quantizer]:
@@ -63,6 +64,7 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
     for quantizer in quantizers(model):
         quantizer.mix = None
         quantizer.selected = chosen.get(quantizer, quantizer.default)
+    pick_rows(model, selection)
 
 
 def _choices(
@@ -117,19 +119,17 @@ def _rescaled(model: nn.Module) -> Iterator[None]:
         layer for layer in quant_layers(model)
         if layer.weight_quant.learned is None and layer.weight_quant.default is not None
     ]  # fmt: skip
-    norms = [layer.norm for layer in layers if layer.norm is not None]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    norms = [norm for layer in layers if (norm := layer.batch_norm) is not None]
+    kept = [{name: value.clone() for name, value in n.named_buffers()} for n in norms]
     for layer in layers:
         layer.weight_quant.selected = max(layer.weight_quant.bits)
     for norm in norms:
-        # Momentum 0: the running statistics stay.
-        norm.momentum, norm.num_batches_tracked = 0.0, None
         norm.train()
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+        for norm, statistics in zip(norms, kept, strict=True):
+            norm.load_state_dict(statistics, strict=False)
             norm.eval()
         turn_off(model)
 

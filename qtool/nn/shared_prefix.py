@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
 from qtool.nn.modules.quantizer import Quantizer
+from qtool.nn.modules.switch_norm import Switch
 
 _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
@@ -78,4 +79,4 @@ def _varies(model: fx.GraphModule, node: fx.Node) -> bool:
         return False
     modules = list(model.get_submodule(str(node.target)).modules())
     several = any(isinstance(m, Quantizer) and len(m.bits) > 1 for m in modules)
-    return several or any(isinstance(m, _RANDOM) for m in modules)
+    return several or any(isinstance(m, (*_RANDOM, Switch)) for m in modules)

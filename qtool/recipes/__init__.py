@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from qtool.core.errors import unknown_name
+from qtool.recipes import generic
 from qtool.recipes.metamix import (
     metamix_fashion,
     metamix_mobilenet_v2,
@@ -102,6 +103,12 @@ def qat_fashion() -> QatConfig:
     )
 
 
+# Of any network and any images: `qtool.recipes.generic.complete` says what they need.
+GENERIC: dict[str, Callable[[], Config]] = {
+    "metamix": generic.metamix,
+    "ptq": generic.ptq,
+    "qat": generic.qat,
+}
 RECIPES: dict[str, Callable[[], Config]] = {
     "metamix_fashion": metamix_fashion,
     "metamix_mobilenet_v2": metamix_mobilenet_v2,
@@ -121,6 +128,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
 
 def load_recipe(name: str) -> Config:
     """Return the config of recipe `name`."""
-    if name not in RECIPES:
-        raise unknown_name("recipe", name, RECIPES)
-    return RECIPES[name]()
+    known = {**GENERIC, **RECIPES}
+    if name not in known:
+        raise unknown_name("recipe", name, known)
+    return known[name]()

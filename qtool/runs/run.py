@@ -8,6 +8,7 @@
     corrections.safetensors  tensors that replace model's at other uniform bits: w4a4/NAME
     adaptive.onnx          traced graph of all bits (`qtool.export.adaptive`), since the first
     export bits.json              chosen bits (after `qtool search`)
+    search.json            settings of a search that the recipe has no fields for
     metrics.jsonl          one JSON object per epoch and result
     checkpoint.safetensors unfinished training: weights, optimizers, random numbers, position
 
@@ -37,17 +38,18 @@ from qtool.core.selection import BITS_FORMAT, Selection, check_format, selection
 from qtool.core.tensor_file import load_tensors, save_tensors
 from qtool.data.images import DataSet
 from qtool.parallel.together import on_main
-from qtool.settings.base import Config
-from qtool.settings.registry import from_json, to_json
+from qtool.runs.stage import Stage
+from qtool.settings.base import Config, ConfigT
+from qtool.settings.registry import config_as, from_json, to_json
 
 if TYPE_CHECKING:  # exporting a run again needs no torch
     from torch import Tensor
 
 # 2: layers share the grid of an 8-bit tensor that they read at 8 bits.
 RUN_FORMAT = 2
-CORRECTIONS = "corrections"
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
+SEARCH = "search.json"
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Run:
         _write_recipe(folder, config, data.shape, data.classes)
 
     def derive(
-        self, folder: Path, config: Config, stages: Sequence[str], resume: bool, force: bool
+        self, folder: Path, config: Config, stages: Sequence[Stage], resume: bool, force: bool
     ) -> "Run":
         """Start a run in `folder` that goes on from this one, or return the one there.
 
@@ -154,30 +156,38 @@ class Run:
                 f"{self.folder} was trained on {self.classes} of {self.input_shape}"
             )
 
+    def settings(self, kind: type[ConfigT]) -> ConfigT:
+        """Return the recipe, which must be a `kind`.
+
+        Raises:
+            UserError: another frontend made the run.
+        """
+        return config_as(self.config, kind, f"run {self.folder}")
+
     def path(self, name: str) -> Path:
         """Return the path of a file of this run."""
         return self.folder / name
 
-    def has_weights(self, stage: str) -> bool:
-        """True when `stage` ("float", "meta", "model") has been saved."""
-        return self.path(f"{stage}.safetensors").exists()
+    def has_weights(self, stage: Stage) -> bool:
+        """True when `stage` has been saved."""
+        return self.path(stage.file).exists()
 
-    def save_weights(self, stage: str, state: dict[str, "Tensor"]) -> None:
+    def save_weights(self, stage: Stage, state: dict[str, "Tensor"]) -> None:
         """Write a state dict."""
-        path, mark = self.path(f"{stage}.safetensors"), {"format": RUN_FORMAT, "stage": stage}
+        path, mark = self.path(stage.file), {"format": RUN_FORMAT, "stage": stage}
         on_main(lambda: save_tensors(path, state, mark))
 
-    def link_weights(self, stage: str, source: "Run") -> None:
+    def link_weights(self, stage: Stage, source: "Run") -> None:
         """Take over the weights of `source`; linked, not copied, where that is possible."""
         on_main(lambda: _link(stage, source.folder, self.folder))
 
-    def load_weights(self, stage: str) -> dict[str, "Tensor"]:
+    def load_weights(self, stage: Stage) -> dict[str, "Tensor"]:
         """Read a state dict.
 
         Raises:
             UserError: missing, truncated, or not written by qtool.
         """
-        path = self.path(f"{stage}.safetensors")
+        path = self.path(stage.file)
         if not path.exists():
             raise UserError(
                 f"run {self.folder}: no {path.name}; training has not finished "
@@ -237,8 +247,7 @@ class Run:
 
 
 _OWN_FILES = (
-    "float.safetensors", "meta.safetensors", "searched.safetensors", "model.safetensors",
-    "corrections.safetensors", "checkpoint.safetensors", "bits.json", "metrics.jsonl",
+    *(stage.file for stage in Stage), CHECKPOINT, "bits.json", METRICS, SEARCH,
     "adaptive.onnx",
 )  # fmt: skip
 
@@ -267,9 +276,8 @@ def _write_recipe(folder: Path, config: Config, shape: Sequence[int], classes: i
     write_json(folder / "recipe.json", header)
 
 
-def _link(stage: str, source: Path, target: Path) -> None:
-    name = f"{stage}.safetensors"
-    link_or_copy(source / name, target / name)
+def _link(stage: Stage, source: Path, target: Path) -> None:
+    link_or_copy(source / stage.file, target / stage.file)
 
 
 def _clear(folder: Path) -> None:

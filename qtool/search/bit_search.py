@@ -23,7 +23,7 @@ from qtool.nn.control import quant_layers, select
 from qtool.nn.modules.quantizer import Quantizer
 from qtool.search.limits import KINDS, Limit, check_reachable
 from qtool.search.space import Space
-from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.search import SearchSettings
 from qtool.training.losses import LogitsLoss
 from qtool.training.update import precision
 
@@ -58,7 +58,7 @@ class BitSearch:
 
     def __init__(
         self,
-        config: MetaMixConfig,
+        config: SearchSettings,
         model: nn.Module,
         space: Space,
         limits: Sequence[Limit],

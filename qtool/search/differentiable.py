@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, functional
 
-from qtool.data.batches import to_batch
+from qtool.data.batches import Batch, to_batch
 from qtool.frontends.metamix.bit_meta import bit_meta
 from qtool.networks import build_prepared
 from qtool.nn.control import calibrate
@@ -32,7 +32,7 @@ from qtool.training.losses import LogitsLoss, Objective
 from qtool.training.phase import Phase
 from qtool.training.phases import run_phase
 from qtool.training.schedules import cosine
-from qtool.training.update import Pass, Update
+from qtool.training.update import Losses, Pass, Update
 
 # Temperatures of the Gumbel softmax at the first and the last batch.
 _HOT, _COLD = 5.0, 0.5
@@ -50,11 +50,12 @@ def metamix(task: Task) -> list[Found]:
         for _, limits in task.budgets
     ]
     objective = make_objective(config)
-    update, losses = bit_meta(config, model, objective)
+    update, losses = bit_meta(config, config.meta_lr, model, objective)
     alphas = _alpha_optimizer(task, searches)
 
-    def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
-        update(losses, x, labels, Averages())
+    def step(batch: Batch, averages: Averages) -> str:
+        update(losses, batch, Averages())
+        x, labels = batch
         model.eval()
         loss = objective.on(x, labels)
         notes = [search_step(search, x, labels, loss, averages) for search in searches]
@@ -94,8 +95,9 @@ def _dnas(task: Task, name: str, limits: tuple[Limit, ...]) -> Found:
     weights = mixture_losses(model, search, objective, mixture)
     update, alphas = Update(config, model, config.meta_lr), _alpha_optimizer(task, [search])
 
-    def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
-        update(weights, x, labels, averages)
+    def step(batch: Batch, averages: Averages) -> str:
+        update(weights, batch, averages)
+        x, labels = batch
         loss = objective.on(x, labels)
         note = search_step(search, x, labels, loss, Averages(), mixture)
         alphas.step()
@@ -117,15 +119,16 @@ def _unfixed(task: Task, name: str, limits: tuple[Limit, ...]) -> Found:
     update, alphas = Update(config, model, config.meta_lr), _alpha_optimizer(task, [search])
     objective = make_objective(config)
 
-    def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
+    def losses(batch: Batch) -> Iterator[Pass]:
+        x, labels = batch
         model.train()
         task_loss, mixture = objective.on(x, labels), softmax(search.alpha)
         loss, logits, penalty = search.loss(x, task_loss, len(labels), mixture)
-        yield loss + penalty, logits
+        yield Pass(loss + penalty, logits, labels)
 
-    def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
+    def step(batch: Batch, averages: Averages) -> str:
         alphas.zero_grad()
-        update(losses, x, labels, averages)
+        update(losses, batch, averages)
         average_gradients([search.alpha])
         alphas.step()
         return f"budget used {_shares(search)}"
@@ -147,14 +150,15 @@ def _alpha_optimizer(task: Task, searches: list[BitSearch]) -> torch.optim.Optim
 
 def mixture_losses(
     model: Module, search: BitSearch, objective: Objective, mixture: Mixture = softmax
-) -> Callable[[Tensor, Tensor], Iterator[Pass]]:
+) -> Losses[Batch]:
     """Return the passes of a step of the weights below a mixture of branches."""
 
-    def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
+    def losses(batch: Batch) -> Iterator[Pass]:
+        x, labels = batch
         model.train()
         mixed = mixture(search.alpha.detach())
         loss, logits, _ = search.loss(x, objective.on(x, labels), len(labels), mixed)
-        yield loss, logits
+        yield Pass(loss, logits, labels)
 
     return losses
 
@@ -176,7 +180,7 @@ def _shares(search: BitSearch) -> str:
     return "/".join(f"{100 * share:.1f}" for share in search.shares()) + " %"
 
 
-def _run(task: Task, phase: Phase) -> None:
+def _run(task: Task, phase: Phase[Batch]) -> None:
     batches = make_batches(task.config, task.data)
     run_phase(phase, task.run, batches, task.progress, task.resume)
 

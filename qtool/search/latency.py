@@ -12,19 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import torch
 
 import qtool
-from passes.emit.tvm.target import TvmOptions
+from passes.emit.registry import make_target
 from passes.pipelines import lower
 from qtool.core.dialect import static_shape
-from qtool.core.errors import UserError, unknown_name
+from qtool.core.errors import UserError
 from qtool.core.selection import LayerBits, Selection
-from qtool.core.tvm_env import require_tvm
-from qtool.export.export import write
 from qtool.export.trace import trace
 from qtool.networks import build_float, quant_spec
 from qtool.nn.control import calibrate
@@ -43,23 +40,20 @@ from qtool.search.space import SearchLayer, Space
 from runtimes.host_name import cpu_name
 from runtimes.isa import integer_features
 from runtimes.latency import measure
+from runtimes.registry import SEARCHED, runtime_entry
 
 __all__ = ["LatencyTable", "load_table", "machine_of", "measure_latency"]
 
 Note = Callable[[str], None]
-# Runtime: target and suffix of its files, and the package that has its version.
-_RUNTIMES = {"tvm": ("tvm", ".so", "apache-tvm"), "ort": ("onnx", ".onnx", "onnxruntime")}
 _THREADS = 1
 
 
 def machine_of(runtime: str) -> dict[str, str | int]:
     """Return what a measurement on this machine depends on: CPU, versions, threads."""
-    if runtime not in _RUNTIMES:
-        raise unknown_name("runtime", runtime, _RUNTIMES)
-    if runtime == "tvm":
-        require_tvm()
+    entry = runtime_entry(runtime, SEARCHED)
+    entry.require()
     return {
-        "runtime": runtime, "version": metadata.version(_RUNTIMES[runtime][2]),
+        "runtime": runtime, "version": metadata.version(entry.package),
         "cpu": cpu_name(), "isa": ", ".join(integer_features()), "threads": _THREADS,
         "qtool": qtool.__version__,
     }  # fmt: skip
@@ -71,7 +65,7 @@ def measure_latency(run: Run, space: Space, runtime: str, note: Note) -> Latency
     Args:
         run: names the network; needs no weights.
         space: layers and candidates.
-        runtime: "tvm" or "ort".
+        runtime: one of `runtimes.registry.SEARCHED`.
         note: is told what is being measured.
 
     Raises:
@@ -126,7 +120,7 @@ class _Stopwatch:
 
     def __init__(self, folder: Path, runtime: str, note: Note) -> None:
         self.folder, self.runtime, self.note = folder, runtime, note
-        self.target, self.suffix, _ = _RUNTIMES[runtime]
+        self.target = make_target(runtime_entry(runtime).runs, {})
         self.known: dict[tuple[Geometry, LayerBits], Timing] = {}
 
     def layer(self, layer: SearchLayer, alone: Geometry) -> Mapping[LayerBits, Timing]:
@@ -151,9 +145,10 @@ class _Stopwatch:
         shown = {f"w{b.weight}a{b.activation}" for b in bits.values()}
         self.note(f"latency on {self.runtime}: {what} at {', '.join(sorted(shown))}")
         dialect = lower(graph.clone(), Selection(bits), allow_float=True)
-        path = self.folder / f"{len(list(self.folder.iterdir()))}{self.suffix}"
-        write(dialect, self.target, path, "qdq", TvmOptions(), None)
+        number, suffix = len(list(self.folder.iterdir())), self.target.suffixes[0]
+        path = self.folder / f"{number}{suffix}"
+        self.target.write(dialect, path)
         shape = static_shape(dialect.graph.inputs[0])
-        found: dict[str, Any] = measure(path, self.runtime, shape, _THREADS)
-        low, high = found["quartiles"]
-        return Timing(1e-3 * low, 1e-3 * found["median"], 1e-3 * high)
+        found = measure(path, self.runtime, shape, _THREADS)
+        low, high = found.quartiles
+        return Timing(1e-3 * low, 1e-3 * found.median, 1e-3 * high)

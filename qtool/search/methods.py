@@ -13,7 +13,7 @@ from qtool.runs.run import Run
 from qtool.search import METHODS
 from qtool.search.limits import Limit
 from qtool.search.space import Space
-from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.search import SearchSettings
 
 State = dict[str, Tensor]
 
@@ -24,7 +24,7 @@ class Task:
 
     Args:
         run: where checkpoints and metrics go; holds the float network.
-        config: candidates and settings.
+        config: candidates and settings; a teacher "float" is the run itself.
         data: training images.
         model: prepared network at the meta-state.
         space: its layers and candidates.
@@ -34,7 +34,7 @@ class Task:
     """
 
     run: Run
-    config: MetaMixConfig
+    config: SearchSettings
     data: DataSet
     model: nn.Module
     space: Space

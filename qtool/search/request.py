@@ -6,8 +6,9 @@ from pathlib import Path
 
 from qtool.core.errors import UserError
 from qtool.search.limits import KINDS
-from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.base import TrainConfig
 from qtool.settings.override import override
+from qtool.settings.search import SearchSettings, missing_settings, search_settings
 
 POWERS = (1, 2, 4, 8)
 
@@ -71,13 +72,13 @@ class Request:
     resume: bool = False
     force: bool = False
 
-    def config(self, recipe: MetaMixConfig) -> MetaMixConfig:
-        """Return the recipe as this search takes it.
+    def config(self, recipe: TrainConfig) -> TrainConfig:
+        """Return the results' recipe: candidates and settings of this search in its fields.
 
         Raises:
             UserError: settings unknown or out of range, no candidates left.
         """
-        config = override(recipe, self.settings)
+        config = override(recipe, self._given(recipe, beside=False))
         weights = self._candidates(self.weights or _tuple(config.weight_bits), "--weights")
         own = self.activations or config.activation_bits
         activations = self._candidates(own, "--activations")
@@ -90,6 +91,19 @@ class Request:
         if weights != _tuple(config.weight_bits):
             texts.append(f"weight_bits={_joined(weights)}")
         return override(config, texts)
+
+    def search_settings(self, recipe: TrainConfig) -> SearchSettings:
+        """Return what this search reads; `recipe` is the results'.
+
+        Raises:
+            UserError: settings out of range.
+        """
+        return override(search_settings(recipe), self._given(recipe, beside=True))
+
+    def _given(self, recipe: TrainConfig, beside: bool) -> list[str]:
+        """Return the settings that `recipe` has fields for, or those `beside` it."""
+        missing = missing_settings(recipe)
+        return [s for s in self.settings if (s.partition("=")[0] in missing) is beside]
 
     def _candidates(self, bits: tuple[int, ...], option: str) -> tuple[int, ...]:
         if not self.power_of_two:

@@ -11,17 +11,23 @@ from qtool.core.files import write_json
 from qtool.core.progress import Progress
 from qtool.core.selection import Selection
 from qtool.data.images import DataSet
-from qtool.frontends.metamix.frontend import settings_of
 from qtool.networks import bits_content, build_prepared, load_state
 from qtool.nn.control import bit_costs, initialise_weight_steps, select
 from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.search import PARETO_FORMAT
 from qtool.search.limits import KINDS, Limit
 from qtool.search.methods import Found, Task
 from qtool.search.request import Budget, Request
-from qtool.settings.metamix import MetaMixConfig
+from qtool.settings.base import TrainConfig
+from qtool.settings.search import SearchSettings
 from qtool.training.evaluation import recalibrate_norms
-from qtool.training.ingredients import make_batches, plain_phase, save_quantized
+from qtool.training.ingredients import (
+    make_batches,
+    plain_phase,
+    save_quantized,
+    with_teacher,
+)
 from qtool.training.phases import run_phase
 
 
@@ -34,7 +40,12 @@ class Result:
     limits: tuple[Limit, ...]
 
 
-def prepared(run: Run, config: MetaMixConfig) -> nn.Module:
+def settings_for(run: Run, request: Request) -> SearchSettings:
+    """Return what `request` reads of the result `run`; a teacher "float" is the run itself."""
+    return with_teacher(request.search_settings(run.settings(TrainConfig)), run.folder)
+
+
+def prepared(run: Run, config: TrainConfig) -> nn.Module:
     """Return the run's network, prepared for the candidates of `config`."""
     return build_prepared(Run(run.folder, config, run.input_shape, run.classes))
 
@@ -91,10 +102,10 @@ def save_choice(task: Task, result: Result, method: str, found: Found) -> None:
         initialise_weight_steps(model)
     select(model, chosen)
     recalibrate_norms(model, make_batches(config, task.data), config.norm_batches)
-    if not run.has_weights("meta"):
-        run.link_weights("meta", task.run)
-    run.save_weights("searched", model.state_dict())
-    run.save_weights("model", model.state_dict())
+    if not run.has_weights(Stage.META):
+        run.link_weights(Stage.META, task.run)
+    run.save_weights(Stage.SEARCHED, model.state_dict())
+    run.save_weights(Stage.MODEL, model.state_dict())
     run.save_bits(content)
     task.progress.note(describe(content))
 
@@ -120,9 +131,9 @@ def finish(
     run, content = result.run, result.run.load_bits() or {}
     if not request.finetune or content["finetuned"]:
         return content
-    config = settings_of(run)
+    config = settings_for(run, request)
     batches, model = make_batches(config, data), build_prepared(run)
-    load_state(model, run, "searched")
+    load_state(model, run, Stage.SEARCHED)
     select(model, run.selection())
     phase = plain_phase(
         "fine-tune", config, model, config.finetune_epochs, config.finetune_lr, 0.0

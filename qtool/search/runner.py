@@ -2,32 +2,38 @@
 
 Without ``--out`` the result is the run itself (one budget), or goes to folders inside its
 ``pareto``. Every result is a whole run directory: its recipe has the search's candidates and
-settings, its float and meta weights are those of the run it comes from.
+settings, its float and meta weights are those of the run it comes from; settings that the
+recipe of another frontend than MetaMix has no fields for are in search.json.
 """
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch.nn import Module
-
 from qtool.core.errors import UserError
-from qtool.core.files import refuse_existing
+from qtool.core.files import read_json, refuse_existing, write_json
 from qtool.core.progress import Progress
 from qtool.data.images import DataSet
-from qtool.frontends.metamix.frontend import settings_of
 from qtool.parallel.together import on_main
-from qtool.runs.run import Run
+from qtool.runs.run import SEARCH, Run
+from qtool.runs.stage import Stage
 from qtool.search.budgets import limits_of
 from qtool.search.limits import check_reachable
 from qtool.search.methods import Task, load_method
 from qtool.search.request import Request
-from qtool.search.results import Result, answer, finish, prepared, save_choice, save_front
+from qtool.search.results import (
+    Result,
+    answer,
+    finish,
+    prepared,
+    save_choice,
+    save_front,
+    settings_for,
+)
 from qtool.search.space import Space, space_of
-from qtool.settings.metamix import MetaMixConfig
-from qtool.settings.registry import config_as
-from qtool.training.frontend import load_frontend
+from qtool.settings.base import TrainConfig
+from qtool.settings.search import missing_settings, search_settings
+from qtool.training.frontend import SearchStart, load_frontend
 
 _FOLDER = "pareto"
 
@@ -53,6 +59,7 @@ def run_search(
     for limits in bounds:
         check_reachable(limits)
     base = _base(run, request, config)
+    on_main(lambda: _keep_settings(base, request))
     places = _places(base, request)
     results = [
         Result(budget, place, limits)
@@ -66,15 +73,15 @@ def run_search(
     return contents
 
 
-def _config(run: Run, request: Request) -> MetaMixConfig:
+def _config(run: Run, request: Request) -> TrainConfig:
     """Return the recipe of the results.
 
     Raises:
         UserError: it is not the run's own, and the results would replace the run's.
     """
-    own = config_as(run.config, MetaMixConfig, f"run {run.folder}")
+    own = run.settings(TrainConfig)
     config = request.config(own)
-    if config != own and _is_in_place(request):
+    if request.search_settings(config) != search_settings(own) and _is_in_place(request):
         raise UserError(
             f"run {run.folder} has other candidates or settings than this search: give its "
             "result a folder of its own with --out"
@@ -101,11 +108,31 @@ def _refuse_results(run: Run, request: Request) -> None:
         refuse_existing(folder / name, request.force)
 
 
-def _base(run: Run, request: Request, config: MetaMixConfig) -> Run:
+def _base(run: Run, request: Request, config: TrainConfig) -> Run:
     """Return the run in which the search happens."""
     if _is_in_place(request):
         return run
-    return run.derive(_folder(run, request), config, ["float"], request.resume, request.force)
+    folder = _folder(run, request)
+    return run.derive(folder, config, [Stage.FLOAT], request.resume, request.force)
+
+
+def _keep_settings(base: Run, request: Request) -> None:
+    """Write the settings that the recipe has no fields for.
+
+    Raises:
+        UserError: an interrupted search had others.
+    """
+    recipe, path = base.settings(TrainConfig), base.path(SEARCH)
+    settings = request.search_settings(recipe)
+    content = {name: getattr(settings, name) for name in missing_settings(recipe)}
+    if not content:
+        return
+    if request.resume and path.exists() and read_json(path, "settings of a search") != content:
+        raise UserError(
+            f"{path} holds other settings than this command: repeat the first command's "
+            "--set, or choose another --out"
+        )
+    write_json(path, content)
 
 
 def _places(base: Run, request: Request) -> list[Run]:
@@ -113,21 +140,21 @@ def _places(base: Run, request: Request) -> list[Run]:
     if len(request.budgets) == 1:
         return [base]
     return [
-        base.derive(base.path(budget.name), base.config, ["float"], request.resume, True)
+        base.derive(base.path(budget.name), base.config, [Stage.FLOAT], request.resume, True)
         for budget in request.budgets
     ]
 
 
 def _choose(
-    start: Callable[[Module], None], base: Run, data: DataSet, request: Request, space: Space,
+    start: SearchStart, base: Run, data: DataSet, request: Request, space: Space,
     results: list[Result], progress: Progress,
 ) -> None:  # fmt: skip
     """Search from what `start` loads; leaves every result's bits and searched weights."""
-    config = settings_of(base)
+    config = settings_for(base, request)
     model = prepared(base, config)
     start(model)
     if not _is_in_place(request):
-        base.save_weights("meta", model.state_dict())
+        base.save_weights(Stage.META, model.state_dict())
     task = Task(
         base, config, data, model, space,
         [(result.budget.name, result.limits) for result in results], progress, request.resume,

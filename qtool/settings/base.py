@@ -1,113 +1,140 @@
 """Recipes are frozen dataclasses; ``--set key=value`` overrides a field, type-checked.
 
 Every frontend has a class of its own, `CONFIGS` says which; what the run directory, the export
-and the check read is in their common base.
+and the check read is in their common base. What a field means and may be stands beside it
+(`qtool.settings.setting`).
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TypeVar
+
+from qtool.core.errors import UserError
+from qtool.core.grids import ACTIVATION_BITS, FLOAT_WIDTHS, WEIGHT_BITS
+from qtool.data.augment import AUGMENTS, parse_augment
+from qtool.quantizers import QUANTIZERS
+from qtool.settings.setting import setting, told
+
+ACTIVATIONS = (ACTIVATION_BITS.start, ACTIVATION_BITS.stop - 1)
+WEIGHTS = (WEIGHT_BITS.start, WEIGHT_BITS.stop - 1)
+_OTHERS = ("", *QUANTIZERS)
+_AUGMENTS = ", ".join(name + "N" * sized for name, (_, sized, _) in AUGMENTS.items())
 
 
 @dataclass(frozen=True)
 class Config:
-    """What every frontend's settings have: the network, its images and its quantizers.
+    """What every frontend's settings have: the network, its images and its quantizers."""
 
-    Args:
-        name: the recipe.
-        model: network, as in `qtool list models`.
-        dataset: images, as in `qtool list datasets`.
-        frontend: who makes the run: a key of `CONFIGS`.
-        activation_bits: candidates of every inner layer's input.
-        weight_bits: bits, or candidates, of every inner layer's weight.
-        first_last_bits: weights and inputs of the first and the last layer; 32: float.
-        glue_bits: residual, pooling and output tensors.
-        mean, std: per channel: the network sees (pixel / 255 - mean) / std; empty: as it is.
-        asymmetric: signed activations have zero points that fit their range.
-        quantizer: of weights and layer inputs, as in `qtool.quantizers.QUANTIZERS`.
-        weight_quantizer, activation_quantizer: of one of them, if another; empty: `quantizer`.
-        batch_size: images at a time.
-        train_images: training images that are used, the first ones; 0 for all.
-        image_size: side of images that are files, in pixels; 0: usual of the data set.
-        frames: images a clip, of video; 0: 8.
-        seed: of everything that is drawn.
-    """
+    name: str = field(metadata=told("the recipe"))
+    model: str = field(metadata=told("network: see qtool list models; or module:factory"))
+    dataset: str = field(metadata=told("images: see qtool list datasets; or module:factory"))
+    frontend: str = setting("", "makes the run: see qtool list frontends")
+    activation_bits: tuple[int, ...] = setting(
+        (8, 4, 3), "candidates of every inner layer's input", *ACTIVATIONS
+    )
+    weight_bits: int | tuple[int, ...] = setting(
+        4, "bits, or candidates, of every inner layer's weights", *WEIGHTS
+    )
+    first_last_bits: int = setting(
+        8, "weights and inputs of the first and the last layer; 16, 32: float",
+        *WEIGHTS, also=FLOAT_WIDTHS,
+    )  # fmt: skip
+    glue_bits: int = setting(8, "bits of residual, pooling and output tensors", *ACTIVATIONS)
+    mean: tuple[float, ...] = setting(
+        (), "per channel: the network sees (pixel / 255 - mean) / std",
+        -math.inf, math.inf,
+    )  # fmt: skip
+    std: tuple[float, ...] = setting(
+        (), "per channel; both empty: it sees pixel / 255", 1e-6, 1e6
+    )
+    asymmetric: bool = setting(
+        False, "signed activations have zero points that fit their range"
+    )
+    quantizer: str = setting(
+        "lsq", "how weights and layer inputs become codes", choices=QUANTIZERS
+    )
+    weight_quantizer: str = setting(
+        "", "of weights, if another; empty: quantizer", choices=_OTHERS, looks="as quantizer"
+    )
+    activation_quantizer: str = setting(
+        "",
+        "of layer inputs, if another; empty: quantizer",
+        choices=_OTHERS,
+        looks="as quantizer",
+    )
+    batch_size: int = setting(128, "images at a time", 1)
+    train_images: int = setting(0, "training images used, the first ones; 0: all", 0)
+    image_size: int = setting(0, "side of images in files, in pixels; 0: the usual", 0, 4096)
+    frames: int = setting(0, "images a clip of video; 0: 8", 0, 256)
+    # Up to here, what torch is seeded with (`qtool.training.loop`) stays below 2**63.
+    seed: int = setting(0, "of everything that is drawn at random", 0, 10**10)
 
-    name: str
-    model: str
-    dataset: str
-    frontend: str = ""
-    activation_bits: tuple[int, ...] = (8, 4, 3)
-    weight_bits: int | tuple[int, ...] = 4
-    first_last_bits: int = 8
-    glue_bits: int = 8
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    asymmetric: bool = False
-    quantizer: str = "lsq"
-    weight_quantizer: str = ""
-    activation_quantizer: str = ""
-    batch_size: int = 128
-    train_images: int = 0
-    image_size: int = 0
-    frames: int = 0
-    seed: int = 0
+    def require_consistent(self) -> None:
+        """Refuse settings that contradict each other."""
+        if len(self.mean) != len(self.std):
+            raise UserError(
+                f"recipe settings mean and std: got {len(self.mean)} and {len(self.std)} "
+                "values, expected one each per channel"
+            )
+
+
+def _augment(_name: str, value: tuple[str, ...]) -> None:
+    parse_augment(value)
 
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """What every frontend that trains has: data, loss, optimizer, schedule, machine.
+    """What every frontend that trains has: data, loss, optimizer, schedule, machine."""
 
-    Args:
-        augment: what is done to training images, as in `qtool.data.augment`.
-        workers: processes that decode images ahead, for data that is not in memory.
-        label_smoothing: of the cross-entropy.
-        optimizer: sgd (Nesterov momentum), adam or adamw.
-        momentum: of sgd.
-        weight_decay: of weight tensors; BatchNorm and biases have none.
-        alpha_weight_decay: of clipping levels ("alpha", PACT).
-        step_lr_factor: learning rate of quantizers' parameters, relative to the weights'.
-        clip_norm: largest norm of all gradients together; 0 for any.
-        accumulate: parts that a batch is computed in, one after the other.
-        ema: decay of the average of all weights that is evaluated and saved; 0 for none.
-        schedule: cosine or multistep, of the learning rate.
-        warmup: share of a phase in which the learning rate grows.
-        milestones: multistep: shares of a phase after which the rate is multiplied.
-        gamma: multistep: by what.
-        norm_batches: whose statistics replace BatchNorm's running averages after a phase.
-        teacher: float weights to distil from, a file or a run directory; empty for none.
-        teacher_model: the network of a teacher's weights file; empty: the same as `model`.
-        distill_weight: share of the loss that compares with the teacher.
-        temperature: at which it does.
-        device: cpu, cuda, or auto: cuda where there is one.
-        autocast: compute in bfloat16 what `torch.autocast` does.
-        checkpoint_minutes: a checkpoint is written that often inside an epoch; 0: at its end.
-        checkpoint_steps: and after so many batches; 0: at its end.
-    """
-
-    augment: tuple[str, ...] = ("flip",)
-    workers: int = 0
-    label_smoothing: float = 0.0
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    alpha_weight_decay: float = 5e-4
-    step_lr_factor: float = 0.1
-    clip_norm: float = 0.0
-    accumulate: int = 1
-    ema: float = 0.0
-    schedule: str = "cosine"
-    warmup: float = 0.0
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    gamma: float = 0.1
-    norm_batches: int = 40
-    teacher: str = ""
-    teacher_model: str = ""
-    distill_weight: float = 0.5
-    temperature: float = 4.0
-    device: str = "auto"
-    autocast: bool = False
-    checkpoint_minutes: float = 10.0
-    checkpoint_steps: int = 0
+    augment: tuple[str, ...] = setting(
+        ("flip",), "done to training images, in this order; N is in pixels",
+        check=_augment, looks=_AUGMENTS,
+    )  # fmt: skip
+    workers: int = setting(0, "processes that decode images in files ahead", 0, 256)
+    label_smoothing: float = setting(
+        0.0, "of the cross-entropy: share that all classes get", 0, 1
+    )
+    optimizer: str = setting(
+        "sgd",
+        "of all that trains; sgd has Nesterov's momentum",
+        choices=("sgd", "adam", "adamw"),
+    )
+    momentum: float = setting(0.9, "of optimizer sgd", 0, 1)
+    weight_decay: float = setting(5e-4, "of weight tensors; BatchNorm and biases have none", 0)
+    alpha_weight_decay: float = setting(5e-4, "of clipping levels (alpha, PACT)", 0)
+    step_lr_factor: float = setting(0.1, "learning rate of quantizers relative to weights", 0)
+    clip_norm: float = setting(0.0, "largest norm of all gradients together; 0: any", 0)
+    accumulate: int = setting(1, "parts that a batch is computed in, in turn", 1)
+    ema: float = setting(0.0, "decay of the average of weights that is saved; 0: none", 0, 1)
+    schedule: str = setting(
+        "cosine", "how the learning rate falls in a phase", choices=("cosine", "multistep")
+    )
+    warmup: float = setting(0.0, "share of a phase in which the rate grows", 0, 1)
+    milestones: tuple[float, ...] = setting(
+        (0.5, 0.75), "multistep: shares of a phase where the rate falls", 0, 1
+    )
+    gamma: float = setting(0.1, "multistep: factor by which the rate falls", 0)
+    norm_batches: int = setting(40, "batches that BatchNorm's final statistics are from", 1)
+    teacher: str = setting(
+        "", "to distil from: FILE, RUN, or float: the run's own float weights"
+    )
+    teacher_model: str = setting("", "network of a teacher's weights file; empty: as model")
+    distill_weight: float = setting(
+        0.5, "share of the loss that compares with the teacher", 0, 1
+    )
+    temperature: float = setting(4.0, "of the logits in that comparison", 1e-3)
+    device: str = setting(
+        "auto",
+        "where training runs; auto: cuda if there is one",
+        choices=("auto", "cpu", "cuda"),
+    )
+    autocast: bool = setting(False, "compute in bfloat16 what torch.autocast does")
+    checkpoint_minutes: float = setting(
+        10.0, "minutes between checkpoints in an epoch; 0: only at its end", 0
+    )
+    checkpoint_steps: int = setting(
+        0, "batches between checkpoints in an epoch; 0: only at its end", 0
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

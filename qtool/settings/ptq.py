@@ -1,37 +1,49 @@
 """Settings of post-training quantization."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from qtool.core.errors import UserError
+from qtool.core.selection import parse_uniform
 from qtool.settings.base import Config
+from qtool.settings.setting import items, setting
+
+
+def _uniform(name: str, value: Any) -> None:
+    """Refuse bits that are not like w4a8."""
+    for bits in items(value):
+        if parse_uniform(bits) is None:
+            raise UserError(f"recipe setting {name}: got {bits!r}, expected such as w4a8")
 
 
 @dataclass(frozen=True)
 class PtqConfig(Config):
-    """Post-training quantization: a float network becomes a run without training.
-
-    Args:
-        weights: file with the float weights, or a run directory; must be set.
-        bits: uniform bits that ``model.safetensors`` is corrected for, such as w8a8.
-        presets: further uniform bits that get a correction of their own.
-        glue: how grids of residual, pooling and output tensors are found: mse, minmax or
-            percentile.
-        percentile: share of values, in percent, inside a percentile grid.
-        correction: of every layer's output: affine (scale and bias), bias or none.
-        calibration_images: training images, the first ones, that grids come from.
-        correction_images: the first ones of these, that corrections come from.
-        compare_images: test images on which choices of glue are compared; 0 for all.
-    """
+    """Post-training quantization: a float network becomes a run without training."""
 
     frontend: str = "ptq"
     activation_bits: tuple[int, ...] = (8, 6, 4, 3, 2)
     weight_bits: tuple[int, ...] = (8, 6, 4, 3, 2)
     asymmetric: bool = True
-    weights: str = ""
-    bits: str = "w8a8"
-    presets: tuple[str, ...] = ("w8a8", "w6a6", "w4a8", "w4a4")
-    glue: str = "mse"
-    percentile: float = 99.99
-    correction: str = "affine"
-    calibration_images: int = 1024
-    correction_images: int = 256
-    compare_images: int = 1000
+    weights: str = setting("", "float weights: FILE or RUN; must be set")
+    bits: str = setting(
+        "w8a8", "uniform bits that model.safetensors is corrected for",
+        check=_uniform, looks="such as w4a8",
+    )  # fmt: skip
+    presets: tuple[str, ...] = setting(
+        ("w8a8", "w6a6", "w4a8", "w4a4"), "further uniform bits that get their own correction",
+        check=_uniform, looks="such as w4a8",
+    )  # fmt: skip
+    glue: str = setting(
+        "mse", "how grids between layers and of outputs are found",
+        choices=("mse", "minmax", "percentile"),
+    )  # fmt: skip
+    percentile: float = setting(99.99, "percent of values inside a percentile grid", 50, 100)
+    correction: str = setting(
+        "affine", "of every layer's output; affine: scale and bias",
+        choices=("affine", "bias", "none"),
+    )  # fmt: skip
+    calibration_images: int = setting(1024, "training images, the first ones, for grids", 1)
+    correction_images: int = setting(
+        256, "calibration images, the first ones, for corrections", 1
+    )
+    compare_images: int = setting(1000, "test images to compare choices of glue on; 0: all", 0)

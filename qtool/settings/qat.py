@@ -2,33 +2,26 @@
 
 from dataclasses import dataclass
 
-from qtool.settings.base import TrainConfig
+from qtool.settings.base import ACTIVATIONS, WEIGHTS, TrainConfig
+from qtool.settings.setting import setting
 
 
 @dataclass(frozen=True)
 class QatConfig(TrainConfig):
-    """Quantization-aware training at fixed bits; `activation_bits`, `weight_bits` stay empty.
-
-    Args:
-        bits: such as w4a4, with `first_last_bits` in the first and the last layer; a list such
-            as w4a4,layer3.*=w4a8; or the path of a bits file, which names every layer or has
-            a default (docs/bits.md).
-        weights: float weights to start from, a file or a run directory; empty for none.
-        float_epochs: of float training first, where there are no `weights`.
-        float_lr: learning rate then.
-        epochs: at the bits.
-        lr: learning rate then, of the weights.
-        teacher: also "float": the float network that training starts from.
-        calibration_images: training images, the first ones, that activation grids start from.
-    """
+    """Quantization-aware training at fixed bits, uniform or layer by layer."""
 
     frontend: str = "qat"
-    activation_bits: tuple[int, ...] = ()
-    weight_bits: int | tuple[int, ...] = ()
-    bits: str = "w4a4"
-    weights: str = ""
-    float_epochs: int = 0
-    float_lr: float = 0.1
-    epochs: int = 10
-    lr: float = 0.01
-    calibration_images: int = 512
+    activation_bits: tuple[int, ...] = setting((), "stays empty: bits says it", *ACTIVATIONS)
+    weight_bits: int | tuple[int, ...] = setting((), "stays empty: bits says it", *WEIGHTS)
+    bits: str = setting(
+        "w4a4", "uniform bits, or of every layer: see docs/bits.md",
+        looks="w4a4; w4a4,layer3.*=w4a8; FILE",
+    )  # fmt: skip
+    weights: str = setting("", "float weights to start from: FILE or RUN")
+    float_epochs: int = setting(0, "epochs of float training, without weights", 0)
+    float_lr: float = setting(0.1, "learning rate of float training", 0)
+    epochs: int = setting(10, "epochs at the bits", 0)
+    lr: float = setting(0.01, "learning rate of the weights at the bits", 0)
+    calibration_images: int = setting(
+        512, "training images, the first ones, for first grids", 1
+    )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qtool.core.errors import UserError
+from qtool.data.batch_source import BatchT
 from qtool.parallel.collectives import gather
 from qtool.parallel.job import current
 from qtool.runs.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Tensors = dict[str, Tensor]
 
 
-def pack(phase: "Phase", averages: Averages) -> Tensors:
+def pack(phase: "Phase[BatchT]", averages: Averages) -> Tensors:
     """Return the state of `phase`; all processes of a job take part."""
     tensors = {f"model.{k}": v for k, v in phase.model.state_dict().items()}
     tensors |= {f"extra.{k}": v for k, v in phase.extra.items()}
@@ -48,7 +49,7 @@ def _random_states() -> Tensors:
     }
 
 
-def unpack(phase: "Phase", checkpoint: Checkpoint, averages: Averages) -> None:
+def unpack(phase: "Phase[BatchT]", checkpoint: Checkpoint, averages: Averages) -> None:
     """Bring `phase` to where `checkpoint` was written.
 
     Raises:

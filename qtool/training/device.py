@@ -3,16 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from qtool.core.errors import UserError
 from qtool.parallel.job import current
 from qtool.settings.base import TrainConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 def training_device(config: TrainConfig) -> torch.device:

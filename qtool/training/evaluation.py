@@ -2,11 +2,13 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from qtool.data.batches import Batches, to_batch
+from qtool.data.batch_source import BatchSource
+from qtool.data.batches import Batch, to_batch
 from qtool.data.clips import clip_logits
 from qtool.data.images import Source
+from qtool.nn.norm_rows import active_norms
+from qtool.nn.seeded import seeded
 from qtool.parallel.collectives import all_reduce_sum
 from qtool.parallel.job import current
 
@@ -43,21 +45,21 @@ def accuracy(model: nn.Module, images: Source, batch: int = 250) -> float:
 
 
 @torch.no_grad()
-def recalibrate_norms(model: nn.Module, batches: Batches, count: int) -> None:
+def recalibrate_norms(model: nn.Module, batches: BatchSource[Batch], count: int) -> None:
     """Replace BatchNorm's running averages by plain averages over `count` training batches.
 
-    The averages that training leaves behind belong to weights and bits of many steps ago. A
-    BatchNorm of momentum 0 holds constants (`qtool.models.normalised`) and keeps them.
+    The averages that training leaves behind belong to weights and bits of many steps ago. Of
+    norms with several rows, those of the bits that are selected are replaced.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.momentum != 0.0]
+    norms = active_norms(model)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
     model.train()
-    torch.manual_seed(batches.seed)
     device = device_of(model)
-    for _, (x, _labels) in zip(range(count), batches.epoch(0), strict=False):
-        model(x.to(device))
+    with seeded(batches.seed):  # of Dropout
+        for _, (x, _labels) in zip(range(count), batches.epoch(0), strict=False):
+            model(x.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -1,20 +1,49 @@
 """Training methods by name: each turns a recipe and data into a run directory.
 
-A frontend is a module with three functions, and what a user may do after the first::
-
-    NEXT                                                          "qtool export {run} ..."
-    check(config, data)                                           refuses, and writes nothing
-    train(run, data, progress, resume) -> table or None           leaves model.safetensors
-    search_start(run, model)                                      model at the run's weights
-
-Its settings are a class in `qtool.settings.registry.CONFIGS`.
+A frontend is a module or a folder of `qtool.frontends` that says in a `FRONTEND` what it is,
+and a line in `FRONTENDS`. Its settings class has another one in
+`qtool.settings.registry.CONFIGS`, which needs no torch.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+
+from rich.table import Table
+from torch import nn
 
 from qtool.core.errors import unknown_name
+from qtool.core.progress import Progress
+from qtool.data.images import DataSet
+from qtool.runs.run import Run
+from qtool.settings.base import Config
 
+# Gives a network, prepared for a search's candidates, weights that serve all of them.
+SearchStart = Callable[[nn.Module], None]
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """A training method.
+
+    Args:
+        settings: class of its recipes.
+        check: (recipe, data): refuses what `train` would refuse, and writes nothing.
+        train: (run, data, progress, resume) -> table to show, None for none; leaves the
+            stages FLOAT and MODEL in the run, and META if it can be searched.
+        search_start: what a search of the run starts from; refuses a run that has no weights
+            that serve several candidates, in its own words.
+        next: the command that a user may give afterwards, with ``{run}`` in it.
+    """
+
+    settings: type[Config]
+    check: Callable[[Config, DataSet], None]
+    train: Callable[[Run, DataSet, Progress, bool], Table | None]
+    search_start: Callable[[Run], SearchStart]
+    next: str
+
+
+# Module of each one's `FRONTEND`.
 FRONTENDS = {
     "metamix": "qtool.frontends.metamix.frontend",
     "ptq": "qtool.frontends.ptq.frontend",
@@ -22,8 +51,13 @@ FRONTENDS = {
 }
 
 
-def load_frontend(name: str) -> Any:
-    """Return the module of frontend `name`."""
+def load_frontend(name: str) -> Frontend:
+    """Return frontend `name`.
+
+    Raises:
+        UserError: no such frontend; with the nearest names.
+    """
     if name not in FRONTENDS:
         raise unknown_name("frontend", name, FRONTENDS)
-    return import_module(FRONTENDS[name])
+    found: Frontend = import_module(FRONTENDS[name]).FRONTEND
+    return found

@@ -6,18 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from qtool.core.errors import UserError
 from qtool.core.progress import Progress
-from qtool.data.batches import Batches
+from qtool.data.batches import Batch, Batches
 from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet
 from qtool.networks import load_float, network_with
 from qtool.parallel.job import current
 from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.settings.base import TrainConfig
-from qtool.settings.registry import config_as
 from qtool.training.averages import Averages
 from qtool.training.device import training_device
 from qtool.training.evaluation import accuracy, recalibrate_norms
@@ -98,7 +98,7 @@ def plain_phase(
     epochs: int,
     lr: float,
     warmup: float | None = None,
-) -> Phase:
+) -> Phase[Batch]:
     """Return the phase that minimises the task loss at whatever bits are selected.
 
     Args:
@@ -111,12 +111,13 @@ def plain_phase(
     """
     update, objective = Update(config, model, lr), make_objective(config)
 
-    def losses(x: Tensor, labels: Tensor) -> Iterator[Pass]:
+    def losses(batch: Batch) -> Iterator[Pass]:
+        x, labels = batch
         logits = clip_logits(model(x), len(labels))
-        yield objective.on(x, labels)(logits), logits
+        yield Pass(objective.on(x, labels)(logits), logits, labels)
 
-    def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
-        update(losses, x, labels, averages)
+    def step(batch: Batch, averages: Averages) -> str:
+        update(losses, batch, averages)
         return ""
 
     schedule = schedule_of(config, warmup)
@@ -128,13 +129,18 @@ def with_teacher(config: TrainConfigT, weights: str | Path) -> TrainConfigT:
     return replace(config, teacher=str(weights)) if config.teacher == FLOAT else config
 
 
+def settings_of(run: Run, kind: type[TrainConfigT]) -> TrainConfigT:
+    """Return the run's recipe, a `kind`; a teacher "float" is the run itself."""
+    return with_teacher(run.settings(kind), run.folder)
+
+
 def save_quantized(
     run: Run, name: str, model: nn.Module, batches: Batches, data: DataSet, progress: Progress
 ) -> None:
     """Finish phase `name` at the bits that are selected; leaves ``model.safetensors``."""
-    config = config_as(run.config, TrainConfig, f"run {run.folder}")
+    config = run.settings(TrainConfig)
     recalibrate_norms(model, batches, config.norm_batches)
     result = accuracy(model, data.test)
     run.add_metrics(phase=name, test_accuracy=result)
-    run.save_weights("model", model.state_dict())
+    run.save_weights(Stage.MODEL, model.state_dict())
     progress.note(f"fake-quantized: test accuracy {result:.2f} %")

@@ -8,13 +8,13 @@ algorithms are deterministic where there is a choice.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic
 
 import torch
 
 from qtool.core.errors import UserError
 from qtool.core.progress import Progress
-from qtool.data.batches import Batch, Batches
+from qtool.data.batch_source import BatchSource, BatchT, to_device
 from qtool.parallel.collectives import any_process
 from qtool.parallel.job import ProcessError, current
 from qtool.runs.checkpoint import Checkpoint, load_checkpoint, rewind, save_checkpoint
@@ -31,12 +31,12 @@ _LOOK = 10
 
 
 @dataclass
-class Loop:
+class Loop(Generic[BatchT]):
     """Trains one phase, from its start or from its checkpoint."""
 
-    phase: "Phase"
+    phase: "Phase[BatchT]"
     run: Run
-    batches: Batches
+    batches: BatchSource[BatchT]
     progress: Progress
     config: TrainConfig
     device: torch.device
@@ -84,10 +84,9 @@ class Loop:
         phase, steps = self.phase, len(self.batches)
         phase.model.train()
         batches = _own_errors(self.batches.epoch(epoch + 1, start))
-        for index, (x, labels) in enumerate(batches, start):
+        for index, batch in enumerate(batches, start):
             self._set_rates(phase.schedule((epoch * steps + index) / (phase.epochs * steps)))
-            x, labels = x.to(self.device, non_blocking=True), labels.to(self.device)
-            note = phase.step(x, labels, averages)
+            note = phase.step(to_device(batch, self.device), averages)
             done = index + 1
             if done % _LOOK == 0 or done == steps or self._is_step_due(done):
                 self._look(epoch, averages)
@@ -132,7 +131,7 @@ class Loop:
         self.saved_at = time.monotonic()
 
 
-def _own_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _own_errors(batches: Iterator[BatchT]) -> Iterator[BatchT]:
     """Yield `batches`; in a job, an error in them is this process's own."""
     try:
         yield from batches

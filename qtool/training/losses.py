@@ -75,9 +75,7 @@ class Objective:
     @torch.no_grad()
     def _teach(self, x: Tensor, classes: int) -> Tensor:
         if self._teacher is None and self._load is not None:
-            # Making a network draws random numbers; training's must not move on by them.
-            with torch.random.fork_rng(devices=[]):
-                made = self._load(tuple(x.shape[1:]), classes)
+            made = self._load(tuple(x.shape[1:]), classes)
             self._teacher = made.to(x.device).requires_grad_(False).eval()
         logits: Tensor = self._teacher(x) if self._teacher is not None else x
         return logits

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
 
+from qtool.data.batch_source import BatchT
 from qtool.training.averages import Averages
 from qtool.training.ema import Ema
 from qtool.training.schedules import Schedule, constant
 
 
 @dataclass
-class Phase:
+class Phase(Generic[BatchT]):
     """A stretch of training that can be interrupted at any moment.
 
     Args:
@@ -20,7 +22,8 @@ class Phase:
         epochs: passes over the training batches.
         model: module whose state is saved.
         optimizers: their states are saved too; learning rates follow `schedule`.
-        step: does one batch, returns what the progress line shows.
+        step: does one batch, which is where the model is, and returns what the progress line
+            shows.
         schedule: learning-rate factor at the share of the phase that is done.
         extra: further tensors to save (architecture parameters); restored in place.
         tag: a checkpoint is only continued by a phase of equal name and tag.
@@ -31,7 +34,7 @@ class Phase:
     epochs: int
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
-    step: Callable[[Tensor, Tensor, Averages], str]
+    step: Callable[[BatchT, Averages], str]
     schedule: Schedule = constant
     extra: dict[str, Tensor] = field(default_factory=dict)
     tag: str = ""

@@ -1,20 +1,23 @@
 """Phases: stretches of training that can be interrupted at any moment."""
 
 from qtool.core.progress import Progress
-from qtool.data.batches import Batches
+from qtool.data.batch_source import BatchSource, BatchT
 from qtool.native.allocator import keep_freed_memory
 from qtool.nn.modules.sync_norm import synchronise_norms
 from qtool.quantizers.engines import why_eager
 from qtool.runs.run import Run
 from qtool.settings.base import TrainConfig
-from qtool.settings.registry import config_as
 from qtool.training.device import deterministic, training_device
 from qtool.training.loop import Loop
 from qtool.training.phase import Phase
 
 
 def run_phase(
-    phase: Phase, run: Run, batches: Batches, progress: Progress, resume: bool
+    phase: Phase[BatchT],
+    run: Run,
+    batches: BatchSource[BatchT],
+    progress: Progress,
+    resume: bool,
 ) -> None:
     """Train `phase`; start from its checkpoint if `resume`.
 
@@ -24,7 +27,7 @@ def run_phase(
     Raises:
         UserError: a loss or a weight became infinite or NaN; no room for a checkpoint.
     """
-    config = config_as(run.config, TrainConfig, f"run {run.folder}")
+    config = run.settings(TrainConfig)
     device = training_device(config)
     keep_freed_memory()
     if reason := why_eager(device):

@@ -14,7 +14,7 @@ Layer bits go into the model's metadata (``qtool.bits``), because containers do 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ import onnx_ir as ir
 
 from passes.emit.onnx.packed import finish, pack_weights
 from passes.graph import add_constant, collection_paused, replace_node
-from passes.lower.moves import is_move
 from qtool.core.dialect import ISLAND_KEY, constant, scalar
 from qtool.core.errors import UnsupportedError
 from qtool.core.numerics import bias_scale
@@ -35,9 +34,6 @@ _PLAIN = {
     "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,), 3),
     "QLinearLeakyRelu": ("LeakyRelu", (0,), 3),
 }
-# Already what ONNX has for integers.
-# Cast, Gather and MatMulInteger widen packed weights.
-_KEPT = ("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Gather", "MatMulInteger")
 
 
 def emit_onnx_qdq(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
@@ -67,12 +63,9 @@ class _Emitter:
         for node in old:
             if ISLAND_KEY in node.metadata_props:
                 continue  # DQ, float operators and Q already
-            if node.op_type in ("QLinearConv", "QGemm"):
-                self._layer(node)
-            elif node.op_type in _PLAIN:
-                self._plain(node)
-            elif node.op_type not in _KEPT and not is_move(node):
+            if node.op_type not in NODES:
                 raise UnsupportedError(f"node {node.name}: {node.op_type} has no QDQ form")
+            NODES[node.op_type](self, node)
 
     def _append(
         self, before: ir.Node, op_type: str, inputs: Any, **attributes: Any
@@ -94,7 +87,11 @@ class _Emitter:
             self.dequantized[inputs] = value
         return self.dequantized[inputs]
 
-    def _plain(self, node: ir.Node) -> None:
+    def keep(self, node: ir.Node) -> None:
+        """Leave what ONNX has for integers already."""
+
+    def plain(self, node: ir.Node) -> None:
+        """Spell an operator as DQ, the float operator, Q."""
         op_type, operands, y = _PLAIN[node.op_type]
         inputs = [self._dequantize(node, index) for index in operands]
         kept = [v for k, v in node.attributes.items() if k != "channels_last"]
@@ -114,7 +111,8 @@ class _Emitter:
         )
         after.name = name
 
-    def _layer(self, node: ir.Node) -> None:
+    def layer(self, node: ir.Node) -> None:
+        """Spell a convolution or linear layer as DQ of its operands, the float one, Q."""
         is_conv = node.op_type == "QLinearConv"
         bias, y = (8, 6) if is_conv else (6, 7)
         name = str(node.name)
@@ -137,3 +135,15 @@ class _Emitter:
             return
         self.graph.insert_before(node, core)
         self._requantize(node, core.outputs[0], y)
+
+
+# node type of the dialect: how it is spelled; the last three widen packed weights
+NODES: dict[str, Callable[[_Emitter, ir.Node], None]] = {
+    "QLinearConv": _Emitter.layer, "QGemm": _Emitter.layer,
+    **dict.fromkeys(_PLAIN, _Emitter.plain),
+    "QuantizeLinear": _Emitter.keep, "DequantizeLinear": _Emitter.keep, "Clip": _Emitter.keep,
+    "MaxPool": _Emitter.keep, "Reshape": _Emitter.keep, "Flatten": _Emitter.keep,
+    "Transpose": _Emitter.keep, "Concat": _Emitter.keep, "Slice": _Emitter.keep,
+    "Pad": _Emitter.keep, "Resize": _Emitter.keep,
+    "Cast": _Emitter.keep, "Gather": _Emitter.keep, "MatMulInteger": _Emitter.keep,
+}  # fmt: skip

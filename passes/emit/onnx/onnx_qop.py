@@ -10,6 +10,15 @@ import onnx_ir as ir
 
 from passes.emit.onnx.packed import finish, pack_weights
 from passes.graph import collection_paused
+from qtool.core.dialect import ISLAND_KEY
+from qtool.core.errors import UnsupportedError
+
+# Node types that ONNX Runtime has as they are.
+NODES = frozenset((
+    "QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Gather", "QLinearConv", "QGemm",
+    "QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "MaxPool",
+    "Reshape", "Flatten", "Transpose", "Concat", "Slice", "Pad", "Resize",
+))  # fmt: skip
 
 
 def emit_onnx_qop(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
@@ -18,7 +27,13 @@ def emit_onnx_qop(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
     Args:
         dialect: result of `passes.pipelines.lower`.
         metadata: further entries of the file's metadata.
+
+    Raises:
+        UnsupportedError: a node that the operator form does not have; names it.
     """
+    for node in dialect.graph:
+        if node.op_type not in NODES and ISLAND_KEY not in node.metadata_props:
+            raise UnsupportedError(f"node {node.name}: {node.op_type} has no operator form")
     with collection_paused():
         source = dialect.clone()
         bits = pack_weights(source.graph)

@@ -22,20 +22,22 @@ from qtool.core.dialect import (
     FloatGemm,
     Gemm,
     Grid,
+    Island,
     Lookup,
     MaxPool,
     Mul,
     Op,
     Quantize,
 )
+from qtool.core.errors import UnsupportedError
 
 
 def kernel(op: Op) -> Kernel:
     """Return constants and a function (inputs..., constants...) -> result tensor."""
-    for kind, build in _KERNELS.items():
-        if isinstance(op, kind):
-            return build(op)
-    raise TypeError(f"{op.name}: {type(op).__name__} has no TVM kernel")
+    build = KERNELS.get(type(op))
+    if build is None:
+        raise TypeError(f"{op.name}: {type(op).__name__} has no TVM kernel")
+    return build(op)
 
 
 def dequantize(grid: Grid) -> Callable[[Tensor], Tensor]:
@@ -230,7 +232,16 @@ def _max_pool(op: MaxPool) -> Kernel:
     return [], build
 
 
-_KERNELS: dict[type[Op], Callable[[Any], Kernel]] = {
-    Quantize: _quantize, Conv: _conv, Gemm: _gemm, Add: _add, Mul: _mul, Average: _average,
-    Lookup: _lookup, MaxPool: _max_pool, **te_moves.MOVES,
+def _island(op: Island) -> Kernel:
+    """Refuse: floating point that only ONNX Runtime defines."""
+    raise UnsupportedError(
+        f"layer {op.name}: {', '.join(op.operators)} in floating point "
+        "(--allow-float), which TVM kernels do not have; --target onnx can hold it"
+    )
+
+
+KERNELS: dict[type[Op], Callable[[Any], Kernel]] = {
+    Quantize: _quantize, Conv: _conv, Gemm: _gemm, FloatGemm: _gemm, Add: _add, Mul: _mul,
+    Average: _average, Lookup: _lookup, Island: _island, MaxPool: _max_pool,
+    **te_moves.MOVES,
 }  # fmt: skip

@@ -43,12 +43,12 @@ from qtool.core.dialect.ops import (
     Upsample,
     weight_of,
 )
-from qtool.core.dialect.reader import read_program
+from qtool.core.dialect.reader import NODE_TYPES, read_program, require_ends
 
 __all__ = [
-    "ACTIVATION_BITS_KEY", "BITS_KEY", "ISLANDS_KEY", "ISLAND_KEY", "MS", "WEIGHT_BITS_KEY",
-    "Add", "Average", "Concat", "Conv", "FloatGemm", "Gemm", "Grid", "Island", "Lookup",
-    "MaxPool", "Mul", "Op", "Pad", "Program", "Quantize", "Reshape", "Slice", "Transpose",
-    "Upsample", "constant", "ints", "read_program", "require_plain", "scalar",
-    "static_shape", "value_name", "weight_of",
+    "ACTIVATION_BITS_KEY", "BITS_KEY", "ISLANDS_KEY", "ISLAND_KEY", "MS", "NODE_TYPES",
+    "WEIGHT_BITS_KEY", "Add", "Average", "Concat", "Conv", "FloatGemm", "Gemm", "Grid",
+    "Island", "Lookup", "MaxPool", "Mul", "Op", "Pad", "Program", "Quantize", "Reshape",
+    "Slice", "Transpose", "Upsample", "constant", "ints", "read_program", "require_ends",
+    "require_plain", "scalar", "static_shape", "value_name", "weight_of",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 Each is read off its node as the type of its operator and that type's own fields.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,22 @@ from qtool.core.dialect.ops import (
 )
 from qtool.core.errors import UnsupportedError
 
-Fields = tuple[type[Op], dict[str, Any]]
+Fields = dict[str, Any]
 
 
-def read(node: ir.Node) -> Fields:
-    """Return the operator type of a node among `OP_TYPES`, and its own fields.
+def read(node: ir.Node) -> tuple[type[Op], Fields]:
+    """Return the operator type of a node among `MOVES`, and its own fields.
 
     Raises:
         UnsupportedError: attributes or operands that the dialect does not have.
     """
-    return _READERS[node.op_type](node)
+    kind, fields = MOVES[node.op_type]
+    return kind, fields(node)
 
 
 def _reshape(node: ir.Node) -> Fields:
     _refuse_mixing(node, _keeps_batch(node))
-    return Reshape, {}
+    return {}
 
 
 def _keeps_batch(node: ir.Node) -> bool:
@@ -48,14 +50,14 @@ def _transpose(node: ir.Node) -> Fields:
     rank = len(static_shape(node.inputs[0])) + 1
     perm = ints(node, "perm", tuple(reversed(range(rank))))
     _refuse_mixing(node, perm[0] == 0)
-    return Transpose, {"perm": perm}
+    return {"perm": perm}
 
 
 def _concat(node: ir.Node) -> Fields:
     rank = len(static_shape(node.inputs[0])) + 1
     axis = node.attributes.get_int("axis", 0) % rank
     _refuse_mixing(node, axis != 0)
-    return Concat, {"axis": axis}
+    return {"axis": axis}
 
 
 def _slice(node: ir.Node) -> Fields:
@@ -75,7 +77,7 @@ def _slice(node: ir.Node) -> Fields:
         size = shape[index]
         first[index] = min(max(start + size if start < 0 else start, 0), size)
         stride[index] = step
-    return Slice, {"starts": tuple(first), "steps": tuple(stride)}
+    return {"starts": tuple(first), "steps": tuple(stride)}
 
 
 def _pad(node: ir.Node) -> Fields:
@@ -91,7 +93,7 @@ def _pad(node: ir.Node) -> Fields:
         raise UnsupportedError(f"node {node.name}: negative pads {pads}; use Slice")
     value = node.inputs[2] if len(node.inputs) > 2 else None
     code = 0 if value is None else int(scalar(value, f"node {node.name}: pad value"))
-    return Pad, {"before": pads[1:rank], "code": code}
+    return {"before": pads[1:rank], "code": code}
 
 
 def _upsample(node: ir.Node) -> Fields:
@@ -110,12 +112,12 @@ def _upsample(node: ir.Node) -> Fields:
         raise UnsupportedError(
             f"node {node.name}: Resize by {scales}; constant whole factors are supported"
         )
-    return Upsample, {"factors": tuple(int(s) for s in scales[1:])}
+    return {"factors": tuple(int(s) for s in scales[1:])}
 
 
 def _max_pool(node: ir.Node) -> Fields:
     require_plain(node, f"node {node.name}")
-    return MaxPool, {
+    return {
         "kernel": ints(node, "kernel_shape", ()), "strides": ints(node, "strides", (1, 1)),
         "pads": ints(node, "pads", (0, 0, 0, 0)),
     }  # fmt: skip
@@ -135,8 +137,10 @@ def _refuse_mixing(node: ir.Node, keeps: bool) -> None:
         raise UnsupportedError(f"node {node.name}: {node.op_type} mixes images of a batch")
 
 
-_READERS = {
-    "Flatten": _reshape, "Reshape": _reshape, "Transpose": _transpose, "Concat": _concat,
-    "Slice": _slice, "Pad": _pad, "Resize": _upsample, "MaxPool": _max_pool,
+# node type: the operator it is read as, and how that operator's own fields are read
+MOVES: dict[str, tuple[type[Op], Callable[[ir.Node], Fields]]] = {
+    "Flatten": (Reshape, _reshape), "Reshape": (Reshape, _reshape),
+    "Transpose": (Transpose, _transpose), "Concat": (Concat, _concat),
+    "Slice": (Slice, _slice), "Pad": (Pad, _pad), "Resize": (Upsample, _upsample),
+    "MaxPool": (MaxPool, _max_pool),
 }  # fmt: skip
-OP_TYPES = tuple(_READERS)

@@ -16,36 +16,34 @@ repaired when it misses the budget (`qtool.search.fit`). Bit-meta is
 `qtool.frontends.metamix.bit_meta`, the search `qtool.search`.
 """
 
-from collections.abc import Callable
-
-from torch import Tensor, nn
-
 from qtool.core.progress import Progress
 from qtool.core.selection import Selection
-from qtool.data.batches import to_batch
+from qtool.data.batches import Batch, to_batch
 from qtool.data.images import DataSet
 from qtool.frontends.float_network import make_float
-from qtool.frontends.metamix.bit_meta import bit_meta, branches_of, load_meta
+from qtool.frontends.meta_state import search_start
+from qtool.frontends.metamix.bit_meta import bit_meta, branches_of
 from qtool.models import model_entry
 from qtool.networks import build_prepared, network_with
 from qtool.nn.control import calibrate, initialise_weight_steps, select
 from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.settings.base import Config
 from qtool.settings.metamix import MetaMixConfig
 from qtool.settings.registry import config_as
 from qtool.training.averages import Averages
 from qtool.training.evaluation import recalibrate_norms
+from qtool.training.frontend import Frontend
 from qtool.training.ingredients import (
     CALIBRATION_IMAGES,
     check_training,
     make_batches,
     make_objective,
+    settings_of,
     with_teacher,
 )
 from qtool.training.phase import Phase
 from qtool.training.phases import run_phase
-
-NEXT = "qtool search {run} --bops BUDGET"
 
 
 def check(config: Config, data: DataSet) -> None:
@@ -59,27 +57,21 @@ def check(config: Config, data: DataSet) -> None:
 
 def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
     """Float pre-training, then bit-meta: leaves float, meta and model weights in `run`."""
-    if not (resume and run.has_weights("float")):
-        make_float(run, settings_of(run), data, progress, resume)
-    if not (resume and run.has_weights("model")):
+    if not (resume and run.has_weights(Stage.FLOAT)):
+        make_float(run, run.settings(MetaMixConfig), data, progress, resume)
+    if not (resume and run.has_weights(Stage.MODEL)):
         _train_meta(run, data, progress, resume)
 
 
-def settings_of(run: Run) -> MetaMixConfig:
-    """Return the run's recipe; a teacher "float" is the run itself."""
-    config = config_as(run.config, MetaMixConfig, f"run {run.folder}")
-    return with_teacher(config, run.folder)
-
-
 def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
-    config = settings_of(run)
+    config = settings_of(run, MetaMixConfig)
     batches = make_batches(config, data)
     model = build_prepared(run, float_weights=True)
     calibrate(model, to_batch(batches.source, slice(0, CALIBRATION_IMAGES))[0])
-    update, losses = bit_meta(config, model, make_objective(config))
+    update, losses = bit_meta(config, config.meta_lr, model, make_objective(config))
 
-    def step(x: Tensor, labels: Tensor, averages: Averages) -> str:
-        update(losses, x, labels, averages)
+    def step(batch: Batch, averages: Averages) -> str:
+        update(losses, batch, averages)
         return ""
 
     phase = Phase(
@@ -91,11 +83,11 @@ def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> No
         initialise_weight_steps(model)
     select(model, Selection(), weights=has_weight_steps)
     recalibrate_norms(model, batches, config.norm_batches)
-    run.save_weights("meta", model.state_dict())
-    run.save_weights("model", model.state_dict())
+    run.save_weights(Stage.META, model.state_dict())
+    run.save_weights(Stage.MODEL, model.state_dict())
     run.drop_checkpoint()
 
 
-def search_start(run: Run) -> Callable[[nn.Module], None]:
-    """Return what gives a model, prepared for a search, the meta-state of `run`."""
-    return lambda model: load_meta(model, run)
+FRONTEND = Frontend(
+    MetaMixConfig, check, train, search_start, "qtool search {run} --bops BUDGET"
+)

@@ -55,7 +55,7 @@ class _Correct:
     def __call__(self, layer: nn.Module, _args: object, output: Tensor) -> Tensor:
         if not isinstance(layer, QuantLayer):
             return output
-        norm, bias = layer.norm, layer.layer.bias
+        norm, bias = layer.batch_norm, layer.bias
         has_affine = norm is not None and norm.affine
         factor, shift = _fit(output, self.wanted[layer], self.scale and has_affine)
         if norm is not None and norm.affine:

@@ -40,13 +40,14 @@ from qtool.networks import bits_content, build_prepared, network_with
 from qtool.nn.control import bit_costs, select
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.quantizers import weight_quantizer
-from qtool.runs.run import CORRECTIONS, Run
+from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.settings.base import Config
 from qtool.settings.ptq import PtqConfig
 from qtool.settings.registry import config_as
 from qtool.training.evaluation import accuracy
+from qtool.training.frontend import Frontend
 
-NEXT = "qtool export {run} --target onnx -o model.onnx"
 State = dict[str, Tensor]
 
 
@@ -86,9 +87,9 @@ def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> Table | 
     Returns:
         The accuracy that each choice of glue grids keeps, to print; None if all was done.
     """
-    if resume and run.has_weights("model"):
+    if resume and run.has_weights(Stage.MODEL):
         return None
-    config = config_as(run.config, PtqConfig, f"run {run.folder}")
+    config = run.settings(PtqConfig)
     save_float(run, _load_float(config, data), data, progress)
     progress.note("calibrating")
     start = _Calibrated.of(run, config, data)
@@ -186,7 +187,7 @@ def _save_presets(run: Run, start: _Calibrated, progress: Progress) -> None:
             if not tensor.equal(start.state[name]):
                 changed[f"{bits}/{name}"] = tensor.clone()
         progress.step(bits)
-    run.save_weights(CORRECTIONS, changed)
+    run.save_weights(Stage.CORRECTIONS, changed)
 
 
 def _finish(
@@ -197,5 +198,10 @@ def _finish(
     run.save_bits(bits_content(costs))
     result = accuracy(model, data.test)
     run.add_metrics(phase="ptq", bits=config.bits, test_accuracy=result)
-    run.save_weights("model", model.state_dict())
+    run.save_weights(Stage.MODEL, model.state_dict())
     progress.note(f"fake-quantized, {config.bits}: test accuracy {result:.2f} %")
+
+
+FRONTEND = Frontend(
+    PtqConfig, check, train, search_start, "qtool export {run} --target onnx -o model.onnx"
+)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from qtool.models.normalised import ConstantNorm
 from qtool.nn.capture.operators import argument
 
 L = TypeVar("L", nn.Conv2d, nn.Linear)
 _CONVOLUTIONS = (functional.conv2d, torch.conv2d)
 _NORMS: tuple[type[nn.modules.batchnorm._BatchNorm], ...] = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+    ConstantNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
 )  # fmt: skip
 _DROPOUTS: dict[Any, type[nn.Module]] = {
     functional.dropout: nn.Dropout,
@@ -112,7 +113,7 @@ def _norm(gm: fx.GraphModule, node: fx.Node, model: nn.Module) -> None:
     prefix = str(mean.target).rpartition(".")[0]
     original = model.get_submodule(prefix)
     kind = next((k for k in _NORMS if isinstance(original, k)), nn.BatchNorm2d)
-    norm = kind(
+    norm: nn.modules.batchnorm._BatchNorm = kind(
         len(tensors[0]), argument(node, 7, "eps", 1e-5), argument(node, 6, "momentum", 0.1),
         affine=weight is not None, device="meta",
     )  # fmt: skip

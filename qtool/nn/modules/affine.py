@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.quant_layer import norm_affine, round_to_unit
+from qtool.nn.modules.switch_norm import SwitchNorm
 from qtool.nn.ops.shapes import shaped_like
 
 CODE = 127
@@ -24,23 +25,24 @@ class QuantAffine(nn.Module):
         norm: the BatchNorm.
         grid: quantizer of `x`, None where the network has no glue grids. It is not a
             submodule here: it belongs to the network.
+        layer: the first one that reads the result: its bits choose the norm's row, where it
+            has several. "" where none does.
     """
 
+    norm: nn.BatchNorm2d | SwitchNorm
+
     def __init__(
-        self, name: str, norm: nn.BatchNorm2d, grid: FakeQuantizer | None = None
+        self,
+        name: str,
+        norm: nn.BatchNorm2d,
+        grid: FakeQuantizer | None = None,
+        layer: str = "",
     ) -> None:
         super().__init__()
-        self.name, self.norm = name, norm
+        self.name, self.norm, self.layer = name, norm, layer
         self._grid = (grid,)
         # In training, the quantizer that reads this tensor computes the norm.
         self.defers_norm = False
-
-    def train(self, mode: bool = True) -> "QuantAffine":
-        """As in ``nn.Module``, but constants (momentum 0) stay what they are."""
-        super().train(mode)
-        if self.norm.momentum == 0.0:
-            self.norm.eval()
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qtool.nn.modules.switch_norm import SwitchNorm
 from qtool.nn.ops.norm_quant import norm_quantize
 from qtool.quantizers.activation import UniformArgs
 from qtool.quantizers.grid import Grid
@@ -75,8 +76,9 @@ class Prologue:
         return norm_quantize(x, self._norm(), step, grid, rule, factor, offset)
 
     def _norm(self) -> nn.BatchNorm2d:
-        """Return the norm as it is now: other code may have replaced it."""
+        """Return the norm as it is now: other code may have replaced it, or picked a row."""
         norm = None if self.owner is None else self.owner.norm
+        norm = norm.picked if isinstance(norm, SwitchNorm) else norm
         if not isinstance(norm, nn.BatchNorm2d):
             raise TypeError(f"deferred norm is a {type(norm).__name__}")
         return norm

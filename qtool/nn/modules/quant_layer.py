@@ -15,12 +15,14 @@ from torch.nn import functional
 
 from qtool.core.errors import UnsupportedError
 from qtool.nn.modules.quantizer import Quantizer
+from qtool.nn.modules.switch_norm import SwitchBias, SwitchNorm
 from qtool.nn.modules.weight_quant import WeightQuantizer
 from qtool.nn.ops.saved_codes import input_as_codes
 from qtool.nn.ops.shapes import shaped_like
 
 Layer = nn.Conv2d | nn.Linear
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
+AnyNorm = Norm | SwitchNorm
 
 
 class QuantLayer(nn.Module):
@@ -35,6 +37,8 @@ class QuantLayer(nn.Module):
         is_end: it is the first or the last layer, or reads the image: its bits may differ
             from those that a selection has for all layers.
     """
+
+    norm: AnyNorm | None
 
     def __init__(
         self,
@@ -52,9 +56,21 @@ class QuantLayer(nn.Module):
             )
         self.name, self.is_end = name, is_end
         self.layer, self.norm = layer, norm
+        # Instead of the layer's own bias, where it has several.
+        self.biases: SwitchBias | None = None
         self.input_quant, self.weight_quant = input_quant, weight_quant
         # In training, the quantizer that reads this layer computes the norm.
         self.defers_norm = False
+
+    @property
+    def batch_norm(self) -> Norm | None:
+        """The BatchNorm that computes, None where there is none."""
+        return self.norm.picked if isinstance(self.norm, SwitchNorm) else self.norm
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias that is added before the BatchNorm, None where there is none."""
+        return self.layer.bias if self.biases is None else self.biases.picked
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, H', W'), or (N, C_in) -> (N, C)."""
@@ -63,7 +79,7 @@ class QuantLayer(nn.Module):
         if self._as_on_device():
             return self._device_forward(x, weight)
         with self._saving_codes(x):
-            y = self._linear_map(x, weight, self.layer.bias)
+            y = self._linear_map(x, weight, self.bias)
         if self.norm is None or (self.defers_norm and self.training):
             return y
         return cast(Tensor, self.norm(y))
@@ -103,8 +119,8 @@ class QuantLayer(nn.Module):
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """Return BatchNorm and bias as (factor, shift), each (C,), float64."""
-        weight, bias = self.layer.weight, self.layer.bias
-        bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        weight = self.layer.weight
+        bias = weight.new_zeros(weight.shape[0]) if self.bias is None else self.bias
         if self.norm is None:
             return torch.ones_like(bias).double(), bias.double()
         return norm_affine(self.norm, bias.double())
@@ -118,8 +134,9 @@ class QuantLayer(nn.Module):
         )
 
 
-def norm_affine(norm: Norm, bias: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+def norm_affine(norm: AnyNorm, bias: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
     """Return (factor, shift), each (C,), float64: ``norm(y + bias) = y * factor + shift``."""
+    norm = norm.picked if isinstance(norm, SwitchNorm) else norm
     mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     factor = torch.rsqrt(var.double() + norm.eps)
     if not norm.affine:

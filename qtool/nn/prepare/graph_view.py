@@ -67,6 +67,22 @@ class GraphView:
             elif kind is not Kind.SHAPE and kind is not Kind.MOVE:
                 yield user
 
+    def next_layer(self, node: fx.Node) -> str:
+        """Return the name of the first layer that reads what `node` makes, "" if none does.
+
+        It may read it through any operators; of two paths the one with fewer counts.
+        """
+        waiting = list(node.users)
+        seen = set(waiting)
+        for user in waiting:
+            module = self.module(user)
+            if isinstance(module, QuantLayer):
+                return module.name
+            fresh = [other for other in user.users if other not in seen]
+            seen.update(fresh)
+            waiting += fresh
+        return ""
+
     def origin(self, node: fx.Node) -> fx.Node:
         """Return the node whose values `node` only moves, perhaps itself."""
         while self.kind(node) is Kind.MOVE:

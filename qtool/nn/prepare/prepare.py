@@ -204,7 +204,8 @@ class _Preparer:
         name, norm = str(node.target), cast(nn.BatchNorm2d, self.view.module(node))
         grid = self.view.module(self.view.origin(self.view.source(node)))
         found = grid if isinstance(grid, FakeQuantizer) else None
-        self.gm.set_submodule(name, QuantAffine(name, norm, found))
+        layer = self.view.next_layer(node)
+        self.gm.set_submodule(name, QuantAffine(name, norm, found, layer))
 
     def _needs_glue(self, node: fx.Node) -> bool:
         """True when `node` makes values that some reader does not quantize for itself."""

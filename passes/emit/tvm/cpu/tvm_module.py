@@ -16,6 +16,7 @@ from tvm import relax
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from passes.emit.tvm import te_kernels
 from passes.emit.tvm.cpu.kernels.layout import Layout, round_up
 from passes.emit.tvm.cpu.plan.memory import ALIGNMENT, apart, arrange
 from passes.emit.tvm.cpu.plan.plan import Plan, make_plan
@@ -25,7 +26,6 @@ from passes.emit.tvm.cpu.vectors.units import vectors
 from passes.emit.tvm.cpu_target import CpuTarget
 from passes.emit.tvm.tuning import TuneOptions
 from qtool.core.dialect import Program
-from qtool.core.errors import UnsupportedError
 
 Progress = Callable[[str], None]
 
@@ -64,10 +64,7 @@ def emit_tvm(
         UserError: there is something to measure, for another CPU than this machine's.
     """
     for island in program.islands():
-        raise UnsupportedError(
-            f"layer {island.name}: {', '.join(island.operators)} in floating point "
-            "(--allow-float), which TVM kernels do not have; --target onnx can hold it"
-        )
+        te_kernels.kernel(island)  # says why there is none, before the plan is made
     unit = vectors(_unit(target))
     plan = (
         make_plan(program, unit)

@@ -1,0 +1,145 @@
+"""What a target is: a kind of deployed file, and how the integer dialect becomes one.
+
+A target is a frozen dataclass in ``passes/emit/NAME/target.py`` and a line in
+`passes.emit.registry.TARGETS`. Its fields are its options: the command line derives a flag
+from each of them, ``--tune-cache FILE`` from ``tune_cache``, and shows what its metadata say
+(keys: `Option`). An instance is a target with its options chosen:
+``TvmTarget(mcpu="haswell").write(dialect, path)``.
+
+The command line imports every target to know its flags. So these modules import nothing heavy:
+what `check`, `write` and `read` need is imported inside them.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
+
+from qtool.core.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a file of a target says of itself.
+
+    Args:
+        facts: what `passes.emit.facts.describe` says of its program, and more.
+        module: what a report says of its code; None: nothing.
+    """
+
+    facts: dict[str, Any]
+    module: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """A kind of file, its options chosen; the fields of a subclass are its options."""
+
+    # Of ``--target`` and `TARGETS`; what begins the help of its options; one line.
+    name: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    # How its files may end; runtimes load those that end as the first, and miss `a_file`.
+    suffixes: ClassVar[tuple[str, ...]]
+    a_file: ClassVar[str]
+
+    def files(self, output: Path | None) -> list[Path]:
+        """Return all files that an export to `output` writes, `output` first.
+
+        Raises:
+            UserError: a file that this target cannot write.
+        """
+        return [] if output is None else [output]
+
+    def check(self, output: Path | None, force: bool) -> None:
+        """Raise `UserError` for what would fail after long work: before it begins.
+
+        Args:
+            output: the file; None where an option names another one to write.
+            force: existing files may be replaced.
+        """
+        from qtool.core.files import refuse_directory, refuse_existing
+
+        files = self.files(output)
+        if not files:
+            raise UserError("missing option -o / --output: the file to write")
+        for path in files:
+            refuse_existing(path, force)
+            refuse_directory(path)
+
+    @abstractmethod
+    def write(
+        self, dialect: "ir.Model", output: Path | None, note: Note | None = None
+    ) -> None:
+        """Write the `files`, all or none.
+
+        Args:
+            dialect: result of `passes.pipelines.lower` or `import_foreign`.
+            output: the file; None where an option names another one to write.
+            note: is told what is going on.
+        """
+
+    @classmethod
+    def read(cls, path: Path) -> Described | None:
+        """Return what the file `path` of this target says of itself.
+
+        None: it is the program, which `qtool.export.read` reads.
+
+        Raises:
+            UserError: missing or damaged.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a target, as the command line shows it: a field and its metadata.
+
+    Args:
+        name: of the field.
+        kind: type of its value.
+        default: value where it is not given.
+        help: one line, with a full stop.
+        metavar: what stands for the value; None for its type.
+        choices: all values that there are; empty for any.
+        minimum: the smallest number; None for any.
+    """
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    minimum: int | None = None
+
+    @property
+    def flag(self) -> str:
+        """``--tune-cache``."""
+        return f"--{self.name.replace('_', '-')}"
+
+
+def options_of(target: type[Target]) -> dict[str, Option]:
+    """Return the options of a target by name, in order."""
+    hints = get_type_hints(target)
+    return {
+        field.name: Option(
+            field.name, _kind(hints[field.name]), field.default, **field.metadata
+        )
+        for field in dataclasses.fields(target)
+    }
+
+
+def _kind(hint: Any) -> type:
+    """Return `X` of ``X`` or ``X | None``."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    (kind,) = kinds
+    found: type = kind
+    return found

@@ -1,0 +1,157 @@
+"""Rows of norms and biases in a prepared network: to give it some, pick one, settle on one.
+
+The modules are `qtool.nn.modules.switch_norm`'s; which row a layer takes is the rule of
+`qtool.core.choose`.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qtool.core.choose import Candidates, choose_rows
+from qtool.core.errors import UserError
+from qtool.core.selection import Selection
+from qtool.models.normalised import ConstantNorm
+from qtool.nn.modules.affine import QuantAffine
+from qtool.nn.modules.quant_layer import QuantLayer
+from qtool.nn.modules.switch_norm import BatchNorm, Switch, SwitchBias, SwitchNorm
+
+Tensors = Mapping[str, Tensor]
+_BIAS = "layer.bias"
+
+
+def switches(model: nn.Module) -> list[Switch]:
+    """Return what has rows, in module order."""
+    return [module for module in model.modules() if isinstance(module, Switch)]
+
+
+def give_rows(model: nn.Module, keys: tuple[str, ...]) -> None:
+    """Give every BatchNorm of a prepared `model` a row for each key, all as it is now.
+
+    Args:
+        model: prepared; a constant norm, of the image, stays as it is.
+        keys: the default one first (`qtool.core.choose.parse_key`); of a single one nothing
+            comes.
+    """
+    if len(keys) < 2:
+        return
+    for _, owner in _owners(model):
+        norm = owner.norm
+        if isinstance(norm, _BatchNorm) and not isinstance(norm, ConstantNorm):
+            _switch(owner, {key: {} for key in keys})
+
+
+def add_rows(model: nn.Module, default: str, rows: Mapping[str, Tensors], where: str) -> None:
+    """Give norms and biases of a prepared `model` further rows.
+
+    Args:
+        model: prepared; what it holds is the row `default`.
+        default: key of that row.
+        rows: by key what differs there, tensors named as in the model's state: a BatchNorm's
+            own (``conv1.norm.weight``), or the bias of a layer without one
+            (``fc.layer.bias``).
+        where: the tensors are from, for the error.
+
+    Raises:
+        UserError: a tensor of another name or shape, or a key of another form.
+    """
+    choose_rows((default, *rows), {}, {})  # refuses the key of no row
+    known = model.state_dict()
+    left = {name: tensor for own in rows.values() for name, tensor in own.items()}
+    for path, owner in _owners(model):
+        prefix = f"{path}.layer.bias" if owner.norm is None else f"{path}.norm."
+        mine = [name for name in left if name.startswith(prefix) and name in known]
+        for name in mine:
+            if left.pop(name).shape != known[name].shape:
+                raise UserError(f"{where}: {name} has another shape than the model's")
+        own: dict[str, Tensors] = {default: {}} | {
+            key: {n.removeprefix(prefix): t for n, t in tensors.items() if n in mine}
+            for key, tensors in rows.items()
+        }
+        if mine:
+            _switch(owner, own)
+    if left:
+        raise UserError(
+            f"{where}: {next(iter(left))} is neither of a BatchNorm nor the bias of a layer "
+            "without one, so that it cannot have rows"
+        )
+
+
+def _owners(model: nn.Module) -> Iterator[tuple[str, QuantLayer | QuantAffine]]:
+    for path, module in list(model.named_modules()):
+        if isinstance(module, QuantLayer | QuantAffine):
+            yield path, module
+
+
+def _switch(owner: QuantLayer | QuantAffine, rows: Mapping[str, Tensors]) -> None:
+    """Give `owner`'s norm, or else its bias, `rows`: what differs, by key; "" is the bias."""
+    norm = owner.norm
+    if isinstance(norm, SwitchNorm):
+        raise ValueError(f"norm {owner.name} has rows already")
+    if norm is not None:
+        layer = owner.name if isinstance(owner, QuantLayer) else owner.layer
+        owner.norm = SwitchNorm(owner.name, layer, _norms(norm, rows))
+    elif isinstance(owner, QuantLayer):
+        _switch_bias(owner, rows)
+
+
+def _norms(norm: BatchNorm, rows: Mapping[str, Tensors]) -> dict[str, BatchNorm]:
+    norms: dict[str, BatchNorm] = {}
+    for key, tensors in rows.items():
+        # The default row is the norm itself.
+        norms[key] = copy.deepcopy(norm) if norms else norm
+        norms[key].load_state_dict({**norm.state_dict(), **tensors})
+    return norms
+
+
+def _switch_bias(owner: QuantLayer, rows: Mapping[str, Tensors]) -> None:
+    bias = owner.layer.bias
+    if bias is None:
+        raise ValueError(f"layer {owner.name} has no bias")
+    owner.biases = SwitchBias(
+        owner.name, {key: tensors.get("", bias) for key, tensors in rows.items()}
+    )
+    owner.layer.bias = None
+
+
+def pick_rows(model: nn.Module, selection: Selection) -> None:
+    """Pick the row of every norm and bias that has several, at the bits of `selection`."""
+    found = switches(model)
+    if not found:
+        return
+    layers = {m.name: m for m in model.modules() if isinstance(m, QuantLayer)}
+    candidates = {
+        name: Candidates(layer.weight_quant.bits, layer.input_quant.bits)
+        for name, layer in layers.items()
+    }
+    given = {name: bits.given(selection.of(name)) for name, bits in candidates.items()}
+    by_keys = {
+        keys: choose_rows(keys, candidates, given) for keys in {s.bank.keys for s in found}
+    }
+    for switch in found:
+        rows = by_keys[switch.bank.keys]
+        switch.pick(rows[switch.layer])
+
+
+def settle(model: nn.Module) -> None:
+    """Leave only the picked rows: every norm and bias is a plain one again."""
+    for _, owner in _owners(model):
+        if isinstance(owner.norm, SwitchNorm):
+            owner.norm = owner.norm.picked
+        if isinstance(owner, QuantLayer) and owner.biases is not None:
+            owner.layer.bias, owner.biases = owner.biases.picked, None
+
+
+def active_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the BatchNorms that see batches: no constants, of several rows the picked one."""
+    idle = {
+        norm for switch in switches(model) if isinstance(switch, SwitchNorm)
+        for norm in switch.norms if norm is not switch.picked
+    }  # fmt: skip
+    return [
+        module for module in model.modules()
+        if isinstance(module, _BatchNorm) and module not in idle
+        and not isinstance(module, ConstantNorm)
+    ]  # fmt: skip

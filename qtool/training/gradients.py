@@ -1,0 +1,164 @@
+"""How the gradients of several passes on one batch become that of one step.
+
+mean over passes    g = (1/M) sum over m of g_m: Eq. 1 of MetaMix, and a batch in one pass.
+mean over uses      g = (sum over m of g_m) / (passes m that used the parameter): MEBQAT
+                    (arXiv 2207.10188), where a task in floating point uses no quantizer. Its
+                    elements are clamped then, to +-10 there.
+
+A batch computed in parts has the mean of either over its parts, and a job over its processes,
+which all do the same passes.
+"""
+
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from qtool.parallel.collectives import all_reduce_sum
+from qtool.parallel.job import current
+
+
+class GradientRule(Protocol):
+    """Gradients of passes to the gradient of one step, in the parameters' ``grad``."""
+
+    def start(self, parts: int) -> None:
+        """Begin a step on a batch of so many parts."""
+
+    def start_part(self) -> None:
+        """Begin the passes on the next part."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one pass on this part."""
+
+    def finish(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make the step's gradients of the sums, which are means over the processes by now."""
+
+
+class MeanOverPasses:
+    """The gradient of the passes' mean loss.
+
+    Args:
+        passes: losses on each batch.
+        clamp: largest magnitude of an element of the mean; 0 for any.
+    """
+
+    def __init__(self, passes: int = 1, clamp: float = 0.0) -> None:
+        self.passes, self.clamp = passes, clamp
+        self._losses = passes
+
+    def start(self, parts: int) -> None:
+        """Begin a step on a batch of so many parts."""
+        self._losses = parts * self.passes
+
+    def start_part(self) -> None:
+        """Begin the passes on the next part."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one pass on this part."""
+        (loss / self._losses).backward()  # type: ignore[no-untyped-call]
+
+    def finish(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Clamp the mean."""
+        clamp_gradients(parameters, self.clamp)
+
+
+class MeanOverUses:
+    """The sum of the passes' gradients over the number of passes that used the parameter.
+
+    A pass uses a parameter that autograd finds in its graph, whatever the gradient. Of a bank
+    (`qtool.core.bank`) it uses the rows whose gradient is not all zero: to the others autograd
+    gives zeros. What is computed once for all passes (`qtool.nn.shared_prefix`), its gradient
+    coming after theirs, is used by each of them.
+
+    Args:
+        model: whose parameters are trained.
+        clamp: largest magnitude of an element of the mean; 0 for any.
+        banks: those of its parameters that have a row per candidate.
+    """
+
+    def __init__(
+        self, model: nn.Module, clamp: float = 0.0, banks: Collection[nn.Parameter] = ()
+    ) -> None:
+        self.clamp = clamp
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        ids = {id(bank) for bank in banks}
+        self._banks = {p for p in self._parameters if id(p) in ids}
+        self._uses: dict[nn.Parameter, int] = {}
+        self._row_uses: dict[nn.Parameter, Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
+        # Passes on this part that are done, and whether one is being done.
+        self._done, self._inside = 0, False
+
+    def start(self, parts: int) -> None:
+        """Begin a step on a batch of so many parts."""
+        for hook in self._hooks:  # of a step that an error ended
+            hook.remove()
+        self._uses = dict.fromkeys(self._parameters, 0)
+        self._row_uses = {p: p.new_zeros(len(p)) for p in self._parameters if p in self._banks}
+        self._hooks = [self._hook(p) for p in self._parameters]
+
+    def _hook(self, parameter: nn.Parameter) -> RemovableHandle:
+        hook: RemovableHandle = parameter.register_hook(  # type: ignore[no-untyped-call]
+            partial(self._count, parameter)
+        )
+        return hook
+
+    def start_part(self) -> None:
+        """Begin the passes on the next part."""
+        self._done = 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one pass on this part."""
+        self._inside = True
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            self._inside = False
+        self._done += 1
+
+    def _count(self, parameter: nn.Parameter, grad: Tensor) -> None:
+        """Count what a backward's gradient of `parameter` says of its use."""
+        passes = 1 if self._inside else self._done
+        self._uses[parameter] += passes
+        if parameter in self._banks:
+            used = grad.reshape(len(grad), -1).ne(0).any(1)
+            self._row_uses[parameter] += passes * used
+
+    @torch.no_grad()
+    def finish(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Divide the sums by their numbers of uses, and clamp."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._average_row_uses()
+        for parameter in parameters:
+            if parameter.grad is None:
+                continue
+            if parameter in self._banks:
+                uses = self._row_uses[parameter].clamp(min=1)
+                parameter.grad.div_(uses.view(-1, *[1] * (parameter.ndim - 1)))
+            else:
+                parameter.grad.div_(self._uses[parameter])
+        clamp_gradients(parameters, self.clamp)
+
+    def _average_row_uses(self) -> None:
+        """Make the uses of rows means over the processes, as the gradients are."""
+        size = current().size
+        if size == 1 or not self._row_uses:
+            return
+        rows = list(self._row_uses.values())
+        mean = all_reduce_sum(torch.cat(rows)) / size
+        parts = torch.split(mean, [len(row) for row in rows])
+        self._row_uses = dict(zip(self._row_uses, parts, strict=True))
+
+
+@torch.no_grad()
+def clamp_gradients(parameters: Sequence[nn.Parameter], largest: float) -> None:
+    """Clamp every element to +-`largest`; 0: leave them."""
+    if largest:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.clamp_(-largest, largest)

@@ -1,0 +1,113 @@
+"""The runtimes by name: the only place that lists them. Importing it imports none of them.
+
+A runtime is a class in a file of its own (`runtimes.base.Runtime` says what it has) and an
+entry here. Whoever treats runtimes differently asks the entry, never for a name.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from qtool.core.errors import unknown_name
+
+if TYPE_CHECKING:
+    from runtimes.base import Artifact, Runtime
+    from runtimes.isa import Isa
+
+
+@dataclass(frozen=True)
+class RuntimeEntry:
+    """What is known of a runtime without importing it.
+
+    Args:
+        name: its key.
+        at: ``module:class``.
+        summary: one line.
+        runs: target whose files it executes, of `passes.emit.registry.TARGETS`.
+        package: the distribution that it is part of: its version is the runtime's.
+        extra: of qtool, that installs it; None: always installed.
+        differs: why it need not compute the reference's integers; None: it must.
+        saturates: its u8s8 sums are what `runtimes.isa` probes.
+        timed: its latency says something.
+        covers: of the runtimes of a check its graph counts as *the* integer coverage.
+    """
+
+    name: str
+    at: str
+    summary: str
+    runs: str
+    package: str
+    extra: str | None = None
+    differs: str | None = None
+    saturates: bool = False
+    timed: bool = True
+    covers: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Must it compute the reference's integers? If so `qtool check` uses it unasked."""
+        return self.differs is None
+
+    @property
+    def line(self) -> str:
+        """What `qtool list` says."""
+        exact = "" if self.exact else "; not exact, used on request"
+        extra = "" if self.extra is None else f" (extra: {self.extra})"
+        return f"{self.summary}{exact}{extra}"
+
+    def require(self, artifact: "Artifact | None" = None) -> None:
+        """Raise `UserError` unless it is installed and can load `artifact` on this machine."""
+        self._kind().require(artifact)
+
+    def open(self, artifact: "Artifact", threads: int = 1) -> "Runtime":
+        """Return the runtime with `artifact` loaded."""
+        return self._kind().open(artifact, threads)
+
+    def reason(self, isa: "Isa") -> str | None:
+        """Return why it may differ from others on a CPU, None where it may not."""
+        if not self.exact:
+            return f"{self.name} {self.differs}"
+        return f"this CPU has {isa}" if self.saturates and isa.saturates else None
+
+    def _kind(self) -> "type[Runtime]":
+        module, _, name = self.at.partition(":")
+        kind: type[Runtime] = getattr(import_module(module), name)
+        return kind
+
+
+RUNTIMES: dict[str, RuntimeEntry] = {
+    "reference": RuntimeEntry(
+        "reference", "runtimes.reference:ReferenceRuntime",
+        "numpy, the definition of the integer dialect (qtool.core.numerics)",
+        runs="onnx", package="numpy", timed=False,
+    ),
+    "ort": RuntimeEntry(
+        "ort", "runtimes.ort:OrtRuntime", "ONNX Runtime, CPU, on model.onnx",
+        runs="onnx", package="onnxruntime", saturates=True, covers=True,
+    ),
+    "tvm": RuntimeEntry(
+        "tvm", "runtimes.tvm:TvmRuntime", "TVM virtual machine, llvm, on model.so",
+        runs="tvm", package="apache-tvm", extra="tvm",
+    ),
+    "openvino": RuntimeEntry(
+        "openvino", "runtimes.openvino:OpenVinoRuntime", "OpenVINO, CPU, on model.onnx",
+        runs="onnx", package="openvino", extra="openvino",
+        differs="rounds in its own way (docs/openvino.md)",
+    ),
+}  # fmt: skip
+EXACT = tuple(name for name, entry in RUNTIMES.items() if entry.exact)
+TIMED = tuple(name for name, entry in RUNTIMES.items() if entry.timed)
+# Where `qtool search` may measure latency: what it finds is to be exact where it is fast.
+SEARCHED = tuple(name for name in TIMED if name in EXACT)
+
+
+def runtime_entry(name: str, known: Collection[str] = RUNTIMES) -> RuntimeEntry:
+    """Return the entry of runtime `name`, which is one of `known`.
+
+    Raises:
+        UserError: no such runtime; with the nearest names.
+    """
+    if name not in known:
+        raise unknown_name("runtime", name, known)
+    return RUNTIMES[name]
