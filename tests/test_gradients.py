@@ -122,9 +122,9 @@ def test_where_all_passes_use_a_parameter_both_rules_are_one() -> None:
     passes, uses = found
     assert passes.keys() == uses.keys() and "0.layer.weight" in passes
     for name in passes:
-        # Sums of the same terms, divided before and after: as near as float32 has them.
-        size = float(passes[name].abs().max())
-        torch.testing.assert_close(uses[name], passes[name], rtol=0, atol=1e-3 * size)
+        # Sums of the same terms, divided before and after; a bias in front of BatchNorm has
+        # none, but float32's noise.
+        torch.testing.assert_close(uses[name], passes[name], rtol=1e-3, atol=1e-6)
 
 
 def test_todays_rule_divides_the_loss_as_before() -> None:

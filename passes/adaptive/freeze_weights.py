@@ -2,7 +2,7 @@
 
 The codes are what training saw; no pass recomputes them. By the node's attribute ``scheme``:
 "symmetric" (the default), ``clip(rint(W / s), -Q, Q)``, at one bit +-1; "dorefa", "modified"
-and "centered", see `qtool.core.numerics`, of weights that are normalised to [-1, 1] already.
+and "centered", see `qtool.core.weight_codes`, of weights normalised to [-1, 1] already.
 The node carries the layer's name and bits as metadata.
 Weights of 32 bits stay as they are, those of 16 become ``Cast(float16 W)``; the layer that
 reads them carries name and bits, and becomes a float island.

@@ -44,8 +44,8 @@ def describe_module(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a report and model.json say of a TVM module's code.
 
     Args:
-        facts: what its seal holds; "module" is
-        `passes.emit.tvm.cpu.tvm_module.TvmModule.facts`.
+        facts: what its seal holds; "module" is the facts of a
+            `passes.emit.tvm.cpu.tvm_module.TvmModule`.
     """
     module = facts["module"]
     kept = (

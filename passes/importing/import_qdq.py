@@ -49,9 +49,8 @@ class ImportQDQ(InPlacePass):
     """Fuse every DQ -> operator -> Q group into one integer operator.
 
     Args:
-        notes: where given, `passes.lower.choose_grid` fills gaps between the file's grids, and
-        a
-            sentence about each is appended.
+        notes: where given, `passes.lower.choose_grid` fills gaps between the file's grids,
+            and a sentence about each is appended.
         allow_float: keep groups that have no integer form as float islands.
     """
 

@@ -3,12 +3,14 @@
 A *float value* of the source graph is known by its `Quantized` twin once a grid stands on it.
 `Lowering.lower` makes the twin of a value that a grid closes:
 
-1. the graph input: QuantizeLinear. 2. An operator of `passes.lower.operators`. 3. Data
-movement of a tensor that has a grid, then, where the grids differ, 4. a change of grid. 5.
-Data movement of tensors without a grid, or of several grids: the grid moves before it, onto
-every tensor.
+1. the graph input: QuantizeLinear.
+2. An operator of `passes.lower.operators`.
+3. Data movement of a tensor that has a grid, then, where the grids differ,
+4. a change of grid.
+5. Data movement of tensors without a grid, or of several grids: the grid moves before it, onto
+   every tensor.
 6. With `allow_float`, or where a file says so: any other operator, as a float island
-(`passes.lower.islands`).
+   (`passes.lower.islands`).
 Relu and Clip(c0, c1) before the grid narrow its window: lo = max(lo, rint(c0/s) + z),
 hi = min(hi, rint(c1/s) + z).
 Refuses any other operator, naming layer, operator and reason.

@@ -12,7 +12,7 @@ def quantize_weight(w: Floats, scale: Floats, limit: int) -> NDArray[np.int8]:
     Args:
         w: (C, ...) float32.
         scale: (C,) float32, one step per output channel.
-        limit: largest code, `qspec.weight_limit(bits)`.
+        limit: largest code, `qtool.core.grids.weight_limit(bits)`.
     """
     steps = scale.reshape(-1, *[1] * (w.ndim - 1))
     codes: NDArray[np.int8] = np.clip(np.rint(w / steps), -limit, limit).astype(np.int8)

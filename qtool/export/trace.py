@@ -5,9 +5,10 @@ Quantizers are ``qtool::FakeQuant`` nodes; norms and biases with several rows ar
 
 A FakeQuant node has inputs (x, steps) and attributes ``name``, ``role``, ``bits`` (every
 candidate) and ``signed``; ``steps`` is (candidates, channels). Where zero points differ from
-`qspec.activation_window`, ``zero_points`` has one for each candidate. Where weights are not
-rounded as they are, ``scheme`` says how, x is what is rounded (normalised weights: torch
-computed it, so that no other tanh can differ), and a third input ``plain`` is the weight.
+`qtool.core.grids.activation_window`, ``zero_points`` has one for each candidate. Where weights
+are not rounded as they are, ``scheme`` says how, x is what is rounded (normalised weights:
+torch computed it, so that no other tanh can differ), and a third input ``plain`` is the
+weight.
 BatchNorm is not folded.
 Which bits and rows are used is decided later, by `passes.adaptive.resolve_bits`.
 """

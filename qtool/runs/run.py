@@ -5,9 +5,9 @@
     meta.safetensors       prepared model after bit-meta (where every search starts)
     searched.safetensors   prepared model after bit-search (where fine-tuning starts)
     model.safetensors      prepared model as it is deployed now
-    corrections.safetensors  tensors that replace model's at other uniform bits: w4a4/NAME
-    adaptive.onnx          traced graph of all bits (`qtool.export.adaptive`), since the first
-    export bits.json              chosen bits (after `qtool search`)
+    corrections.safetensors  rows of norms and biases for other uniform bits: w4a4/NAME
+    adaptive.onnx          traced graph of all bits, since the first export (`qtool.export`)
+    bits.json              chosen bits (after `qtool search`)
     search.json            settings of a search that the recipe has no fields for
     metrics.jsonl          one JSON object per epoch and result
     checkpoint.safetensors unfinished training: weights, optimizers, random numbers, position

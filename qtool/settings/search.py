@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from qtool.settings.base import TrainConfig
+from qtool.settings.setting import setting
 
 
 @dataclass(frozen=True)
@@ -12,28 +13,27 @@ class SearchSettings(TrainConfig):
 
     A recipe with fields of these names (MetaMix's) says what they are; for the others these
     are the defaults, which ``qtool search --set`` overrides.
-
-    Args:
-        meta_epochs: of bit-meta before: dnas trains for as long as metamix, meta included.
-        meta_lr: learning rate of the weights while bits are searched.
-        search_epochs: of the search by gradients.
-        search_lambda: of the budget's share in the loss, per GBOP.
-        alpha_lr: learning rate of the architecture parameters.
-        alpha_init: standard deviation of their start.
-        fixed_meta_state: metamix: weights are not trained on the mixture of branches.
-        finetune_epochs: at the chosen bits.
-        finetune_lr: learning rate then.
     """
 
-    meta_epochs: int = 1
-    meta_lr: float = 0.02
-    search_epochs: int = 1
-    search_lambda: float = 1.0
-    alpha_lr: float = 1e-4
-    alpha_init: float = 1e-3
-    fixed_meta_state: bool = True
-    finetune_epochs: int = 5
-    finetune_lr: float = 0.04
+    # Also of dnas: it trains for as long as metamix, meta included.
+    meta_epochs: int = setting(1, "epochs of bit-meta (paper, Table 1)", 0)
+    meta_lr: float = setting(0.02, "learning rate of bit-meta, also beside bit-search", 0)
+    search_epochs: int = setting(
+        1, "epochs of bit-meta and bit-search in turn on each batch", 0
+    )
+    # The paper's 1 belongs to 5.3 GBOPs.
+    search_lambda: float = setting(
+        1.0, "weight of the budget (Eq. 3), per GBOP: small networks need more", 0
+    )
+    alpha_lr: float = setting(1e-4, "learning rate of the architecture parameters", 0)
+    alpha_init: float = setting(
+        1e-3, "standard deviation of the architecture parameters at first", 0
+    )
+    fixed_meta_state: bool = setting(
+        True, "weights and steps stay in bit-search; false: they train too (ablation)"
+    )
+    finetune_epochs: int = setting(5, "epochs at the chosen bits", 0)
+    finetune_lr: float = setting(0.04, "learning rate at the chosen bits", 0)
 
 
 def search_settings(recipe: TrainConfig) -> SearchSettings:

@@ -6,8 +6,8 @@ Cases:
 3. A tensor that is added, multiplied, pooled, looked up (Sigmoid, SiLU, ...), read by several
    layers, or returned: gets its own 8-bit *glue* grid, because on the device it exists as
    integers. A layer's b-bit input is then a second, coarser grid on the same tensor, or this
-   grid itself where the bits are the same (`qtool.nn.modules.shared_grid`). Results
-   of Sigmoid and Hardsigmoid have the fixed grid 1/255.
+   grid itself where the bits are the same (`qtool.nn.modules.shared_grid`).
+   Results of Sigmoid and Hardsigmoid have the fixed grid 1/255.
 4. Concatenated tensors share the grid of the result; they need none of their own.
 5. ReLU, ReLU6, and moves (Dropout, Flatten, Reshape, Pad, chunk, ...): no grid of their own.
 6. Any other operator stays as it is, between grids: the export refuses it or leaves it float.
