@@ -249,6 +249,7 @@ def test_recipe_settings() -> None:
         ("quantizer=pct", "unknown recipe setting quantizer 'pct': did you mean pact?"),
         ("first_last_bits=16x", "expected int"),
         ("first_last_bits=9", "got 9, expected 1 to 8"),
+        ("activation_bits=8,4,8", "recipe setting activation_bits: 8 is given twice"),
     ):  # fmt: skip
         with pytest.raises(UserError) as caught:
             override(config, [setting])

@@ -13,7 +13,7 @@ from qtool.core.errors import UserError
 from qtool.core.grids import ACTIVATION_BITS, FLOAT_WIDTHS, WEIGHT_BITS
 from qtool.data.augment import AUGMENTS, parse_augment
 from qtool.quantizers import QUANTIZERS
-from qtool.settings.setting import setting, told
+from qtool.settings.setting import differ, setting, told
 
 ACTIVATIONS = (ACTIVATION_BITS.start, ACTIVATION_BITS.stop - 1)
 WEIGHTS = (WEIGHT_BITS.start, WEIGHT_BITS.stop - 1)
@@ -30,10 +30,10 @@ class Config:
     dataset: str = field(metadata=told("images: see qtool list datasets; or module:factory"))
     frontend: str = setting("", "makes the run: see qtool list frontends")
     activation_bits: tuple[int, ...] = setting(
-        (8, 4, 3), "candidates of every inner layer's input", *ACTIVATIONS
+        (8, 4, 3), "candidates of every inner layer's input", *ACTIVATIONS, check=differ
     )
     weight_bits: int | tuple[int, ...] = setting(
-        4, "bits, or candidates, of every inner layer's weights", *WEIGHTS
+        4, "bits, or candidates, of every inner layer's weights", *WEIGHTS, check=differ
     )
     first_last_bits: int = setting(
         8, "weights and inputs of the first and the last layer; 16, 32: float",

@@ -67,6 +67,13 @@ class Setting:
         return ", ".join([f"{self.lowest:g} to {self.highest:g}", *map(str, self.also)])
 
 
+def differ(name: str, value: Any) -> None:
+    """Refuse a list that has something twice."""
+    twice = [item for item in items(value) if items(value).count(item) > 1]
+    if twice:
+        raise UserError(f"recipe setting {name}: {twice[0]} is given twice")
+
+
 def setting(
     default: T,
     meaning: str,
