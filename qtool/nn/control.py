@@ -32,7 +32,8 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
         model: prepared model.
         selection: weight and input activation bits per layer; a quantizer whose layer it does
             not name, or that lacks the bits (first and last layer), gets its first candidate.
-            Of 16 or 32 bits, weights stay float, and an input keeps its widest grid.
+            Of 16 or 32 bits, weights stay float, and an input keeps its widest grid. Norms and
+            biases with several rows get that of these bits (`qtool.core.choose`).
         weights: quantize weights too; else they stay floating point.
     """
     for quantizer in quantizers(model):

@@ -19,7 +19,6 @@ from qtool.nn.modules.quant_layer import QuantLayer
 from qtool.nn.modules.switch_norm import BatchNorm, Switch, SwitchBias, SwitchNorm
 
 Tensors = Mapping[str, Tensor]
-_BIAS = "layer.bias"
 
 
 def switches(model: nn.Module) -> list[Switch]:
@@ -59,12 +58,13 @@ def add_rows(model: nn.Module, default: str, rows: Mapping[str, Tensors], where:
     """
     choose_rows((default, *rows), {}, {})  # refuses the key of no row
     known = model.state_dict()
-    left = {name: tensor for own in rows.values() for name, tensor in own.items()}
+    left = dict.fromkeys(name for tensors in rows.values() for name in tensors)
     for path, owner in _owners(model):
         prefix = f"{path}.layer.bias" if owner.norm is None else f"{path}.norm."
         mine = [name for name in left if name.startswith(prefix) and name in known]
         for name in mine:
-            if left.pop(name).shape != known[name].shape:
+            del left[name]
+            if any(t[name].shape != known[name].shape for t in rows.values() if name in t):
                 raise UserError(f"{where}: {name} has another shape than the model's")
         own: dict[str, Tensors] = {default: {}} | {
             key: {n.removeprefix(prefix): t for n, t in tensors.items() if n in mine}

@@ -5,7 +5,7 @@
     meta.safetensors       prepared model after bit-meta (where every search starts)
     searched.safetensors   prepared model after bit-search (where fine-tuning starts)
     model.safetensors      prepared model as it is deployed now
-    corrections.safetensors  tensors that replace model's at other uniform bits: w4a4/NAME
+    corrections.safetensors  rows of norms and biases for other uniform bits: w4a4/NAME
     adaptive.onnx          traced graph of all bits (`qtool.export.adaptive`), since the first
     export bits.json              chosen bits (after `qtool search`)
     metrics.jsonl          one JSON object per epoch and result

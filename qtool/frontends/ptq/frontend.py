@@ -7,8 +7,10 @@
 3. Layer outputs are corrected channel by channel (`qtool.frontends.ptq.correction`).
 
 Grids exist for every bit-width, so the run exports at any candidates. A correction belongs to
-one selection of bits: ``model.safetensors`` holds the one for the recipe's `bits`,
-``corrections.safetensors`` those for its `presets`; any other bits use that of `bits`.
+uniform bits: ``model.safetensors`` holds the one for the recipe's `bits`,
+``corrections.safetensors`` those for its `presets`. They are rows of norms and biases: layers
+of a mixed selection take the row of their own bits, or else that of `bits`
+(`qtool.core.choose`).
 
 Images of the training set do all of this; the test set only measures. The run is an ordinary
 one: quantization-aware training can start from it.
