@@ -26,7 +26,7 @@ from operators import (
     zero_points,
 )
 
-from qtool.core import numerics
+from qtool.core import numerics, weight_codes
 from qtool.core.dialect import Grid
 from qtool.core.grids import WEIGHT_BITS, activation_window, weight_limit
 
@@ -109,7 +109,7 @@ def test_weight_codes_round_ties_to_even_in_the_narrow_range(bits):
     expected = np.clip(nearest, -limit, limit).astype(np.int8)
     scale = np.array([2.0**-7, 2.0**3], F32)
     w = (halves[None] * scale[:, None]).astype(F32)
-    assert_same(numerics.quantize_weight(w, scale, limit), np.stack([expected, expected]))
+    assert_same(weight_codes.quantize_weight(w, scale, limit), np.stack([expected, expected]))
 
 
 @some
@@ -122,7 +122,7 @@ def test_weight_codes_are_per_channel_quantize_linear(seed):
     w = np.where(rng.random(ties.shape) < 0.5, ties, rng.normal(0, 60, ties.shape) * steps)
     inputs = [w.astype(F32), scale, np.zeros(4, np.int8)]
     wide = run_operator("QuantizeLinear", inputs, output=np.int8, axis=0)
-    result = numerics.quantize_weight(w.astype(F32), scale, 127)
+    result = weight_codes.quantize_weight(w.astype(F32), scale, 127)
     assert_same(result, np.maximum(wide, -127))
 
 

@@ -10,7 +10,7 @@ from test_passes import HEADER, reason
 from passes.adaptive.freeze_weights import FreezeWeights
 from passes.importing.unpacking import unpack
 from passes.packing.packing import pack
-from qtool.core import numerics
+from qtool.core import weight_codes
 from qtool.core.dialect import constant
 from qtool.core.errors import UnsupportedError
 
@@ -78,6 +78,6 @@ def test_unknown_schemes_are_refused() -> None:
 
 @pytest.mark.parametrize("bits", range(1, 8))
 def test_odd_codes_are_packed_in_their_own_bits(bits: int) -> None:
-    codes = numerics.dorefa_weight(GRID[:4000], bits).astype(np.int8).reshape(50, 80)
+    codes = weight_codes.dorefa_weight(GRID[:4000], bits).astype(np.int8).reshape(50, 80)
     packed = ir.Graph([], [], nodes=[])
     assert np.array_equal(unpack(pack(packed, None, "w", codes, bits)), codes)

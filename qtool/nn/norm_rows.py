@@ -59,15 +59,13 @@ def add_rows(model: nn.Module, default: str, rows: Mapping[str, Tensors], where:
     choose_rows((default, *rows), {}, {})  # refuses the key of no row
     known = model.state_dict()
     left = dict.fromkeys(name for tensors in rows.values() for name in tensors)
-    for key, tensors in rows.items():
-        for name, tensor in tensors.items():
-            if name in known and tensor.shape != known[name].shape:
-                raise UserError(f"{where}: {key}/{name} has another shape than the model's")
     for path, owner in _owners(model):
         prefix = f"{path}.layer.bias" if owner.norm is None else f"{path}.norm."
         mine = [name for name in left if name.startswith(prefix) and name in known]
         for name in mine:
             del left[name]
+            if any(t[name].shape != known[name].shape for t in rows.values() if name in t):
+                raise UserError(f"{where}: {name} has another shape than the model's")
         own: dict[str, Tensors] = {default: {}} | {
             key: {n.removeprefix(prefix): t for n, t in tensors.items() if n in mine}
             for key, tensors in rows.items()
