@@ -325,7 +325,7 @@ def test_a_norm_with_rows_is_not_shared_by_all_bits() -> None:
     calibrate(plain, x)
     calls.clear()
     with SharedPrefix(plain.train()).passes(x) as run:
-        for bits in ("w8a8", "w4a4"):
+        for bits in ("w4a8", "w4a4"):
             select(plain, read_selection(bits))
             run()
     assert len(calls) == 2
