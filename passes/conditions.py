@@ -48,6 +48,13 @@ def several_widths(model: ir.Model, role: str = "") -> Iterator[str]:
             )
 
 
+def unpicked_rows(model: ir.Model) -> Iterator[str]:
+    """No norm or bias has rows to choose from."""
+    for node in model.graph:
+        if node.op_type == "Norm" and node.domain == QTOOL:
+            yield f"Norm {node.attributes.get_string('name', '')} still has all its rows"
+
+
 def unfrozen_weights(model: ir.Model) -> Iterator[str]:
     """No weight is quantized at run time."""
     for name, role, _ in _quantizers(model):

@@ -125,6 +125,13 @@ def resolved_but_one() -> ir.Model:
     return model
 
 
+def resolved_but_rows() -> ir.Model:
+    model = net()
+    ResolveBits()(model)
+    first(model, "FakeQuant").op_type = "Norm"
+    return model
+
+
 def codes_without_bits() -> ir.Model:
     model = lowered_up_to(FoldBatchNorm)
     first(model, "DequantizeLinear").metadata_props.pop("qtool.weight_bits")
@@ -172,6 +179,9 @@ CODES = ("uint8[N, 4] x", "uint8[N, 4] y")
 BROKEN: dict[str, tuple[InPlacePass, Callable[[], ir.Model], str]] = {
     "two zero points": (
         ResolveBits(), resolved_but_one, "FakeQuant conv has 1 bit-widths, 1 steps and 2 zero",
+    ),
+    "rows to choose from": (
+        ResolveBits(), resolved_but_rows, "Norm conv still has all its rows",
     ),
     "a weight in floats": (FreezeWeights(), net, "FakeQuant conv still quantizes a weight"),
     "codes without bits": (

@@ -262,7 +262,8 @@ def test_three_selections_from_one_graph_without_torch(
     assert (run / "adaptive.onnx").read_bytes() == kept
     assert outputs["w4a4"].read_bytes() == first.read_bytes()
     assert len({path.read_bytes() for path in outputs.values()}) == 3
-    (report,) = check([outputs[MIXED]], source, ["reference", "ort"], run, Silent())
+    (record,) = check([outputs[MIXED]], source, ["reference", "ort"], run, Silent())
+    report = record.to_json()
     assert report["parity"]["ort"]["mismatched"] == 0
     assert report["layers"]["network.layer2.0.conv1"] == [4, 8]
 
@@ -273,8 +274,8 @@ def test_each_layer_of_a_mixed_selection_takes_the_row_of_its_bits(ptq_run: Path
     model = ir.from_proto(onnx.load(ptq_run / "adaptive.onnx"))
     ResolveBits(read_selection(MIXED))(model)
     deployed = load_deployed(run, read_selection(MIXED)).state_dict()
-    own = run.load_weights("model")
-    rows = {"w8a8": own, **split_corrections(run.load_weights("corrections"))}
+    own = run.load_weights(Stage.MODEL)
+    rows = {"w8a8": own, **split_corrections(run.load_weights(Stage.CORRECTIONS))}
     taken = dict.fromkeys(rows, 0)
     for name in rows["w4a4"]:
         # Layers of w3a3 have no row of their own.

@@ -19,6 +19,7 @@ from qtool.recipes import RECIPES, load_recipe
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
 from qtool.settings.override import override
+from qtool.training import loop
 
 SMALL = (
     "model=test_qat:network", "batch_size=20", "norm_batches=2", "calibration_images=20",
@@ -160,16 +161,17 @@ def test_a_stopped_run_continues_to_the_same_weights(
     method: str,
     call: int,
 ) -> None:
-    """Stop before the call number `call` of a method that writes; go on from there."""
-    calls, original = iter(range(100)), getattr(Run, method)
+    """Stop before the call number `call` of what writes; go on from there."""
+    owner = loop if method == "save_checkpoint" else Run
+    calls, original = iter(range(100)), getattr(owner, method)
 
-    def stopping(self: Run, *args: object) -> object:
+    def stopping(*args: object) -> object:
         if next(calls) == call:
             raise KeyboardInterrupt
-        return original(self, *args)
+        return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, method, stopping)
+        patch.setattr(owner, method, stopping)
         assert train(source, tmp_path / "run").code == 130
     done = train(source, tmp_path / "run", resume=True)
     assert done.code == 0, done.err

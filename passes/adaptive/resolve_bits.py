@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.adaptive.norm_rows import NormRows, keep_row, norm_rows
-from passes.conditions import ensure, several_widths
+from passes.conditions import ensure, several_widths, unpicked_rows
 from passes.graph import FakeQuant, add_constant, as_fake_quant, fake_quants, operand
 from passes.lower.moves import is_move
 from qtool.core.choose import Candidates, choose, choose_rows
@@ -61,8 +61,9 @@ class ResolveBits(InPlacePass):
         return PassResult(model, modified)
 
     def ensures(self, model: ir.Model) -> None:
-        """Every tensor has one bit-width."""
+        """Every tensor has one bit-width, every norm and bias one row."""
         ensure(self, several_widths(model))
+        ensure(self, unpicked_rows(model))
 
 
 def _is_image(value: ir.Value) -> bool:
