@@ -62,7 +62,7 @@ def test_numbers_are_held_to_their_ranges() -> None:
         highest = MANY if says.highest is None else says.highest
         for value in (says.lowest, highest, *says.also):
             says.require(name, value)
-            says.require(name, (value, value))
+        says.require(name, (says.lowest, highest, *says.also))
         for value in (says.lowest - 1, highest + 1, math.nan):
             said = f"setting {name}: got {value}, expected {says.lowest:g} to {highest:g}"
             for given in (value, (highest, value)):
