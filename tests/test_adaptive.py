@@ -9,7 +9,7 @@ import onnx
 import pytest
 from conftest import export_without_torch, run_qtool
 
-from qtool.core.tensor_file import load_tensors, save_tensors
+from qtool.tensor_file import load_tensors, save_tensors
 
 EXPORT = """
 import sys

@@ -464,3 +464,24 @@ def test_a_check_changes_nothing() -> None:
     before = content(model)
     assert not CheckWellFormed("reading")(model).modified
     assert content(model) == before
+
+
+def normalised_twice() -> ir.Model:
+    model = lowered_up_to(FoldBatchNorm)
+    norm = first(model, "BatchNormalization")
+    again = ir.node("BatchNormalization", [norm.outputs[0], *norm.inputs[1:]], name="again")
+    again.outputs[0].name = "twice"
+    for node, index in list(norm.outputs[0].uses()):
+        if node is not again:
+            node.replace_input_with(index, again.outputs[0])
+    model.graph.insert_after(norm, [again])
+    return model
+
+
+def test_a_norm_behind_a_norm_is_folded_once_the_first_one_is() -> None:
+    model, step = normalised_twice(), FoldBatchNorm(allow_float=True)
+    assert step(model).modified
+    assert all(node.op_type != "BatchNormalization" for node in model.graph)
+    assert not step(model).modified
+    with pytest.raises(UserError, match="only Conv can absorb it"):
+        FoldBatchNorm().call(normalised_twice())

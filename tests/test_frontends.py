@@ -15,7 +15,6 @@ from torch import nn
 from qtool.core.errors import UserError
 from qtool.core.progress import Progress
 from qtool.core.selection import Selection
-from qtool.core.tensor_file import load_tensors
 from qtool.data.batches import to_batch
 from qtool.data.images import DataSet
 from qtool.frontends.float_network import save_float
@@ -30,6 +29,7 @@ from qtool.settings.ptq import PtqConfig
 from qtool.settings.qat import QatConfig
 from qtool.settings.registry import CONFIGS
 from qtool.settings.search import SearchSettings, missing_settings, search_settings
+from qtool.tensor_file import load_tensors
 from qtool.training.frontend import FRONTENDS, Frontend, load_frontend
 from qtool.training.ingredients import check_training, settings_of
 
@@ -241,3 +241,19 @@ def test_stages_are_the_files_of_a_run() -> None:
         f"{name}.safetensors" for name in ("float", "meta", "searched", "model", "corrections")
     ]
     assert sys.modules["qtool.runs.run"]._OWN_FILES[:5] == tuple(files)
+
+
+def test_a_search_without_a_meta_state_leaves_nothing_behind(joint_run: Path) -> None:
+    (joint_run / Stage.META.file).unlink()
+    out = joint_run.parent / "out"
+    for _ in range(2):
+        refused = search(joint_run, "--bops", "1M", "--out", out)
+        assert refused.code == 2 and "no meta.safetensors; training has not" in refused.err
+        assert not out.exists()
+
+
+def test_candidates_that_the_meta_state_lacks_are_refused_first(joint_run: Path) -> None:
+    out = joint_run.parent / "out"
+    refused = search(joint_run, "--bops", "1M", "--activations", "8,5", "--out", out)
+    assert refused.code == 2 and "its meta-state has activations of" in refused.err
+    assert not out.exists()

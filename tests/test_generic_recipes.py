@@ -120,6 +120,26 @@ def test_refusals_are_one_line_and_write_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["activation_bits", "weight_bits"])
+@pytest.mark.parametrize(("recipe", "said"), [
+    ("metamix", "setting {name}: no candidates; give some, such as 8,4,3"),
+    ("ptq", "bits and presets: w8a8 is not among the candidates"),
+])  # fmt: skip
+def test_no_candidates_are_refused_before_anything_is_written(
+    recipe: str,
+    said: str,
+    name: str,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(source)
+    args = ("--model", "resnet20", "--data", "images")
+    done = train(recipe, tmp_path / "run", *args, settings=(f"{name}=",))
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert said.format(name=name) in done.err and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("recipe", GENERIC)
 def test_a_generic_recipe_assumes_nothing_of_network_and_images(recipe: str) -> None:
     config = load_recipe(recipe)

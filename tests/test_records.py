@@ -3,10 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
+from tiny_training import tiny_run
 
+from qtool.checking.accuracy import glue_choices
 from qtool.checking.record import CheckRecord
+from qtool.core.errors import UserError
 from qtool.core.records import from_json, to_json
 from qtool.report.table import rows
 
@@ -141,3 +145,10 @@ def test_values_that_are_no_record(change: dict, error: type[Exception]) -> None
     value = {"pair": [1, 2.0], "many": [], "named": {}, "maybe": None}
     with pytest.raises(error):
         from_json(Outer, value | change)
+
+
+def test_damaged_choices_of_glue_are_one_line(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run")
+    run.add_metrics(phase="glue", bits="w8a8")
+    with pytest.raises(UserError, match="choices of glue grids are damaged"):
+        glue_choices(run.folder)

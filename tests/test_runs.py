@@ -13,8 +13,8 @@ from tiny_training import STEPS, tiny_run, train_tiny
 
 from qtool.core.errors import UserError
 from qtool.core.progress import Silent
-from qtool.core.tensor_file import load_tensors, save_tensors
 from qtool.models.weights import load_weights
+from qtool.tensor_file import load_tensors, save_tensors
 
 # Every kind of state that a checkpoint has to hold.
 MANNERS = [

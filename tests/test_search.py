@@ -9,8 +9,8 @@ import pytest
 from conftest import run_qtool
 from torch import Tensor
 
-from qtool.core.tensor_file import load_tensors
 from qtool.search import METHODS
+from qtool.tensor_file import load_tensors
 from qtool.training.losses import Objective
 
 

@@ -47,11 +47,13 @@ class FoldBatchNorm(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite `model` in place."""
-        norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
-        matches = [(norm, *_match(norm)) for norm in norms if not self._is_left(norm)]
-        for norm, conv, weight in matches:
-            _fold(model.graph, norm, conv, weight)
-        return PassResult(model, bool(matches))
+        modified = False
+        # A norm behind another one stands behind the layer once that one is folded.
+        while matches := [(norm, *_match(norm)) for norm in self._norms(model)]:
+            for norm, conv, weight in matches:
+                _fold(model.graph, norm, conv, weight)
+            modified = True
+        return PassResult(model, modified)
 
     def requires(self, model: ir.Model) -> None:
         """Weights are codes: folding before rounding would change them."""
@@ -59,10 +61,12 @@ class FoldBatchNorm(InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         """No BatchNorm is left that a layer absorbs."""
-        left = (node for node in model.graph if node.op_type == "BatchNormalization")
-        ensure(
-            self, (f"node {n.name}: a BatchNorm is left" for n in left if not self._is_left(n))
-        )
+        ensure(self, (f"node {n.name}: a BatchNorm is left" for n in self._norms(model)))
+
+    def _norms(self, model: ir.Model) -> list[ir.Node]:
+        """Return the BatchNorms that must go."""
+        norms = (node for node in model.graph if node.op_type == "BatchNormalization")
+        return [norm for norm in norms if not self._is_left(norm)]
 
     def _is_left(self, norm: ir.Node) -> bool:
         layer = operand(norm, 0).producer()

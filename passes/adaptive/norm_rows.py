@@ -94,7 +94,7 @@ def keep_row(graph: ir.Graph, view: NormRows, index: int) -> None:
     epsilon = view.node.attributes.get_float("epsilon", 1e-5)
     plain = ir.node(
         "BatchNormalization", [operand(view.node, 0), *rows], {"epsilon": epsilon},
-        name=view.node.name,
+        name=view.name,
     )  # fmt: skip
     replace_node(view.node, plain)
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from qtool.checking.models import Model
 from qtool.checking.record import Glue
+from qtool.core.errors import UserError
 from qtool.core.records import from_json
 from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet, Source
@@ -29,8 +30,14 @@ def glue_choices(folder: Path | None) -> Glue | None:
         return None
     from qtool.runs.run import Run
 
-    measured = Run.open(folder).metrics("glue")
-    return from_json(Glue, measured[-1]) if measured else None
+    run = Run.open(folder)
+    measured = run.metrics("glue")
+    try:
+        return from_json(Glue, measured[-1]) if measured else None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{run.path('metrics.jsonl')}: its choices of glue grids are damaged: {error!r}"
+        ) from None
 
 
 def torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[str, float]:

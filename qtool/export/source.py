@@ -11,7 +11,7 @@ class AdaptiveSource(Protocol):
     """A model that holds every candidate until bits are chosen.
 
     Its graph has ``qtool::FakeQuant`` nodes on every edge that the device rounds, and
-    ``qtool::Norm`` nodes where a norm or a bias has several rows (`qtool.export.trace_ops`
+    ``qtool::Norm`` nodes where a norm or a bias has several rows (`qtool.export.trace`
     says what they look like). What comes after, `passes.pipelines.lower`, is the same for all.
     """
 

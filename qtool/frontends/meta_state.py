@@ -16,7 +16,12 @@ from qtool.training.frontend import SearchStart
 
 
 def search_start(run: Run) -> SearchStart:
-    """Return what gives a model, prepared for a search, the meta-state of `run`."""
+    """Return what gives a model, prepared for a search, the meta-state of `run`.
+
+    Raises:
+        UserError: `run` has no meta-state.
+    """
+    run.require_weights(Stage.META)
     return lambda model: load_meta(model, run)
 
 

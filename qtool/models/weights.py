@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qtool.core.errors import UserError
-from qtool.core.tensor_file import MARK, load_tensors
+from qtool.tensor_file import MARK, load_tensors
 
 _PICKLES = (".pt", ".pth", ".th")
 _WRAPPERS = ("state_dict", "model")

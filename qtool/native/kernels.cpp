@@ -1,6 +1,6 @@
 // Elementwise quantization for training on the CPU: one read, one write, sums in the same pass.
 //
-// What `qtool.quantizers.uniform` and `qtool.nn.norm_quant` say in torch operators, with the
+// What `qtool.quantizers.uniform` and `qtool.nn.ops.norm_quant` say in torch operators, with the
 // same floats for every element: no contraction to fused multiply-adds (-ffp-contract=off),
 // true division, rounding half to even. Sums are taken over fixed chunks of elements and added
 // in order, so that they do not depend on the number of threads.

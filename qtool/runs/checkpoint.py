@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qtool.core.errors import UserError
-from qtool.core.tensor_file import save_tensors
 from qtool.parallel.together import on_main
 from qtool.runs.run import CHECKPOINT, METRICS, RUN_FORMAT, Run, load_marked
+from qtool.tensor_file import save_tensors
 
 if TYPE_CHECKING:  # exporting a run again needs no torch
     from torch import Tensor

@@ -14,7 +14,7 @@
 
 Every file is written whole, under a temporary name, and renamed; metrics.jsonl is appended to,
 and cut back to what the checkpoint knows when training continues. Tensors carry a checksum
-(`qtool.core.tensor_file`). Nothing is ever unpickled. In a job of several processes
+(`qtool.tensor_file`). Nothing is ever unpickled. In a job of several processes
 (`qtool.parallel.job`) the first one writes.
 """
 
@@ -35,12 +35,12 @@ from qtool.core.files import (
     write_json,
 )
 from qtool.core.selection import BITS_FORMAT, Selection, check_format, selection_from_json
-from qtool.core.tensor_file import load_tensors, save_tensors
 from qtool.data.images import DataSet
 from qtool.parallel.together import on_main
 from qtool.runs.stage import Stage
 from qtool.settings.base import Config, ConfigT
 from qtool.settings.registry import config_as, from_json, to_json
+from qtool.tensor_file import load_tensors, save_tensors
 
 if TYPE_CHECKING:  # exporting a run again needs no torch
     from torch import Tensor
@@ -187,13 +187,16 @@ class Run:
         Raises:
             UserError: missing, truncated, or not written by qtool.
         """
-        path = self.path(stage.file)
-        if not path.exists():
+        self.require_weights(stage)
+        return load_marked(self.path(stage.file))[0]
+
+    def require_weights(self, stage: Stage) -> None:
+        """Raise `UserError` if `stage` has not been saved."""
+        if not self.has_weights(stage):
             raise UserError(
-                f"run {self.folder}: no {path.name}; training has not finished "
+                f"run {self.folder}: no {stage.file}; training has not finished "
                 "(qtool train ... --resume continues it)"
             )
-        return load_marked(path)[0]
 
     def drop_checkpoint(self) -> None:
         """Forget unfinished training: a stage was completed."""

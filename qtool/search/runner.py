@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch.nn import Module
+
 from qtool.core.errors import UserError
 from qtool.core.files import read_json, refuse_existing, write_json
 from qtool.core.progress import Progress
@@ -33,7 +35,7 @@ from qtool.search.results import (
 from qtool.search.space import Space, space_of
 from qtool.settings.base import TrainConfig
 from qtool.settings.search import missing_settings, search_settings
-from qtool.training.frontend import SearchStart, load_frontend
+from qtool.training.frontend import load_frontend
 
 _FOLDER = "pareto"
 
@@ -54,6 +56,8 @@ def run_search(
     start = load_frontend(run.config.frontend).search_start(run)
     config = _config(run, request)
     on_main(lambda: _refuse_results(run, request))
+    model = prepared(run, config)
+    start(model)  # refuses candidates that it lacks: before anything is measured or written
     space = space_of(prepared(run, config), run.input_shape)
     bounds = limits_of(request, run, space, progress)
     for limits in bounds:
@@ -66,7 +70,7 @@ def run_search(
         for budget, place, limits in zip(request.budgets, places, bounds, strict=True)
     ]
     if not all(answer(result, request) for result in results):
-        _choose(start, base, data, request, space, results, progress)
+        _choose(model, base, data, request, space, results, progress)
     contents = [finish(result, data, request, progress) for result in results]
     if len(results) > 1:
         save_front(base, results, contents)
@@ -146,13 +150,11 @@ def _places(base: Run, request: Request) -> list[Run]:
 
 
 def _choose(
-    start: SearchStart, base: Run, data: DataSet, request: Request, space: Space,
+    model: Module, base: Run, data: DataSet, request: Request, space: Space,
     results: list[Result], progress: Progress,
 ) -> None:  # fmt: skip
-    """Search from what `start` loads; leaves every result's bits and searched weights."""
+    """Search from the weights of `model`; leaves every result's bits and searched weights."""
     config = settings_for(base, request)
-    model = prepared(base, config)
-    start(model)
     if not _is_in_place(request):
         base.save_weights(Stage.META, model.state_dict())
     task = Task(

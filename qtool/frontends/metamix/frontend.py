@@ -16,6 +16,7 @@ repaired when it misses the budget (`qtool.search.fit`). Bit-meta is
 `qtool.frontends.metamix.bit_meta`, the search `qtool.search`.
 """
 
+from qtool.core.errors import UserError
 from qtool.core.progress import Progress
 from qtool.core.selection import Selection
 from qtool.data.batches import Batch, to_batch
@@ -49,6 +50,9 @@ from qtool.training.phases import run_phase
 def check(config: Config, data: DataSet) -> None:
     """Refuse, before anything is written, what `train` would refuse."""
     config = config_as(config, MetaMixConfig, "qtool train")
+    for name in ("activation_bits", "weight_bits"):
+        if getattr(config, name) == ():
+            raise UserError(f"recipe setting {name}: no candidates; give some, such as 8,4,3")
     model_entry(config.model)
     check_training(with_teacher(config, ""), data)
     if config.weights:

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
 from qtool.core.errors import UserError
 from qtool.core.files import atomic_path, no_room
 
@@ -32,6 +30,7 @@ def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], mark: Mapping[str,
     Raises:
         UserError: no room; a file that was there is still there.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -54,6 +53,8 @@ def load_tensors(path: Path, advice: str = "") -> tuple[dict[str, "Tensor"], dic
     Raises:
         UserError: truncated, altered, or not written by qtool.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
