@@ -8,6 +8,10 @@ from qtool.core.selection import parse_uniform
 from qtool.settings.base import Config
 from qtool.settings.setting import items, setting
 
+# Settings `glue` and `correction`: what there is to choose from.
+GLUE_CHOICES = ("mse", "minmax", "percentile")
+CORRECTIONS = ("affine", "bias", "none")
+
 
 def _uniform(name: str, value: Any) -> None:
     """Refuse bits that are not like w4a8."""
@@ -35,12 +39,12 @@ class PtqConfig(Config):
     )  # fmt: skip
     glue: str = setting(
         "mse", "how grids between layers and of outputs are found",
-        choices=("mse", "minmax", "percentile"),
+        choices=GLUE_CHOICES,
     )  # fmt: skip
     percentile: float = setting(99.99, "percent of values inside a percentile grid", 50, 100)
     correction: str = setting(
         "affine", "of every layer's output; affine: scale and bias",
-        choices=("affine", "bias", "none"),
+        choices=CORRECTIONS,
     )  # fmt: skip
     calibration_images: int = setting(1024, "training images, the first ones, for grids", 1)
     correction_images: int = setting(

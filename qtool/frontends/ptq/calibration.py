@@ -20,7 +20,6 @@ from qtool.nn.grid_fit import cover, fit_values
 from qtool.nn.modules.fake_quant import FakeQuantizer
 
 GLUE_ROLES = ("glue", "output")
-GLUE_CHOICES = ("mse", "minmax", "percentile")
 _SAMPLES = 1 << 17
 
 
@@ -86,7 +85,7 @@ def fit_layers(model: nn.Module, seen: dict[FakeQuantizer, Observed]) -> None:
 
 
 def fit_glue(seen: dict[FakeQuantizer, Observed], choice: str, percentile: float) -> None:
-    """Fit the glue grids by `choice`: one of `GLUE_CHOICES`."""
+    """Fit the glue grids by `choice`: one of `qtool.settings.ptq.GLUE_CHOICES`."""
     for quantizer, observed in seen.items():
         if quantizer.role not in GLUE_ROLES:
             continue

@@ -20,7 +20,6 @@ from qtool.nn.control import quant_layers, turn_off
 from qtool.nn.modules.quant_layer import QuantLayer
 from qtool.nn.ops.shapes import shaped_like
 
-CORRECTIONS = ("affine", "bias", "none")
 # A channel that quantization made almost constant says nothing about its scale.
 _LIMITS = (0.5, 2.0)
 _TINY = 1e-12
@@ -100,7 +99,7 @@ def correct(model: nn.Module, x: Tensor, wanted: dict[nn.Module, Tensor], kind: 
         model: its grids are fitted already.
         x: images (N, C, H, W).
         wanted: result of `float_outputs` for the same images.
-        kind: one of `CORRECTIONS`.
+        kind: one of `qtool.settings.ptq.CORRECTIONS`.
     """
     model.eval()
     if kind != "none":

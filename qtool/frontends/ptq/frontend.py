@@ -29,7 +29,6 @@ from qtool.data.batches import to_batch
 from qtool.data.images import DataSet
 from qtool.frontends.float_network import save_float
 from qtool.frontends.ptq.calibration import (
-    GLUE_CHOICES,
     GLUE_ROLES,
     Observed,
     fit_glue,
@@ -45,7 +44,7 @@ from qtool.quantizers import weight_quantizer
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
 from qtool.settings.base import Config
-from qtool.settings.ptq import PtqConfig
+from qtool.settings.ptq import GLUE_CHOICES, PtqConfig
 from qtool.settings.registry import config_as
 from qtool.training.evaluation import accuracy
 from qtool.training.frontend import Frontend
