@@ -67,7 +67,7 @@ def randomise_norms(model: nn.Module) -> None:
             nn.init.normal_(norm.bias)
             with torch.no_grad():
                 norm.weight[0] = 0.0
-                norm.weight[1] *= 1e-3
+                norm.weight[-1] *= 1e-3
             assert norm.running_mean is not None and norm.running_var is not None
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.1, 3)

@@ -12,9 +12,9 @@ from passes.adaptive.quantize_glue import QuantizeGlue
 from passes.adaptive.resolve_bits import ResolveBits
 from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
 from passes.importing.import_qdq import ImportQDQ
-from passes.lower.accumulator import Layer, fit_accumulator
 from passes.lower.lower_to_integer import LowerToInteger
 from passes.pipelines import lower
+from qtool.core.accumulator import Layer, fit_accumulator
 from qtool.core.dialect import Conv, Gemm, constant, read_program
 from qtool.core.errors import UnsupportedError, UserError
 from qtool.core.selection import LayerBits, Selection

@@ -26,13 +26,12 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.conditions import ensure, require, unfrozen_weights
 from passes.graph import LAYER_KEY, add_constant, as_fake_quant, operand
-from passes.lower.layers import has_integer_weight
+from passes.lower.layers import has_integer_weight, norm_values
 from passes.lower.moves import is_move, sources
+from qtool.core.accumulator import Layer
 from qtool.core.dialect import constant
 from qtool.core.errors import UnsupportedError
-
-Doubles = NDArray[np.float64]
-DEAD_SCALE = 1e-30
+from qtool.core.folding import fold_norm
 
 
 @dataclass(frozen=True)
@@ -84,25 +83,15 @@ def _stands_alone(norm: ir.Node) -> bool:
 
 
 def _fold(graph: ir.Graph, norm: ir.Node, conv: ir.Node, weight: ir.Node) -> None:
-    layer = weight.metadata_props[LAYER_KEY]
-    codes, scale = _array(weight, 0), _array(weight, 1)
-    gamma, beta, mean, var = (_array(norm, i).astype(np.float64) for i in range(1, 5))
-    ratio = gamma / np.sqrt(var + norm.attributes.get_float("epsilon", 1e-5))
+    name = weight.metadata_props[LAYER_KEY]
+    values = norm_values(norm)
     bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
-    before = np.zeros_like(beta) if bias is None else bias.astype(np.float64)
-    folded_scale = np.where(ratio == 0, DEAD_SCALE, scale * np.abs(ratio)).astype(np.float32)
-    if not np.all(np.isfinite(folded_scale) & (folded_scale > 0)):
-        channel = int(np.argmin(np.isfinite(folded_scale) & (folded_scale > 0)))
-        raise UnsupportedError(
-            f"layer {layer}: BatchNorm channel {channel} scales its weights by "
-            f"{ratio[channel]:g}, outside float32"
-        )
-    flipped = _flip(codes, ratio, layer)
-    shift = (beta + (before - mean) * ratio).astype(np.float32)
-    weight.replace_input_with(0, add_constant(graph, f"{layer}.folded_codes", flipped))
-    weight.replace_input_with(1, add_constant(graph, f"{layer}.folded_scale", folded_scale))
+    bias = np.zeros_like(values.beta) if bias is None else bias
+    layer = fold_norm(Layer(name, _array(weight, 0), _array(weight, 1), bias, None), values)
+    weight.replace_input_with(0, add_constant(graph, f"{name}.folded_codes", layer.codes))
+    weight.replace_input_with(1, add_constant(graph, f"{name}.folded_scale", layer.scale))
     conv.resize_inputs(3)
-    conv.replace_input_with(2, add_constant(graph, f"{layer}.folded_bias", shift))
+    conv.replace_input_with(2, add_constant(graph, f"{name}.folded_bias", layer.bias))
     norm.outputs[0].replace_all_uses_with(conv.outputs[0])
     graph.remove(norm, safe=True)
 
@@ -124,17 +113,6 @@ def _match(norm: ir.Node) -> tuple[ir.Node, ir.Node]:
             f"layer {weight.metadata_props[LAYER_KEY]}: its result is also read unnormalised"
         )
     return conv, weight
-
-
-def _flip(codes: NDArray[Any], ratio: Doubles, layer: str) -> NDArray[np.int8]:
-    signs = np.sign(ratio).astype(np.int16).reshape(-1, *[1] * (codes.ndim - 1))
-    flipped = codes.astype(np.int16) * signs
-    if flipped.max(initial=0) > 127:
-        raise UnsupportedError(
-            f"layer {layer}: code -128 under a negative BatchNorm gamma becomes 128, which "
-            "int8 does not hold; train with a narrow weight range"
-        )
-    return flipped.astype(np.int8)
 
 
 def _array(node: ir.Node, index: int) -> NDArray[Any]:

@@ -12,30 +12,26 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from passes.lower.accumulator import Layer, fit_accumulator
 from passes.lower.integer_builder import IntegerBuilder, Quantized
-from passes.lower.layers import layer_name, read_layer
+from passes.lower.layers import layer_name, norm_values, read_layer
 from passes.lower.ort_limits import check_factor
 from passes.lower.site import Site
+from qtool.core.accumulator import Layer, fit_accumulator
 from qtool.core.dialect import (
     ACTIVATION_BITS_KEY,
     MS,
     WEIGHT_BITS_KEY,
     Grid,
-    constant,
     ints,
     require_plain,
     static_shape,
     value_name,
 )
 from qtool.core.errors import UnsupportedError
+from qtool.core.folding import affine_layer
 from qtool.core.grids import Window
 from qtool.core.numerics import quantize_bias
-
-AFFINE_CODE = 127
-Doubles = NDArray[np.float64]
 
 
 def conv(build: IntegerBuilder, site: Site) -> ir.Value:
@@ -167,30 +163,9 @@ def affine(build: IntegerBuilder, site: Site) -> ir.Value:
             f"layer {layer_name(node)}: BatchNorm of a {len(shape) + 1}-D tensor that no "
             "layer before it absorbs; 4-D is supported"
         )
-    ratio, shift = norm_affine(node)
-    codes = (np.sign(ratio) * AFFINE_CODE).astype(np.int8).reshape(-1, 1, 1, 1)
-    scale = np.where(ratio == 0, 1e-30, np.abs(ratio) / AFFINE_CODE)
-    layer = _unlisted(site, codes, scale, shift)
-    attributes = {"kernel_shape": [1, 1], "group": len(ratio)}
+    layer = affine_layer(site.name, norm_values(node))
+    attributes = {"kernel_shape": [1, 1], "group": len(layer.scale)}
     return _qlinear_conv(build, site, layer, attributes)
-
-
-def norm_affine(node: ir.Node) -> tuple[Doubles, Doubles]:
-    """Return BatchNormalization as ``x * ratio + shift``, each (C,).
-
-    Raises:
-        UnsupportedError: a parameter is computed at run time.
-    """
-    gamma, beta, mean, var = (_parameter(node, index) for index in range(1, 5))
-    ratio = gamma / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
-    return ratio, beta - mean * ratio
-
-
-def _parameter(node: ir.Node, index: int) -> Doubles:
-    array = constant(node.inputs[index])
-    if array is None:
-        raise UnsupportedError(f"layer {node.name}: BatchNorm parameters must be constants")
-    return array.astype(np.float64)
 
 
 def _unlisted(site: Site, codes: Any, scale: Any, bias: Any) -> Layer:

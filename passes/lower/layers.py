@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from passes.graph import LAYER_KEY, operand
 from passes.importing.unpacking import unpack
-from passes.lower.accumulator import Layer
+from qtool.core.accumulator import Layer
 from qtool.core.dialect import WEIGHT_BITS_KEY, constant
 from qtool.core.errors import UnsupportedError
+from qtool.core.folding import NormValues
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 
@@ -143,3 +144,17 @@ def _dequantized(value: ir.Value, name: str) -> tuple[NDArray[Any], NDArray[np.f
         raise UnsupportedError(f"layer {name}: bias is not int32 around 0")
     spread = np.broadcast_to(unit.reshape(-1).astype(np.float32), codes.size)
     return codes.reshape(-1).astype(np.float64) * spread.astype(np.float64), spread
+
+
+def norm_values(node: ir.Node) -> NormValues:
+    """Return the numbers of a BatchNormalization.
+
+    Raises:
+        UnsupportedError: a parameter is computed at run time.
+    """
+    arrays = [constant(value) for value in node.inputs[1:5]]
+    known = [array.astype(np.float64) for array in arrays if array is not None]
+    if len(known) < 4:
+        raise UnsupportedError(f"layer {node.name}: BatchNorm parameters must be constants")
+    gamma, beta, mean, var = known
+    return NormValues(gamma, beta, mean, var, node.attributes.get_float("epsilon", 1e-5))

@@ -303,6 +303,32 @@ def hard_sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
+def hard_sigmoid_table(
+    single: bool,
+    x_scale: np.float32,
+    x_zero: int,
+    y_scale: np.float32,
+    y_zero: int,
+    lo: int = 0,
+    hi: int = 255,
+) -> Codes:
+    """Return the 256 answers of Hardsigmoid, ``relu6(x + 3) / 6``.
+
+    A QLinearAdd of the constant 3 (scale 3, code 1) onto the grid (6 ys, 0), whose codes are
+    those of (ys, 0). Where the zero point is another, or the tensor has a `single` element,
+    which ONNX Runtime adds in another order, a table of its own (`lookup_table`).
+    """
+    if single or y_zero != 0:
+        sixth = np.float64(F32(1 / 6))  # what ONNX keeps of it
+        return lookup_table(
+            lambda x: np.clip(sixth * x + 0.5, 0.0, 1.0), x_scale, x_zero, y_scale, y_zero,
+            lo, hi,
+        )  # fmt: skip
+    codes, top = np.arange(256, dtype=np.uint8), clip_code(1.0, y_scale, 0)
+    ones, six = np.ones_like(codes), F32(6) * F32(y_scale)
+    return add(codes, x_scale, x_zero, ones, F32(3), 0, six, 0, lo, min(hi, top))
+
+
 def silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """``x * sigmoid(x)``, torch's SiLU (Swish)."""
     result: NDArray[np.float64] = x * sigmoid(x)

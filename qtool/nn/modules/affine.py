@@ -6,15 +6,17 @@ scale ``|gamma / sigma| / 127``, and a bias rounded to the accumulator's unit,
 itself is not rounded.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
+from qtool.core.folding import AFFINE_CODE, affine_layer
 from qtool.nn.modules.fake_quant import FakeQuantizer
-from qtool.nn.modules.quant_layer import norm_affine, round_to_unit
+from qtool.nn.modules.quant_layer import norm_affine, norm_values, round_to_unit
 from qtool.nn.modules.switch_norm import SwitchNorm
+from qtool.nn.ops.on_grid import OnGrid, layer_result, values
 from qtool.nn.ops.shapes import shaped_like
-
-CODE = 127
 
 
 class QuantAffine(nn.Module):
@@ -48,17 +50,26 @@ class QuantAffine(nn.Module):
         """(N, C, H, W) -> (N, C, H, W)."""
         if self.defers_norm and self.training:
             return x
+        if isinstance(x, OnGrid):
+            return self._on_device(x)
         (grid,) = self._grid
-        as_on_device = (
-            grid is not None
-            and grid.selected is not None
-            and not self.training
-            and not torch.onnx.is_in_onnx_export()
-        )
-        if not as_on_device or grid is None or grid.selected is None:
+        is_on = grid is not None and grid.is_on and not self.training
+        if grid is None or not is_on or torch.onnx.is_in_onnx_export():
             y: Tensor = self.norm(x)
             return y
+        return self._approximate(x, grid.scale(cast(int, grid.selected)))
+
+    def _on_device(self, x: OnGrid) -> Tensor:
+        """Return the result as the device computes it."""
+        layer, shape = affine_layer(self.name, norm_values(self.norm)), (1, -1, 1, 1)
+        return layer_result(
+            layer, x, lambda codes, weight: codes * weight.reshape(shape),
+            lambda: self._approximate(values(x), torch.tensor(float(x.grid.scale))),
+        )  # fmt: skip
+
+    def _approximate(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Return it in floating point, with the bias rounded as on the device."""
         factor, shift = norm_affine(self.norm)
-        unit = grid.scale(grid.selected) * (factor.abs() / CODE).float()
+        unit = scale.to(x.device) * (factor.abs() / AFFINE_CODE).float()
         bias = round_to_unit(shift, unit)
         return x * shaped_like(factor.float(), x) + shaped_like(bias.float(), x)

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +12,8 @@ from qtool.core.bank import Bank
 from qtool.core.grids import MIN_STEP, activation_window
 from qtool.nn.modules.prologue import Prologue
 from qtool.nn.modules.quantizer import Quantizer, Role
+from qtool.nn.ops.int_grid import IntGrid
+from qtool.nn.ops.on_grid import quantized
 from qtool.quantizers import activation_quantizer
 from qtool.quantizers.activation import UniformArgs
 from qtool.quantizers.lsq_plus import zero_points
@@ -165,7 +168,17 @@ class FakeQuantizer(Quantizer):
                 if self.selected is not None and self.mix is None:
                     return prologue.quantize(x, self.uniform_args(self.selected, x.numel()))
                 x = prologue.apply(x)
+        if self.follows_device(x):
+            return quantized(x, self.int_grid())
         return self.quantize(x)
+
+    def int_grid(self) -> IntGrid:
+        """Return the selected grid as numbers."""
+        bits = cast(int, self.selected)
+        zero_point = self.zero_points[self.windows.row(bits)]
+        window = activation_window(bits, self.signed, zero_point)
+        scale = np.float32(self.scale(bits).item())
+        return IntGrid(scale, window.zero_point, window.lo, window.hi)
 
     def unrounded(self, x: Tensor) -> Tensor:
         """Return what ``forward`` rounds when it is given `x`: behind what was left to it."""

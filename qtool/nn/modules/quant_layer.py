@@ -9,14 +9,18 @@ agree.
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qtool.core.accumulator import Layer as IntLayer
 from qtool.core.errors import UnsupportedError
+from qtool.core.folding import NormValues, fold_norm
 from qtool.nn.modules.quantizer import Quantizer
 from qtool.nn.modules.switch_norm import SwitchBias, SwitchNorm
 from qtool.nn.modules.weight_quant import WeightQuantizer
+from qtool.nn.ops.on_grid import OnGrid, layer_result, values
 from qtool.nn.ops.saved_codes import input_as_codes
 from qtool.nn.ops.shapes import shaped_like
 
@@ -76,8 +80,13 @@ class QuantLayer(nn.Module):
         """(N, C_in, H, W) -> (N, C, H', W'), or (N, C_in) -> (N, C)."""
         x = self.input_quant(x)
         weight = self.weight_quant(self.layer.weight)
-        if self._as_on_device():
-            return self._device_forward(x, weight)
+        if isinstance(x, OnGrid) and self.weight_quant.is_on:
+            return layer_result(
+                self._folded(weight), x, lambda codes, w: self._linear_map(codes, w, None),
+                lambda: self._approximate(values(x), weight),
+            )  # fmt: skip
+        if self._is_evaluated():
+            return self._approximate(x, weight)
         with self._saving_codes(x):
             y = self._linear_map(x, weight, self.bias)
         if self.norm is None or (self.defers_norm and self.training):
@@ -94,13 +103,26 @@ class QuantLayer(nn.Module):
             step = quantizer.scale(bits)
         return input_as_codes(x, step, *quantizer.limits(bits))
 
-    def _as_on_device(self) -> bool:
-        both = (self.input_quant, self.weight_quant)
-        quantized = all(q.selected is not None and q.mix is None for q in both)
+    def _is_evaluated(self) -> bool:
+        quantized = self.input_quant.is_on and self.weight_quant.is_on
         return quantized and not self.training and not torch.onnx.is_in_onnx_export()
 
-    def _device_forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Sum codes, which is exact in float32 as on the device, and scale the sums once."""
+    def _folded(self, weight: Tensor) -> IntLayer:
+        """Return the layer's integers, of its quantized `weight`, with BatchNorm folded."""
+        scale = self.weight_quant.scale(
+            cast(int, self.weight_quant.selected), self.layer.weight
+        )
+        codes = (weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).round()
+        channels = len(weight)
+        bias = np.zeros(channels, np.float32) if self.bias is None else self.bias.cpu().numpy()
+        layer = IntLayer(
+            self.name, codes.cpu().numpy().astype(np.int8),
+            np.broadcast_to(scale.cpu().numpy(), channels), bias, None,
+        )  # fmt: skip
+        return layer if self.norm is None else fold_norm(layer, norm_values(self.norm))
+
+    def _approximate(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Sum codes, scale the sums once: the device's result but for its last rounding."""
         factor, shift = self._affine()
         x_scale = self.input_quant.scale(cast(int, self.input_quant.selected))
         w_scale = self.weight_quant.scale(
@@ -132,6 +154,16 @@ class QuantLayer(nn.Module):
         return functional.conv2d(
             x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups
         )
+
+
+def norm_values(norm: AnyNorm) -> NormValues:
+    """Return the numbers of `norm` in evaluation."""
+    norm = norm.picked if isinstance(norm, SwitchNorm) else norm
+    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    gamma = norm.weight if norm.affine else torch.ones_like(mean)
+    beta = norm.bias if norm.affine else torch.zeros_like(mean)
+    gamma, beta, mean, var = (t.detach().cpu().double() for t in (gamma, beta, mean, var))
+    return NormValues(gamma.numpy(), beta.numpy(), mean.numpy(), var.numpy(), norm.eps)
 
 
 def norm_affine(norm: AnyNorm, bias: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:

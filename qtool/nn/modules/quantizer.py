@@ -68,6 +68,20 @@ class Quantizer(nn.Module, ABC):
     def quantize_at(self, x: Tensor, bits: int) -> Tensor:
         """Fake-quantize `x` at one candidate."""
 
+    @property
+    def is_on(self) -> bool:
+        """True where it rounds to one grid: neither floating point nor a mixture."""
+        return self.selected is not None and self.mix is None
+
+    def follows_device(self, x: Tensor) -> bool:
+        """True where `x` is to get the integers that the device has.
+
+        That is in evaluation without gradients. With gradients, which integers have none of,
+        sums are those of float32, and may cross a rounding boundary.
+        """
+        off = self.training or torch.is_grad_enabled() or torch.onnx.is_in_onnx_export()
+        return self.is_on and not off and x.device.type != "meta"
+
     def quantize(self, x: Tensor) -> Tensor:
         """Return `x` on the selected grid, or a mixture of grids (same shape and dtype)."""
         if self.mix is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.quantizer import Quantizer
+from qtool.nn.ops.on_grid import quantized
 
 
 class SharedGrid(Quantizer):
@@ -54,6 +55,8 @@ class SharedGrid(Quantizer):
         if torch.onnx.is_in_onnx_export():
             usual = leader.zero_points == leader.default_zero_points
             return self._traced(x, () if usual else leader.zero_points)
+        if self.follows_device(x) and leader.selected == self.selected:
+            return quantized(x, leader.int_grid())
         same = leader.mix is None and self.mix is None and leader.selected == self.selected
         return x if self.training and same else self.quantize(x)
 

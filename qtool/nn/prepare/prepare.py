@@ -24,6 +24,7 @@ from typing import cast
 import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.utils._pytree import tree_map
 
 from qtool.core.errors import UnsupportedError
 from qtool.nn.capture.capture import capture
@@ -34,6 +35,7 @@ from qtool.nn.modules.quant_layer import Layer, Norm, QuantLayer
 from qtool.nn.modules.quantizer import Role
 from qtool.nn.modules.shared_grid import SharedGrid
 from qtool.nn.modules.weight_quant import WeightQuantizer
+from qtool.nn.ops.on_grid import values
 from qtool.nn.prepare.defer import defer
 from qtool.nn.prepare.graph_view import GraphView
 from qtool.nn.prepare.normal_form import Sizes, normalise
@@ -127,6 +129,8 @@ class _Preparer:
         self.gm.graph.lint()
         self.gm.recompile()
         self.gm.delete_all_unused_submodules()
+        # Nobody outside needs to know of lazy tensors.
+        self.gm.register_forward_hook(_plain_result)
         return self.gm
 
     def _quantizer(
@@ -232,6 +236,10 @@ class _Preparer:
         with self.gm.graph.inserting_after(node):
             glue = self.gm.graph.call_module(name, (node,))
         node.replace_all_uses_with(glue, delete_user_cb=lambda user: user is not glue)
+
+
+def _plain_result(_model: nn.Module, _inputs: object, result: object) -> object:
+    return tree_map(values, result)
 
 
 def _share(reader: nn.Module | None, grid: FakeQuantizer) -> None:

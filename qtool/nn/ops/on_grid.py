@@ -1,0 +1,326 @@
+"""Tensors of a network in evaluation that know their integers, as the device has them.
+
+`OnGrid` is a tensor on a grid. `Lazy` stands for the result of an operator on such tensors
+until a quantizer says on which grid it is wanted: the device rounds once, from the accumulator
+to that grid, and so does the network in evaluation. Both compute
+
+1. moves (Flatten, MaxPool2d, Concat, ...): the same on codes;
+2. ReLU and other bounds: the window;
+3. add, mul, average pools, Sigmoid and other tables: `qtool.nn.ops.int_grid`.
+Any other function of torch sees float values.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from qtool.core import numerics
+from qtool.core.accumulator import Layer
+from qtool.nn.ops import int_grid
+from qtool.nn.ops.int_grid import IntGrid, LinearMap
+
+Make = Callable[[IntGrid], Tensor]
+Function = Callable[..., Any]
+
+
+class Lazy(Tensor):
+    """Float values that the device has as integers; made by `lazy`.
+
+    Args:
+        make: from a grid to centred codes on it.
+        plain: computes the float values, if something asks for them.
+    """
+
+    make: Make
+    plain: Callable[[], Tensor]
+    known: Tensor | None
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Compute `func` on integers where the device does."""
+        name, given = getattr(func, "__name__", ""), dict(kwargs or {})
+        if isinstance(args[0] if args else None, Lazy) and _is_in_place(name, given):
+            return _overwritten(args[0], func, name, args[1:], given)
+        found = _HANDLERS[name](func, *args, **given) if name in _HANDLERS else None
+        if found is not None:
+            return found
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **given)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Compute anything else on float values."""
+        return func(*tree_map(values, args), **tree_map(values, kwargs or {}))
+
+
+class OnGrid(Lazy):
+    """Values on a grid; made by `on_grid`.
+
+    Args:
+        codes: q minus the zero point, float32 integers.
+        grid: scale, zero point and window.
+    """
+
+    codes: Tensor
+    grid: IntGrid
+
+
+L = TypeVar("L", bound=Lazy)
+
+
+def _wrap(kind: type[L], like: Tensor, shape: Any, make: Make, plain: Any) -> L:
+    made: L = Tensor._make_wrapper_subclass(
+        kind, shape, dtype=torch.float32, device=like.device
+    )
+    made.make, made.plain, made.known = make, plain, None
+    return made
+
+
+def lazy(like: Tensor, shape: Any, make: Make, plain: Callable[[], Tensor]) -> Lazy:
+    """Return a `Lazy` of this shape, on the device of `like`."""
+    return _wrap(Lazy, like, shape, make, plain)
+
+
+def on_grid(codes: Tensor, grid: IntGrid) -> OnGrid:
+    """Return ``codes * scale``; `codes` are centred."""
+    made = _wrap(
+        OnGrid, codes, codes.shape, lambda wanted: int_grid.regrid(codes, grid, wanted),
+        lambda: codes * float(grid.scale),
+    )  # fmt: skip
+    made.codes, made.grid = codes, grid
+    return made
+
+
+def quantized(x: Tensor, grid: IntGrid) -> OnGrid:
+    """Return `x`, lazy or float values, on `grid`."""
+    return on_grid(x.make(grid) if isinstance(x, Lazy) else int_grid.quantize(x, grid), grid)
+
+
+def values(x: Any) -> Any:
+    """Return the float values of a lazy tensor; anything else as it is."""
+    if not isinstance(x, Lazy):
+        return x
+    if x.known is None:
+        x.known = x.plain()
+    return x.known
+
+
+def layer_result(
+    layer: Layer, x: OnGrid, linear_map: LinearMap, plain: Callable[[], Tensor]
+) -> Lazy:  # fmt: skip
+    """Return what a layer makes of `x`.
+
+    Args:
+        layer: its codes, scale and bias, BatchNorm folded.
+        x: its input.
+        linear_map: of input and weight, without the bias.
+        plain: computes the float values.
+    """
+    sums = int_grid.accumulate(layer, x.codes, x.grid, linear_map)
+    return lazy(sums.sums, sums.sums.shape, sums.requantize, plain)
+
+
+def _is_in_place(name: str, kwargs: dict[str, Any]) -> bool:
+    return bool(kwargs.pop("inplace", False)) or (name[-1:] == "_" and name[:2] != "__")
+
+
+def _overwritten(x: Lazy, func: Any, name: str, args: tuple[Any, ...], kwargs: Any) -> Lazy:
+    """Let `x` become the result of a function that changes it: others may read it too."""
+    twin = _wrap(type(x), x, x.shape, x.make, x.plain)
+    twin.__dict__.update(x.__dict__)
+    handler = _HANDLERS.get(name.rstrip("_"))
+    result = handler(func, twin, *args, **kwargs) if handler else None
+    if result is None:
+        floats = func(values(twin).clone(), *map(values, args), **kwargs)
+        result = lazy(x, x.shape, partial(int_grid.quantize, floats), lambda: floats)
+    x.__class__ = type(result)
+    x.__dict__.clear()
+    x.__dict__.update(result.__dict__)
+    return x
+
+
+# What torch's functions are on integers: None where the device computes floats.
+
+
+def _move(func: Function, x: Any, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(x, Lazy):
+        return None
+
+    def moved(tensor: Tensor) -> Any:
+        return func(tensor, *args, **kwargs)
+
+    if isinstance(x, OnGrid):
+        grid = x.grid
+        return tree_map(lambda codes: on_grid(codes, grid), moved(x.codes))
+    shapes, make = moved(torch.empty(x.shape, device="meta")), x.make
+    if isinstance(shapes, Tensor):
+        return lazy(x, shapes.shape, lambda g: moved(make(g)), lambda: moved(values(x)))
+
+    def part(index: int, shape: Any) -> Lazy:
+        return lazy(x, shape, lambda g: moved(make(g))[index], lambda: moved(values(x))[index])
+
+    return tuple(part(index, made.shape) for index, made in enumerate(shapes))
+
+
+def _max_pool(func: Function, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return None if kwargs.get("return_indices") else _move(func, x, *args, **kwargs)
+
+
+def _dropout(
+    func: Function, x: Any, p: float = 0.5, training: bool = True, **kwargs: Any
+) -> Any:
+    return None if training else x
+
+
+def _pad(
+    func: Function, x: Any, pad: Any, mode: str = "constant", value: float | None = None
+) -> Any:
+    return None if mode != "constant" or value else _move(func, x, pad)
+
+
+def _interpolate(func: Function, x: Any, *args: Any, **kwargs: Any) -> Any:
+    mode = args[2] if len(args) > 2 else kwargs.get("mode", "nearest")
+    return _move(func, x, *args, **kwargs) if mode == "nearest" else None
+
+
+def _concat(func: Function, parts: Any, *args: Any, **kwargs: Any) -> Any:
+    if not all(isinstance(part, Lazy) for part in parts):
+        return None
+
+    def joined(tensors: Iterable[Tensor]) -> Tensor:
+        result: Tensor = func(list(tensors), *args, **kwargs)
+        return result
+
+    shape = joined(torch.empty(part.shape, device="meta") for part in parts).shape
+    return lazy(
+        parts[0], shape, lambda g: joined(part.make(g) for part in parts),
+        lambda: joined(map(values, parts)),
+    )  # fmt: skip
+
+
+def _relu(func: Function, x: Lazy) -> Lazy:
+    return _bounded(x, 0.0, torch.inf)
+
+
+def _relu6(func: Function, x: Lazy) -> Lazy:
+    return _bounded(x, 0.0, 6.0)
+
+
+def _hardtanh(func: Function, x: Lazy, min_val: float = -1.0, max_val: float = 1.0) -> Lazy:
+    return _bounded(x, min_val, max_val)
+
+
+def _clamp(func: Function, x: Any, min: Any = None, max: Any = None) -> Lazy | None:
+    ends = [(-torch.inf if min is None else min), (torch.inf if max is None else max)]
+    if not isinstance(x, Lazy) or any(isinstance(end, Tensor) for end in ends):
+        return None
+    return _bounded(x, float(ends[0]), float(ends[1]))
+
+
+def _bounded(x: Lazy, low: float, high: float) -> Lazy:
+    make = x.make
+    return lazy(
+        x, x.shape, lambda g: make(g.narrowed(low, high)), lambda: values(x).clamp(low, high)
+    )
+
+
+def _add(func: Function, a: Any, b: Any, alpha: float = 1) -> Lazy | None:
+    return _combined("add", func, a, b) if alpha == 1 else None
+
+
+def _mul(func: Function, a: Any, b: Any) -> Lazy | None:
+    return _combined("multiply", func, a, b)
+
+
+def _combined(name: str, func: Function, a: Any, b: Any) -> Lazy | None:
+    if not (isinstance(a, OnGrid) and isinstance(b, OnGrid)):
+        return None
+    shape = torch.Size(np.broadcast_shapes(a.shape, b.shape))
+    # A broadcast operand is ONNX Runtime's second.
+    one, other = (a, b) if a.shape == shape else (b, a)
+    pairs = one.codes, one.grid, other.codes, other.grid
+    return lazy(
+        a,
+        shape,
+        lambda g: int_grid.combine(name, *pairs, g),
+        lambda: func(values(a), values(b)),
+    )
+
+
+def _average_pool(
+    func: Function, x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0,
+    ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: Any = None,
+) -> Lazy | None:  # fmt: skip
+    varies = ceil_mode or (not count_include_pad and np.any(padding))
+    if varies or divisor_override is not None or not isinstance(x, OnGrid):
+        return None
+    codes = x.codes
+    sums = func(codes, kernel_size, stride, padding, False, True, 1)
+    count = int(np.prod(np.broadcast_to(kernel_size, 2)))
+    found = int_grid.Accumulator(
+        sums, x.grid.scale, np.full(x.shape[1], 1 / count, np.float32)
+    )
+    return lazy(
+        x, sums.shape, found.requantize, lambda: func(values(x), kernel_size, stride, padding)
+    )
+
+
+def _global_average(func: Function, x: Any, output_size: Any) -> Lazy | None:
+    if not isinstance(x, OnGrid) or tuple(np.broadcast_to(output_size, 2)) != (1, 1):
+        return None
+    codes, grid = x.codes, x.grid
+    return lazy(
+        x, (*x.shape[:2], 1, 1), lambda g: int_grid.average(codes, grid, g),
+        lambda: func(values(x), output_size),
+    )  # fmt: skip
+
+
+def _table(
+    function: Function, func: Function, x: Any, *args: Any, **kwargs: Any
+) -> Lazy | None:
+    if not isinstance(x, OnGrid):
+        return None
+    codes, grid = x.codes, x.grid
+    return lazy(
+        x, x.shape, lambda g: int_grid.look_up(codes, grid, g, function),
+        lambda: func(values(x), *args, **kwargs),
+    )  # fmt: skip
+
+
+def _leaky(func: Function, x: Any, negative_slope: float = 0.01) -> Lazy | None:
+    return _table(partial(numerics.leaky_table, negative_slope), func, x, negative_slope)
+
+
+def _hard_sigmoid(func: Function, x: Any) -> Lazy | None:
+    one = x.numel() == len(x)
+    return _table(partial(numerics.hard_sigmoid_table, one), func, x)
+
+
+def _function(function: numerics.Function) -> Function:
+    return partial(_table, partial(numerics.lookup_table, function))
+
+
+_MOVES = (
+    "flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "unflatten",
+    "narrow", "chunk", "split", "clone", "contiguous", "channel_shuffle", "__getitem__",
+)  # fmt: skip
+_HANDLERS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(_MOVES, _move), "max_pool2d": _max_pool, "pad": _pad,
+    "interpolate": _interpolate, "upsample": _interpolate, "dropout": _dropout,
+    "dropout2d": _dropout, "cat": _concat, "concat": _concat, "concatenate": _concat,
+    "relu": _relu, "relu6": _relu6, "hardtanh": _hardtanh, "clamp": _clamp, "clip": _clamp,
+    "add": _add, "mul": _mul, "multiply": _mul, "avg_pool2d": _average_pool,
+    "adaptive_avg_pool2d": _global_average, "leaky_relu": _leaky, "hardsigmoid": _hard_sigmoid,
+    "sigmoid": _function(numerics.sigmoid), "silu": _function(numerics.silu),
+    "tanh": _function(np.tanh),
+    "hardswish": _function(lambda x: x * numerics.hard_sigmoid(x)),
+}  # fmt: skip
