@@ -19,6 +19,7 @@ from passes.graph import as_fake_quant, operand
 from passes.lower.layers import has_integer_weight, layer_name
 from passes.lower.moves import has_integer_form, is_move, sources
 from passes.lower.operators import ACTIVATIONS, OPERATORS
+from passes.twins import note_quantizer
 from qtool.core.errors import UnsupportedError
 
 
@@ -89,6 +90,7 @@ def _hoist(node: ir.Node, allow_float: bool) -> list[ir.Node]:
         graph.insert_before(move, twin)
         move.replace_input_with(index, twin.outputs[0])
         fresh.append(twin)
+    note_quantizer(moved, view.role, view.name)
     node.outputs[0].replace_all_uses_with(moved, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     return fresh

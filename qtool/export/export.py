@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from passes.emit.base import Note, Target
+from passes.emit.base import Inspect, Note, Target
 from passes.emit.onnx.onnx_file import compact
 from passes.emit.onnx.target import OnnxTarget
 from passes.pipelines import lower
@@ -54,12 +54,25 @@ def export(
     output: Path | None,
     force: bool,
     note: Note | None = None,
+    inspect: Inspect | None = None,
 ) -> None:
-    """Export the run in `folder` to `output`; None where the target writes another file."""
+    """Export the run in `folder`.
+
+    Args:
+        folder: the run.
+        options: what becomes of it.
+        output: the artifact; None where the target writes another file.
+        force: existing files may be replaced.
+        note: is told what is going on.
+        inspect: is given what will be written, before it is; its `UserError` refuses it. The
+            command's is `qtool.witness.witness.Witness`; without one no torch is needed.
+    """
     options.target.check(output, force)
     dialect = integer_model(RunSource.open(folder), options.bits, options.allow_float)
     if options.raw_pixels:
         UseRawPixels()(dialect)
+    if inspect is not None:
+        inspect(dialect)
     options.target.write(dialect, output, note)
 
 

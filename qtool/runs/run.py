@@ -7,6 +7,7 @@
     model.safetensors      prepared model as it is deployed now
     corrections.safetensors  rows of norms and biases for other uniform bits: w4a4/NAME
     adaptive.onnx          traced graph of all bits, since the first export (`qtool.export`)
+    witness.json           comparisons of exports with the network (`qtool.witness.seen`)
     bits.json              chosen bits (after `qtool search`)
     search.json            settings of a search that the recipe has no fields for
     metrics.jsonl          one JSON object per epoch and result
@@ -50,6 +51,7 @@ RUN_FORMAT = 2
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 SEARCH = "search.json"
+WITNESS = "witness.json"
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ class Run:
 
 _OWN_FILES = (
     *(stage.file for stage in Stage), CHECKPOINT, "bits.json", METRICS, SEARCH,
-    "adaptive.onnx",
+    WITNESS, "adaptive.onnx",
 )  # fmt: skip
 
 _MACHINE = ("workers", "device", "checkpoint_minutes", "checkpoint_steps")
