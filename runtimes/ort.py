@@ -3,6 +3,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -80,12 +81,20 @@ class OrtRuntime:
 
     def float_ops(self) -> Counter[str]:
         """Count float operators of the graph that ONNX Runtime really executes."""
-        return count_float_ops(self._optimized())
+        return count_float_ops(self._optimized)
 
     def island_ops(self, grids: Collection[Grid]) -> Counter[str]:
         """Count those of `float_ops` that belong to islands, whose results are on `grids`."""
-        return count_island_ops(self._optimized(), grids)
+        return count_island_ops(self._optimized, grids)
 
+    def table_ops(self) -> tuple[int, int]:
+        """Count ``Cast -> Gather`` tables, two operators each, and all operators."""
+        nodes = self._optimized.graph.node
+        casts = {name for node in nodes if node.op_type == "Cast" for name in node.output}
+        tables = [n for n in nodes if n.op_type == "Gather" and casts & {*n.input}]
+        return 2 * len(tables), len(nodes)
+
+    @cached_property
     def _optimized(self) -> onnx.ModelProto:
         with tempfile.TemporaryDirectory() as folder:
             dumped = Path(folder) / "optimized.onnx"

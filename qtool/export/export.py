@@ -11,7 +11,7 @@ from passes.emit.onnx.target import OnnxTarget
 from passes.pipelines import lower
 from passes.raw_pixels import UseRawPixels
 from qtool.core.files import write_bytes
-from qtool.core.selection import read_selection
+from qtool.core.selection import Selection, read_selection
 from qtool.export.adaptive import RunSource
 from qtool.export.source import AdaptiveSource
 
@@ -26,6 +26,13 @@ def integer_model(
             integer form.
     """
     selection = source.selection() if bits is None else read_selection(bits)
+    return integer_model_at(source, selection, allow_float)
+
+
+def integer_model_at(
+    source: AdaptiveSource, selection: Selection, allow_float: bool = False
+) -> ir.Model:
+    """Return `source` in the integer dialect at `selection`; raises as `integer_model`."""
     dialect = lower(source.graph(), selection, allow_float)
     dialect.metadata_props.update(source.metadata())
     return dialect

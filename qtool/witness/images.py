@@ -89,7 +89,7 @@ def inputs_of_file(facts: Mapping[str, Any], asked: Asked) -> Chosen:
     if asked.data is None:
         found = random_inputs(facts)
         count = min(asked.images, len(found))
-        text = f"{count} random inputs{found.name.removeprefix('none: random inputs')}"
+        text = f"{count} {found.name.removeprefix('none: ')}"
         return Chosen(found.values[:count], text, False)
     shape = tuple(facts["input_shape"])
     data = load_dataset(asked.dataset, asked.data, shape[-1])
