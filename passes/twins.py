@@ -12,7 +12,7 @@ import onnx_ir as ir
 from passes.lower.integer_builder import Quantized
 from qtool.core.dialect import Grid, value_name
 
-_KEY, _QUANTIZER = "qtool.twins", "qtool.quantizer"
+_KEY, _QUANTIZER, _OUTPUT = "qtool.twins", "qtool.quantizer", "qtool.output"
 # Of a network: role and name of a quantizer. Of a file: "values" or "codes", and the tensor.
 Key = tuple[str, str]
 
@@ -33,6 +33,17 @@ def note_quantizer(value: ir.Value, role: str, name: str) -> None:
 def quantizer_of(value: ir.Value) -> Key | None:
     """Return role and name of the quantizer whose result `value` is, by `note_quantizer`."""
     found: Key | None = value.meta.get(_QUANTIZER)
+    return found
+
+
+def note_output(graph: ir.Graph, name: str) -> None:
+    """Note that the file's tensor `name` is the output now: what came behind is left out."""
+    graph.meta[_OUTPUT] = name
+
+
+def output_of(model: ir.Model) -> str | None:
+    """Return the file's tensor that is the output, None where that is the file's own."""
+    found: str | None = model.graph.meta.get(_OUTPUT)
     return found
 
 

@@ -17,14 +17,18 @@ from qtool.core.errors import UserError
 
 
 def run_original(
-    path: Path, tensors: Collection[str], images: Sequence[NDArray[Any]]
+    path: Path,
+    tensors: Collection[str],
+    images: Sequence[NDArray[Any]],
+    output: str | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Return the first output under its name, and those of `tensors` that the file has.
+    """Return the output under its name, and those of `tensors` that the file has.
 
     Args:
         path: the file, with one input.
         tensors: names; those that no node of the file makes are left out.
         images: (C, H, W) each; a batch that the file fixes is filled with copies.
+        output: a tensor that stands for the output; None for the file's first one.
 
     Returns:
         (N, ...) by name, the output first.
@@ -34,10 +38,11 @@ def run_original(
     """
     model = onnx.load(path)
     made = {name for node in model.graph.node for name in node.output}
-    first = model.graph.output[0].name
+    first = output or model.graph.output[0].name
     names = [first, *(name for name in tensors if name in made and name != first)]
-    del model.graph.output[1:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names[1:])
+    own = {value.name for value in model.graph.output}
+    new = [onnx.ValueInfoProto(name=name) for name in names if name not in own]
+    model.graph.output.extend(new)
     try:
         session = _session(model)
         parts = [_run(session, names, image) for image in images]

@@ -24,6 +24,7 @@ from passes.graph import LAYER_KEY, add_constant, operand, replace_node
 from passes.importing.fold_constants import LAYERS
 from passes.lower.moves import is_move
 from passes.lower.operators import ACTIVATIONS
+from passes.twins import note_output
 from qtool.core import numerics
 from qtool.core.dialect import constant, value_name
 
@@ -80,6 +81,7 @@ def _drop_softmax(graph: ir.Graph, notes: list[str]) -> bool:
     if logits.is_graph_input() or constant(logits) is not None:
         return False
     name = output.name
+    note_output(graph, value_name(logits))
     graph.outputs[0], output.name, logits.name = logits, f"{name}/{node.op_type}", name
     graph.remove([*dead, node], safe=True)
     notes.append(f"the final {node.op_type} is left out: the output is its input, the logits")

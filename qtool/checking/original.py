@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from passes.emit.facts import describe
 from passes.raw_pixels import UseRawPixels
-from passes.twins import twins_of
 from qtool.checking.collect import Checked, fed
 from qtool.checking.models import Model
 from qtool.core.dialect import read_program
@@ -91,7 +90,7 @@ def compare_original(
         return _beside_run(model, origin, chosen, answers)
     dialect = _imported(model, origin)
     _require_same(model, dialect, origin)
-    known = known_of_file(origin, read_program(dialect), twins_of(dialect), inputs)
+    known = known_of_file(origin, dialect, inputs)
     return judge_file(origin, dialect, chosen, known, answers)
 
 

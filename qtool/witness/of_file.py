@@ -1,14 +1,14 @@
 """The witness of an import: the original file in ONNX Runtime."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from passes.twins import Key, Twin
-from qtool.core.dialect import Program
+from passes.twins import Twin, output_of, twins_of
+from qtool.core.dialect import read_program
 from qtool.witness.figures import real
 from qtool.witness.origin import Known
 from qtool.witness.verdict import Required
@@ -20,13 +20,14 @@ FLOOR_DB = 20.0
 REQUIRED = Required(FLOOR_DB, None)
 
 
-def known_of_file(path: Path, program: Program, twins: Mapping[Key, Twin], x: Inputs) -> Known:
-    """Return what the file `path` computes for `x`, by the keys of `twins`.
+def known_of_file(path: Path, dialect: ir.Model, x: Inputs) -> Known:
+    """Return what the file `path` computes for `x`, by the keys of the twins of `dialect`.
 
     Raises:
         UserError: ONNX Runtime cannot run it.
     """
-    results = run_original(path, [name for _, name in twins], list(x))
+    twins, program = twins_of(dialect), read_program(dialect)
+    results = run_original(path, [name for _, name in twins], list(x), output_of(dialect))
     output = next(iter(results.values()))
     values = {
         key: _values(results[key[1]], twin) for key, twin in twins.items() if key[1] in results

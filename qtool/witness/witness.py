@@ -148,7 +148,7 @@ class FileLook:
         chosen = inputs_of_file(describe(program), self.asked)
         x = chosen.fed(program.input_kind)
         try:
-            known = known_of_file(self.path, program, twins_of(dialect), x)
+            known = known_of_file(self.path, dialect, x)
         except UserError as error:
             self.note(f"no witness: {error}")
             return None
