@@ -21,7 +21,7 @@ from qtool.checking.speed import slow, why_slow
 from qtool.core.dialect import Grid
 from qtool.export import trace
 from qtool.export.foreign_import import read_foreign
-from qtool.witness.figures import HIGHEST_DB, LOWEST_DB, differing, largest_steps, snr_db
+from qtool.witness.figures import LOWEST_DB, SAME_DB, differing, largest_steps, snr_db
 from qtool.witness.images import Asked
 from qtool.witness.record import Differing, WitnessRecord
 from qtool.witness.verdict import sentence
@@ -230,7 +230,8 @@ def test_a_wrong_bias_is_found_in_the_integers(
 AXIS = """<ir_version: 10, opset_import: ["" : 21]>
 m (float[1, 4, 8, 8] i) => (float[1, 4, 8, 8] y)
 <float s = {0.02}, float t = {0.1}, uint8 z = {128},
- float[4] ws = {0.001, 0.002, 0.004, 0.008}, int8[4] wz = {0, 0, 0, 0}, float[4] b = {0.5, -0.5, 1, 0}>
+ float[4] ws = {0.001, 0.002, 0.004, 0.008}, int8[4] wz = {0, 0, 0, 0},
+ float[4] b = {0.5, -0.5, 1, 0}>
 {
     xq = QuantizeLinear (i, s, z)
     x = DequantizeLinear (xq, s, z)
@@ -393,7 +394,7 @@ def test_check_says_what_is_slow(
 
 def test_ratios() -> None:
     x = np.full(100, 2.0, np.float32)
-    assert snr_db(x, x, 0.1) is None and largest_steps(x, x, 0.1) == 0
+    assert snr_db(x, x, 0.1) == SAME_DB and largest_steps(x, x, 0.1) == 0
     assert snr_db(x, x * np.float32(1.1), 0.1) == pytest.approx(20, abs=1e-3)
     assert largest_steps(x, x + np.float32(0.5), 0.25) == 2
     zero = np.zeros(100, np.float32)
@@ -405,8 +406,7 @@ def test_ratios() -> None:
     assert snr_db(np.full(4, np.nan, np.float32), x[:4], 1) == LOWEST_DB
     assert snr_db(np.full(4, np.inf, np.float32), x[:4], 1) == LOWEST_DB
     assert snr_db(x, x[:4], 1) == LOWEST_DB and largest_steps(x, x[:4], 1) > 1e6
-    assert snr_db(x * np.float32(1e12), x * np.float32(1e12) + 0, 1) is None
-    assert HIGHEST_DB > 150 and math.isfinite(largest_steps(x, x * np.float32(np.inf), 1))
+    assert math.isfinite(largest_steps(x, x * np.float32(np.inf), 1))
 
 
 def test_differing_integers_are_those_of_the_values() -> None:

@@ -38,14 +38,14 @@ def compare(
         exact = next((known.exact[key] for key in keys[tensor] if key in known.exact), None)
         codes = None if exact is None else differing(exact, answers.tensors[tensor], grid)
         found.append(TensorFigures(
-            tensor, _between(ops, tensor, keys),
+            tensor, *_between(ops, tensor, keys),
             *_distance(floats, values, float(grid.scale)), codes, tensor in islands,
         ))  # fmt: skip
-    return (*found, *_output(program, known, answers, _between(ops, program.output, keys)))
+    return (*found, *_output(program, known, answers, keys))
 
 
 def _output(
-    program: Program, known: Known, answers: Answers, operators: tuple[str, ...]
+    program: Program, known: Known, answers: Answers, keys: Mapping[str, object]
 ) -> Iterator[TensorFigures]:
     """Yield the figures of the output, where the origin has one."""
     if known.output is None and known.exact_output is None:
@@ -55,8 +55,11 @@ def _output(
         integers = output_codes(answers.output, float(grid.scale), grid.zero_point)
         codes = differing(known.exact_output, integers, grid)
     step = 0.0 if program.float_output else float(grid.scale)
+    made: tuple[tuple[str, ...], tuple[str, ...]] = ((program.output,), ())
+    if program.output not in keys:
+        made = _between({op.output: op for op in program.ops}, program.output, keys)
     yield TensorFigures(
-        OUTPUT, operators, *_distance(known.output, answers.output, step), codes,
+        OUTPUT, *made, *_distance(known.output, answers.output, step), codes,
         program.output in _behind_islands(program),
     )  # fmt: skip
 
@@ -90,19 +93,21 @@ def _behind_islands(program: Program) -> set[str]:
 
 def _between(
     ops: Mapping[str, Op], tensor: str, known: Mapping[str, object]
-) -> tuple[str, ...]:
-    """Return the operators between `tensor` and the known tensors before it, in order."""
-    names, waiting, seen = list[str](), [tensor], {tensor}
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the known tensors before `tensor`, and the operators from there to it."""
+    names, inputs = list[str](), list[str]()
+    waiting, seen = [tensor], {tensor}
     while waiting:
         op = ops.get(waiting.pop())
         if op is None:
             continue
         names.append(op.name)
         for source in op.inputs:
-            if source not in known and source not in seen:
-                seen.add(source)
-                waiting.append(source)
-    return tuple(names[::-1])
+            if source in seen:
+                continue
+            seen.add(source)
+            (inputs if source in known else waiting).append(source)
+    return tuple(inputs), tuple(names[::-1])
 
 
 def total(figures: tuple[TensorFigures, ...], behind_islands: bool) -> Differing:

@@ -15,12 +15,12 @@ from qtool.witness.record import Differing
 from runtimes.base import Codes, Floats
 
 # Beyond these a ratio says nothing more; NaN counts as the lowest.
-LOWEST_DB, HIGHEST_DB = -200.0, 200.0
+LOWEST_DB, SAME_DB = -200.0, 200.0
 _MOST_STEPS = 1e9
 
 
-def snr_db(expected: Floats, got: Floats, step: float) -> float | None:
-    """Return the signal-to-noise ratio of `got`; None where it is `expected`.
+def snr_db(expected: Floats, got: Floats, step: float) -> float:
+    """Return the signal-to-noise ratio of `got`; `SAME_DB` where it is `expected`.
 
     Args:
         expected: the origin's values, any shape.
@@ -32,12 +32,12 @@ def snr_db(expected: Floats, got: Floats, step: float) -> float | None:
     x = expected.reshape(-1).astype(np.float64)
     noise = float(np.mean((x - got.reshape(-1)) ** 2)) if x.size else 0.0
     if noise == 0:
-        return None
+        return SAME_DB
     signal = max(float(np.mean(x * x)), step * step)
     if not (math.isfinite(noise) and math.isfinite(signal)) or signal == 0:
         return LOWEST_DB
     ratio = 10 * math.log10(signal / noise)
-    return min(max(ratio, LOWEST_DB), HIGHEST_DB)
+    return min(max(ratio, LOWEST_DB), SAME_DB)
 
 
 def largest_steps(expected: Floats, got: Floats, step: float) -> float:

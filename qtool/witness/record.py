@@ -17,15 +17,17 @@ class TensorFigures:
 
     Args:
         tensor: its name in the artifact.
-        operators: what computes it from the compared tensors before it; layers by their names.
-        snr_db: of its real values against the origin's floats; None: they are the same, or the
-            origin has no floats of this tensor.
+        inputs: the compared tensors that it is computed from.
+        operators: what computes it from these; layers by their names.
+        snr_db: of its real values against the origin's floats, 200 where they are the same;
+            None: the origin has no floats of this tensor.
         steps: the largest difference from these, in steps of the tensor's grid.
         codes: against the integers that the origin has of it; None: it has none.
         behind_island: in or behind a float island: its integers need not be the same.
     """
 
     tensor: str
+    inputs: tuple[str, ...]
     operators: tuple[str, ...]
     snr_db: float | None
     steps: float
@@ -43,10 +45,10 @@ class WitnessRecord:
         images: how many.
         integers: those that the origin has too, outside and before float islands.
         behind_islands: the others that it has.
-        snr_db: of the output against the origin's floats; None: they are the same, or none.
+        snr_db: of the output against the origin's floats; None: it has none.
         lowest_db, lowest: the lowest ratio, and the tensor that has it.
         same_class: percent of the images; None: the origin has no floats.
-        required_db: what every tensor must reach; None: nothing.
+        required_db: what every tensor must reach (`qtool.witness.verdict`); None: nothing.
         tensors: in execution order, the output last.
         fallen: a sentence for everything that is not as it must be.
     """

@@ -1,8 +1,11 @@
 """What must hold between an artifact and its origin, and a sentence for all that does not.
 
 1. Integers that the origin has too are the same, but in and behind float islands.
-2. Every tensor is at least so many dB above the noise. A difference of `ROUNDING` steps of its
-   grid is never a wrong number, however weak the signal is.
+2. No tensor falls below so many dB at once: by `DROP_DB` from the tensors that it is computed
+   from. Rounding adds up over a deep network, and a network that amplifies it ends at any
+   ratio without a wrong number in it; what is wrong is wrong from one tensor to the next.
+   A difference of `ROUNDING` steps of its grid is never a wrong number, however weak the
+   signal is.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,10 +15,12 @@ from passes.twins import Key, Twin
 from qtool.core.dialect import Program
 from qtool.core.errors import UserError
 from qtool.witness.compare import OUTPUT, agreement, compare, total
+from qtool.witness.figures import SAME_DB
 from qtool.witness.origin import Answers, Known
-from qtool.witness.record import TensorFigures, WitnessRecord
+from qtool.witness.record import Differing, TensorFigures, WitnessRecord
 
 ROUNDING = 2.0
+DROP_DB = 10.0
 _SHOWN = 6  # operators in a sentence
 
 
@@ -77,17 +82,27 @@ def judge(
 
 
 def _fallen(figures: tuple[TensorFigures, ...], required: Required) -> Iterator[str]:
+    reached: dict[str, float] = {}
     for each in figures:
+        before = min((reached.get(name, SAME_DB) for name in each.inputs), default=SAME_DB)
+        ratio = before if each.snr_db is None else each.snr_db
+        reached[each.tensor] = ratio
         where = f"{each.tensor}{_made_by(each)}"
-        if required.share is not None and each.codes and not each.behind_island:
-            wrong, all_ = each.codes.mismatched, each.codes.compared
-            if wrong > required.share * all_:
-                yield f"{where}: {wrong:,} of {all_:,} integers differ"
-                continue
-        floor = required.floor_db
-        if floor is not None and each.snr_db is not None and each.snr_db < floor:
-            if each.steps > ROUNDING:
-                yield f"{where}: {each.snr_db:.1f} dB, {floor:g} dB are required"
+        if _differs(each, required.share):
+            yield f"{where}: {_counts(each.codes)} integers differ"
+        elif required.floor_db is not None and ratio < required.floor_db:
+            if each.snr_db is not None and before - ratio >= DROP_DB and each.steps > ROUNDING:
+                yield f"{where}: {ratio:.1f} dB, {required.floor_db:g} dB are required"
+
+
+def _differs(each: TensorFigures, share: float | None) -> bool:
+    if share is None or each.codes is None or each.behind_island:
+        return False
+    return each.codes.mismatched > share * each.codes.compared
+
+
+def _counts(codes: Differing | None) -> str:
+    return "" if codes is None else f"{codes.mismatched:,} of {codes.compared:,}"
 
 
 def _made_by(each: TensorFigures) -> str:
@@ -136,8 +151,9 @@ def _ratios(record: WitnessRecord) -> str:
     """Return how far the artifact is from the origin's floats."""
     if record.same_class is None:
         return ""
-    output = "is the same" if record.snr_db is None else f"{record.snr_db:.1f} dB"
+    same = record.snr_db is None or record.snr_db >= SAME_DB
+    output = "is the same" if same else f"{record.snr_db:.1f} dB"
     text = f"output {output}, same class for {record.same_class:.4g} %"
-    if record.lowest_db is not None:
+    if record.lowest_db is not None and record.lowest_db < SAME_DB:
         text += f", lowest {record.lowest} {record.lowest_db:.1f} dB"
     return text

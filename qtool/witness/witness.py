@@ -28,9 +28,11 @@ from qtool.witness.verdict import Required, Setting, judge, require, sentence, s
 
 ADVICE = "--accept-differences writes it all the same"
 # What differs from the fake-quantized network at most, as a share of a tensor's integers.
-DIFFERING = 0.25
-# Of every layer, quantized after training at 8 bits, on images that it was calibrated for.
-FLOOR_DB = 10.0
+DIFFERING = 0.5
+# Of a network quantized after training, at 8 bits, on images that it was calibrated for. No
+# right layer below 20 dB lost more than 3 dB at once there (10 networks; 26 on random images);
+# a result that is off by a third of itself is at 9.5 dB.
+FLOOR_DB = 20.0
 _FULL_BITS = 8
 
 
