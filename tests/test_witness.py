@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from qtool.checking.speed import slow, why_slow
 from qtool.core.dialect import Grid
 from qtool.export import trace
 from qtool.export.foreign_import import read_foreign
+from qtool.runs.run import Run
+from qtool.runs.sample import read_sample
 from qtool.witness.figures import LOWEST_DB, SAME_DB, differing, largest_steps, snr_db
 from qtool.witness.images import Asked
 from qtool.witness.record import Differing, WitnessRecord
@@ -101,11 +104,23 @@ def test_an_export_is_compared_with_the_networks(
     assert (tmp_path / "n.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
 
 
-def test_without_its_data_random_images_are_used_and_said(run: Path, tmp_path: Path) -> None:
-    done = run_qtool(
-        "export", run, "--target", "onnx", "-o", tmp_path / "m.onnx", "--witness-images", 2
-    )
+def test_without_data_a_run_has_images_of_its_own(run: Path, tmp_path: Path) -> None:
+    pixels = read_sample(run, (3, 12, 12))
+    assert pixels is not None and np.array_equal(pixels, data()[0][0][:8])  # type: ignore[index]
+    assert read_sample(run, (3, 12, 13)) is None
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    command = ("export", copied, "--target", "onnx", "-o", tmp_path / "m.onnx", "--force")
+    done = run_qtool(*command, "--witness-images", 2)
+    assert done.code == 0 and done.err.endswith("; 2 images of test_witness:data\n"), done.err
+    (copied / "sample.npy").write_bytes(b"")
+    done = run_qtool(*command, "--witness-images", 2)
     assert done.code == 0 and "; 2 random images (--data gives real ones)" in done.err
+
+
+def test_a_search_hands_the_images_on(run: Path, tmp_path: Path) -> None:
+    found = Run.open(run)
+    derived = found.derive(tmp_path / "next", found.config, (), resume=False, force=False)
+    assert (derived.path("sample.npy")).read_bytes() == (run / "sample.npy").read_bytes()
 
 
 def test_exporting_the_same_again_needs_no_torch(
@@ -148,8 +163,6 @@ def retrace(run: Path) -> None:
 @pytest.fixture
 def fresh(run: Path, tmp_path: Path) -> Path:
     """A copy of the run that was not traced yet."""
-    import shutil
-
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     retrace(copied)
     return copied

@@ -13,6 +13,7 @@ from qtool.data import load_dataset
 from qtool.data.images import INPUT_SCALE, to_float
 from qtool.data.random_inputs import random_inputs
 from qtool.runs.run import Run
+from qtool.runs.sample import read_sample
 from runtimes.base import Inputs
 
 IMAGES = 4
@@ -54,12 +55,18 @@ class Chosen:
 
 
 def images_of_run(run: Run, asked: Asked) -> Chosen:
-    """Return the first training images of the run's data; random ones where there are none.
+    """Return the first training images of the run's data.
+
+    Those of --data; without it the ones that the run keeps, or its data where they are known;
+    else random ones.
 
     Raises:
         UserError: the data that were asked for cannot be read, or are others than the run's.
     """
-    config = run.config
+    config, kept = run.config, read_sample(run.folder, run.input_shape)
+    if asked.data is None and kept is not None and len(kept):
+        pixels = kept[: asked.images]
+        return Chosen(pixels, f"{len(pixels)} images of {config.dataset}", True)
     try:
         data = load_dataset(config.dataset, asked.data, config.image_size, config.frames)
         run.require_shape(data)
