@@ -18,6 +18,7 @@ from test_cli_errors import refused
 from torch import nn
 
 from passes.lower import layers
+from qtool import networks
 from qtool.checking.speed import slow, why_slow
 from qtool.core.dialect import Grid
 from qtool.export import trace
@@ -199,21 +200,18 @@ def test_an_option_dropped_while_tracing_is_found(
 
 
 def test_an_option_dropped_while_capturing_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qtool import networks
-
     prepare: Callable[..., nn.Module] = networks.prepare
 
     def lose(model: nn.Module, *args: object, **given: object) -> nn.Module:
         return prepare(dropped(model), *args, **given)
 
     monkeypatch.setattr(networks, "prepare", lose)
-    # Integers and fake-quantized network agree; the user's own layers read something else.
-    run = train(tmp_path)
     folder = tmp_path / "out"
     folder.mkdir()
-    refuses_and_accepts(run, folder, ("first at ", "dB are required"))
+    # Integers and fake-quantized network agree; the user's own layers read something else.
+    refuses_and_accepts(fresh, folder, ("first at ", "dB are required"))
 
 
 def test_a_wrong_bias_is_found_in_the_integers(

@@ -80,8 +80,8 @@ def _drop_softmax(graph: ir.Graph, notes: list[str]) -> bool:
     logits = operand(node, 0)
     if logits.is_graph_input() or constant(logits) is not None:
         return False
-    name = output.name
     note_output(graph, value_name(logits))
+    name = output.name
     graph.outputs[0], output.name, logits.name = logits, f"{name}/{node.op_type}", name
     graph.remove([*dead, node], safe=True)
     notes.append(f"the final {node.op_type} is left out: the output is its input, the logits")
