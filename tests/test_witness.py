@@ -21,10 +21,15 @@ from passes.lower import layers
 from qtool import networks
 from qtool.checking.speed import slow, why_slow
 from qtool.core.dialect import Grid
+from qtool.data import load_dataset
+from qtool.data.images import to_float
 from qtool.export import trace
 from qtool.export.foreign_import import read_foreign
+from qtool.nn.control import calibrate
 from qtool.runs.run import Run
 from qtool.runs.sample import read_sample
+from qtool.runs.stage import Stage
+from qtool.settings.ptq import PtqConfig
 from qtool.witness.figures import LOWEST_DB, SAME_DB, differing, largest_steps, snr_db
 from qtool.witness.images import Asked
 from qtool.witness.record import Differing, WitnessRecord
@@ -51,6 +56,21 @@ class Net(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.leaky(self.stem(x))
         x = x + self.relu(self.inner(x))
+        return self.fc(x.mean((2, 3)))
+
+
+class GlueNet(nn.Module):
+    """A network with a layer that is called like a grid of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.glue_add = nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        x = x + torch.relu(self.glue_add(x))
         return self.fc(x.mean((2, 3)))
 
 
@@ -212,6 +232,29 @@ def test_an_option_dropped_while_capturing_is_found(
     folder.mkdir()
     # Integers and fake-quantized network agree; the user's own layers read something else.
     refuses_and_accepts(fresh, folder, ("first at ", "dB are required"))
+
+
+def calibrated(folder: Path) -> Path:
+    """A run of `GlueNet`, calibrated, which nobody looked at while it was made."""
+    images = load_dataset("none", "test_witness:data")
+    config = PtqConfig("tiny", "test_witness:GlueNet", "test_witness:data")
+    run = Run.create(folder, config, images, resume=False, force=False)
+    network = networks.build_float(run)
+    run.save_weights(Stage.FLOAT, network.state_dict())
+    model = networks.build_prepared(run, float_weights=True)
+    calibrate(model, torch.from_numpy(to_float(images.train.load(slice(32)))))
+    run.save_weights(Stage.MODEL, model.state_dict())
+    return folder
+
+
+def test_a_layer_that_is_lost_to_a_name_of_ours_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Names are taken whether or not the network has them.
+    monkeypatch.setattr("qtool.nn.prepare.prepare.fresh", lambda _, name: name, raising=False)
+    run, folder = calibrated(tmp_path / "run"), tmp_path / "out"
+    folder.mkdir()
+    refuses_and_accepts(run, folder, ("first at ", "made by", "dB are required"))
 
 
 def test_a_wrong_bias_is_found_in_the_integers(
