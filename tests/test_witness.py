@@ -18,14 +18,20 @@ from test_cli_errors import refused
 from torch import nn
 
 from passes.lower import layers
+from passes.twins import twins_of
 from qtool import networks
+from qtool.checking.check import check
+from qtool.checking.record import CheckRecord
 from qtool.checking.speed import slow, why_slow
 from qtool.core.dialect import Grid
+from qtool.core.progress import Silent
 from qtool.data import load_dataset
 from qtool.data.images import to_float
 from qtool.export import trace
+from qtool.export.adaptive import RunSource
+from qtool.export.export import export_float, integer_model
 from qtool.export.foreign_import import read_foreign
-from qtool.nn.control import calibrate
+from qtool.nn.control import calibrate, quantizers
 from qtool.runs.run import Run
 from qtool.runs.sample import read_sample
 from qtool.runs.stage import Stage
@@ -34,7 +40,7 @@ from qtool.witness.figures import LOWEST_DB, SAME_DB, differing, largest_steps, 
 from qtool.witness.images import Asked
 from qtool.witness.record import Differing, WitnessRecord
 from qtool.witness.verdict import sentence
-from qtool.witness.witness import FileLook
+from qtool.witness.witness import FileLook, RunLook
 from runtimes.latency import Latency
 
 # A user's network and data, as `--model test_witness:Net --data test_witness:data`.
@@ -72,6 +78,24 @@ class GlueNet(nn.Module):
         x = torch.relu(self.stem(x))
         x = x + torch.relu(self.glue_add(x))
         return self.fc(x.mean((2, 3)))
+
+
+class MovesNet(nn.Module):
+    """Grids behind data movement: the passes move them before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.c, self.d = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 1)
+        self.pool, self.fc = nn.MaxPool2d(2), nn.Linear(8 * 9, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.a(x))
+        y = self.c(self.pool(torch.cat([x, self.b(x)], 1)))
+        n, c, h, w = y.shape
+        y = y.reshape(n, 2, 4, h, w).transpose(1, 2).reshape(n, c, h, w)
+        y = self.d(nn.functional.pad(y, (1, 1, 1, 1)))[:, :, 1:-1, 1:-1]
+        return self.fc(self.pool(y).flatten(1))
 
 
 def data() -> tuple[object, object, int]:
@@ -234,13 +258,12 @@ def test_an_option_dropped_while_capturing_is_found(
     refuses_and_accepts(fresh, folder, ("first at ", "dB are required"))
 
 
-def calibrated(folder: Path) -> Path:
-    """A run of `GlueNet`, calibrated, which nobody looked at while it was made."""
+def calibrated(folder: Path, network: str) -> Path:
+    """A run of a network here, calibrated, which nobody looked at while it was made."""
     images = load_dataset("none", "test_witness:data")
-    config = PtqConfig("tiny", "test_witness:GlueNet", "test_witness:data")
+    config = PtqConfig("tiny", f"test_witness:{network}", "test_witness:data")
     run = Run.create(folder, config, images, resume=False, force=False)
-    network = networks.build_float(run)
-    run.save_weights(Stage.FLOAT, network.state_dict())
+    run.save_weights(Stage.FLOAT, networks.build_float(run).state_dict())
     model = networks.build_prepared(run, float_weights=True)
     calibrate(model, torch.from_numpy(to_float(images.train.load(slice(32)))))
     run.save_weights(Stage.MODEL, model.state_dict())
@@ -252,9 +275,22 @@ def test_a_layer_that_is_lost_to_a_name_of_ours_is_found(
 ) -> None:
     # Names are taken whether or not the network has them.
     monkeypatch.setattr("qtool.nn.prepare.prepare.fresh", lambda _, name: name, raising=False)
-    run, folder = calibrated(tmp_path / "run"), tmp_path / "out"
+    run, folder = calibrated(tmp_path / "run", "GlueNet"), tmp_path / "out"
     folder.mkdir()
     refuses_and_accepts(run, folder, ("first at ", "made by", "dB are required"))
+
+
+def test_every_quantizer_has_an_integer_tensor(tmp_path: Path) -> None:
+    run = Run.open(calibrated(tmp_path / "run", "MovesNet"))
+    dialect = integer_model(RunSource(run), None)
+    found = [q for q in quantizers(networks.load_adaptive(run)) if q.role != "weight"]
+    assert {(q.role, q.name) for q in found} <= {*twins_of(dialect)} and len(found) == 7
+    record = RunLook(run, None, "qdq", Asked(), print)(dialect)
+    assert record is not None and record.fallen == () and record.integers.mismatched == 0
+    by_name = {t.tensor: t for t in record.tensors}
+    last = by_name["d/slice/slice/maxpool/flatten"]
+    assert last.inputs == ("c/reshape/transpose/reshape/pad",)
+    assert last.operators[0] == "d" and last.codes == Differing(0, 4 * 72)
 
 
 def test_a_wrong_bias_is_found_in_the_integers(
@@ -392,6 +428,21 @@ def test_check_compares_with_a_run(run: Path, tmp_path: Path) -> None:
     assert content["fp32_file_bytes"] > 0 and "latency fp32 ort" in done.out
     missed = run_qtool(*check, "--min-snr", 150)
     assert missed.code == 1 and "below the required 150 dB" in missed.err
+
+
+def test_a_float_network_that_is_there_is_not_exported_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, whole = tmp_path / "m.onnx", tmp_path / "fp32.onnx"
+    assert export(run, output).code == 0
+    export_float(run, whole)
+    monkeypatch.setattr("qtool.checking.speed.export_float", None)
+    (record,) = check(
+        [output], "test_witness:data", ["ort"], None, Silent(), original=run, float_file=whole
+    )
+    assert record.fp32_file_bytes == whole.stat().st_size
+    assert record.latency_ms["fp32 ort"].runs > 0 and record.original is not None
+    assert CheckRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
 
 
 def test_check_refuses_an_original_that_is_none(

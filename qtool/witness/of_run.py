@@ -32,7 +32,7 @@ def known_of_run(run: Run, selection: Selection, x: Floats) -> Known:
     """
     deployed = load_deployed(run, selection).eval()
     images = torch.from_numpy(x)
-    with _results(deployed) as exact:
+    with quantized(deployed) as exact:
         exact_output = _array(deployed(images))
     if not run.has_weights(Stage.FLOAT):
         return Known(exact=exact, exact_output=exact_output)
@@ -43,7 +43,7 @@ def known_of_run(run: Run, selection: Selection, x: Floats) -> Known:
 
 
 @contextmanager
-def _results(model: nn.Module) -> Iterator[dict[Key, Floats]]:
+def quantized(model: nn.Module) -> Iterator[dict[Key, Floats]]:
     """Within this context, keep what every quantizer that is on returns."""
     kept: dict[Key, Floats] = {}
 
