@@ -47,13 +47,15 @@ def export(
     made = make_target(target, given)
     options = ExportOptions(made, bits, kind == "uint8", allow_float)
     with progress_shown() as progress:
-        inspect = None
+        inspect, told = None, list[str]()
         if no_witness:
-            progress.note("no witness: nothing is compared with the run's network")
+            told.append("no witness: nothing is compared with the run's network")
         else:
             asked = Asked(data, images=images)
-            inspect = witness_of_run(run, options, asked, progress.note, accept)
+            inspect = witness_of_run(run, options, asked, told.append, accept)
         export_run(run, options, output, force, progress.note, inspect)
+        for text in told:
+            progress.note(text)
     _written(made, output)
 
 
@@ -98,13 +100,15 @@ def import_(
     span_or_none = None if span is None else parse_range(span)
     options = ImportOptions(made, span_or_none, allow_float)
     with progress_shown() as progress:
-        inspect = None
+        inspect, told = None, list[str]()
         if no_witness:
-            progress.note(f"no witness: nothing is compared with {model}")
+            told.append(f"no witness: nothing is compared with {model}")
         else:
             asked = Asked(data, images=images)
-            inspect = witness_of_file(model, options, asked, progress.note, accept)
+            inspect = witness_of_file(model, options, asked, told.append, accept)
         notes = import_file(model, options, output, force, progress.note, inspect)
+        for text in told:
+            progress.note(text)
     for note in notes:
         click.echo(f"note: {note}")
     _written(made, output)
