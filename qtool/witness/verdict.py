@@ -154,6 +154,7 @@ def _ratios(record: WitnessRecord) -> str:
     same = record.snr_db is None or record.snr_db >= SAME_DB
     output = "is the same" if same else f"{record.snr_db:.1f} dB"
     text = f"output {output}, same class for {record.same_class:.4g} %"
-    if record.lowest_db is not None and record.lowest_db < SAME_DB:
+    is_known = record.lowest_db is not None and record.lowest_db < SAME_DB
+    if is_known and record.lowest != OUTPUT:
         text += f", lowest {record.lowest} {record.lowest_db:.1f} dB"
     return text

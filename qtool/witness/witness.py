@@ -1,7 +1,7 @@
 """What an export or import is about to write, compared with its origin."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -118,9 +118,11 @@ def judge_run(
 
     program = read_program(dialect)
     known = known_of_run(run, selection, chosen.fed("float32"))
+    ptq = isinstance(run.config, PtqConfig)
+    if not ptq:  # trained on: what its layers read is no approximation of the float network's
+        known = replace(known, floats={})
     widths = [cost.bits for cost in program.layer_costs()]
     is_full = all(min(b.weight, b.activation) >= _FULL_BITS for b in widths)
-    ptq = isinstance(run.config, PtqConfig)
     floor = FLOOR_DB if ptq and is_full and chosen.are_real else None
     setting = Setting(
         f"run {run.folder}", chosen.text, len(chosen.values), Required(floor, DIFFERING)
