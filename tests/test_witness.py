@@ -104,6 +104,12 @@ def data() -> tuple[object, object, int]:
     return labelled, labelled, 5
 
 
+def small() -> tuple[object, object, int]:
+    (pixels, labels), _, classes = data()  # type: ignore[misc]
+    cropped = (pixels[:, :, :8, :8], labels)
+    return cropped, cropped, classes
+
+
 def train(folder: Path, *more: object) -> Path:
     torch.manual_seed(0)
     torch.save(Net().state_dict(), folder / "w.pt")
@@ -390,6 +396,18 @@ def looked(path: Path) -> WitnessRecord:
     record = FileLook(path, "qdq", Asked(images=8), print)(dialect)
     assert record is not None
     return record
+
+
+def test_an_import_is_compared_on_images(tmp_path: Path) -> None:
+    onnx.save(foreign_files.nncf(), tmp_path / "in.onnx")
+    command = ("import", tmp_path / "in.onnx", "-o", tmp_path / "m.onnx", "--data")
+    refused(
+        run_qtool(*command, "test_witness:data"),
+        "images are (3, 12, 12), the model takes (3, 8, 8)",
+    )
+    assert not (tmp_path / "m.onnx").exists()
+    done = run_qtool(*command, "test_witness:small")
+    assert done.code == 0 and "; 4 images of test_witness:small\n" in done.err, done.err
 
 
 def test_a_softmax_that_is_left_out_is_left_out_of_the_comparison(tmp_path: Path) -> None:
