@@ -16,10 +16,6 @@ from qtool.core.grids import MIN_STEP, Window, activation_window
 
 QTOOL = "qtool"
 LAYER_KEY = "qtool.layer"
-# Notes for the passes behind, in `meta`, which no file has. Of a value: which FakeQuant it was
-# the result of. Of a FakeQuant node: it was made by a pass. Of a lowered model: the integer
-# tensor of every FakeQuant that it was traced with.
-QUANTIZED_BY, MADE, TWINS = "qtool.quantized_by", "qtool.made", "qtool.twins"
 
 
 @dataclass(frozen=True)
@@ -37,11 +33,6 @@ class FakeQuant:
     zero_points: tuple[int, ...]
     steps: NDArray[np.float32]
     scheme: str
-
-    @property
-    def key(self) -> str:
-        """Its name among all: a layer's input has that of its reader, and a slash."""
-        return f"{self.name}/input" if self.role == "activation" else self.name
 
     @property
     def source(self) -> ir.Value:

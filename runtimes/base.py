@@ -72,3 +72,11 @@ class TellsIslands(Protocol):
 
     def island_ops(self, grids: Collection[Grid]) -> Counter[str]:
         """Count those of `float_ops` that belong to islands, whose results are on `grids`."""
+
+
+@runtime_checkable
+class TellsTables(Protocol):
+    """A runtime that looks answers up in tables with operators of its own."""
+
+    def table_ops(self) -> tuple[int, int]:
+        """Return how many of its operators look up, and how many there are."""

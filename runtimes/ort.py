@@ -3,6 +3,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +35,7 @@ class OrtRuntime:
         path: model.onnx.
         tensors: names of integer tensors that `intermediates` returns.
         threads: intra-op threads.
+        model: the file's content, where it is no file yet.
     """
 
     @classmethod
@@ -45,9 +47,21 @@ class OrtRuntime:
         """Load an ONNX file."""
         return cls(artifact.path, artifact.tensors, threads)
 
-    def __init__(self, path: Path, tensors: Sequence[str] = (), threads: int = 1) -> None:
+    @classmethod
+    def from_bytes(cls, model: bytes, tensors: Sequence[str]) -> Self:
+        """Load what is to become a file, on one thread."""
+        return cls(Path("the model"), tensors, 1, model)
+
+    def __init__(
+        self,
+        path: Path,
+        tensors: Sequence[str] = (),
+        threads: int = 1,
+        model: bytes | None = None,
+    ) -> None:
         self.path, self.tensors, self.threads = path, list(tensors), threads
-        self._session = _session(path.read_bytes(), threads, path)
+        self._model = path.read_bytes() if model is None else model
+        self._session = _session(self._model, threads, path)
         self._traced: Any = None
 
     def run(self, x: Inputs) -> Floats:
@@ -60,23 +74,31 @@ class OrtRuntime:
         """Return the integer tensors, read from a session that has them as further outputs."""
         if self._traced is None:
             self._traced = _session(
-                _with_outputs(self.path, self.tensors), self.threads, self.path
+                _with_outputs(self._model, self.tensors), self.threads, self.path
             )
         feeds = {self._traced.get_inputs()[0].name: x}
         return dict(zip(self.tensors, self._traced.run(self.tensors, feeds), strict=True))
 
     def float_ops(self) -> Counter[str]:
         """Count float operators of the graph that ONNX Runtime really executes."""
-        return count_float_ops(self._optimized())
+        return count_float_ops(self._optimized)
 
     def island_ops(self, grids: Collection[Grid]) -> Counter[str]:
         """Count those of `float_ops` that belong to islands, whose results are on `grids`."""
-        return count_island_ops(self._optimized(), grids)
+        return count_island_ops(self._optimized, grids)
 
+    def table_ops(self) -> tuple[int, int]:
+        """Count ``Cast -> Gather`` tables, two operators each, and all operators."""
+        nodes = self._optimized.graph.node
+        casts = {name for node in nodes if node.op_type == "Cast" for name in node.output}
+        tables = [n for n in nodes if n.op_type == "Gather" and casts & {*n.input}]
+        return 2 * len(tables), len(nodes)
+
+    @cached_property
     def _optimized(self) -> onnx.ModelProto:
         with tempfile.TemporaryDirectory() as folder:
             dumped = Path(folder) / "optimized.onnx"
-            _session(self.path.read_bytes(), self.threads, self.path, dumped)
+            _session(self._model, self.threads, self.path, dumped)
             return onnx.load(dumped)
 
 
@@ -97,9 +119,9 @@ def _session(
         raise UserError(f"{path}: ONNX Runtime cannot load it: {reason}") from None
 
 
-def _with_outputs(path: Path, tensors: Sequence[str]) -> bytes:
+def _with_outputs(data: bytes, tensors: Sequence[str]) -> bytes:
     """Return the model with `tensors` as its only outputs."""
-    model = onnx.load(path)
+    model = onnx.load_from_string(data)
     known = {info.name: info for info in model.graph.value_info}
     del model.graph.output[:]
     for name in tensors:
@@ -109,8 +131,8 @@ def _with_outputs(path: Path, tensors: Sequence[str]) -> bytes:
             model.graph.output.append(
                 onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None)
             )
-    data: bytes = model.SerializeToString()
-    return data
+    changed: bytes = model.SerializeToString()
+    return changed
 
 
 def count_float_ops(model: onnx.ModelProto) -> Counter[str]:

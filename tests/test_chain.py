@@ -23,8 +23,9 @@ def report(
     path = tmp_path_factory.mktemp("report") / "check.json"
     files = (exported / "model.onnx", exported / "model.so")
     done = run_qtool(
-        "check", *files, "--reference", searched_run, "--require-parity", "--json", path
-    )
+        "check", *files, "--reference", searched_run, "--require-parity", "--json", path,
+        "--original", searched_run,
+    )  # fmt: skip
     assert done.code == 0, done.err
     content: dict = json.loads(path.read_text())
     return content
@@ -44,6 +45,23 @@ def test_three_runtimes_compute_the_same_integers(report: dict) -> None:
         assert parity["mismatched"] == 0 and parity["first_divergence"] is None
         # every tensor of 32 images and 2,000 x 10 logits
         assert parity["compared"] > 2_000_000
+
+
+def test_the_original_is_compared_and_its_float_network_timed(report: dict) -> None:
+    original = report["original"]
+    assert original["origin"].startswith("run ") and original["images"] == 8
+    # Every quantizer of the network is an integer tensor.
+    assert original["integers"]["compared"] == 702_752
+    assert original["same_class"] is not None and original["required_db"] is None
+    assert set(report["latency_ms"]) == {"ort", "tvm", "fp32 ort"}
+    assert report["fp32_file_bytes"] > report["file_bytes"]
+
+
+def test_a_module_is_compared_with_its_original(exported: Path, searched_run: Path) -> None:
+    check = ("check", exported / "model.so", "--original", searched_run)
+    done = run_qtool(*check, "--require-original")
+    assert done.code == 0, done.err
+    assert "latency fp32 ort" in done.out and "integers differ from run" in done.out
 
 
 def test_fake_quantized_torch_agrees_with_the_integers(report: dict) -> None:

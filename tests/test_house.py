@@ -27,6 +27,7 @@ FLOORS = (
     ("qtool.frontends",),
     ("passes", "runtimes"),
     ("qtool.export",),
+    ("qtool.witness",),
     ("qtool.checking", "qtool.search"),
     ("qtool.report",),
     ("qtool.analyses",),

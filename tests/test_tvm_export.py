@@ -252,7 +252,7 @@ def test_check_reports_the_module(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = Latency(1.0, (1.0, 1.0), threads=1, runs=1)
-    monkeypatch.setattr("qtool.checking.check.measure", lambda *_, **__: measured)
+    monkeypatch.setattr("qtool.checking.speed.measure", lambda *_, **__: measured)
     facts = read_seal(tiny / "model.so")["module"]
     facts |= {
         "arena_bytes": 1300, "largest_pair_bytes": 1000, "packed_weights": ["conv1"],

@@ -15,10 +15,11 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.conditions import ensure, require, unfrozen_weights
-from passes.graph import MADE, QUANTIZED_BY, as_fake_quant, operand
+from passes.graph import as_fake_quant, operand
 from passes.lower.layers import has_integer_weight, layer_name
 from passes.lower.moves import has_integer_form, is_move, sources
 from passes.lower.operators import ACTIVATIONS, OPERATORS
+from passes.twins import note_quantizer
 from qtool.core.errors import UnsupportedError
 
 
@@ -89,8 +90,7 @@ def _hoist(node: ir.Node, allow_float: bool) -> list[ir.Node]:
         graph.insert_before(move, twin)
         move.replace_input_with(index, twin.outputs[0])
         fresh.append(twin)
-    if MADE not in node.meta:
-        moved.meta[QUANTIZED_BY] = view.key
+    note_quantizer(moved, view.role, view.name)
     node.outputs[0].replace_all_uses_with(moved, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     return fresh
@@ -121,7 +121,6 @@ def _twin(node: ir.Node, value: ir.Value, name: str) -> ir.Node:
     kept.append(ir.AttrString("name", name))
     twin = ir.Node(node.domain, node.op_type, [value, *node.inputs[1:]], kept, name=name)
     twin.outputs[0].shape, twin.outputs[0].type = value.shape, value.type
-    twin.meta[MADE] = True
     return twin
 
 

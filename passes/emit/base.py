@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Note = Callable[[str], None]
+# Is given the dialect graph that will be written; raises `UserError` to refuse it.
+Inspect = Callable[["ir.Model"], None]
 
 
 @dataclass(frozen=True)

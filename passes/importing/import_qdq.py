@@ -13,6 +13,7 @@ dialect does not hold; the model is then unchanged.
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ from passes.lower.moves import is_move, lower_move, sources
 from passes.lower.operators import ACTIVATIONS
 from passes.lower.tables import gather
 from passes.packing.packing import code_width, holds
+from passes.twins import note_twins
 from qtool.core.dialect import (
     BITS_KEY,
     ISLAND_KEY,
@@ -65,6 +67,7 @@ class ImportQDQ(InPlacePass):
         for node in model.graph:
             importer.visit(node)
         outputs = [importer.output(value) for value in model.graph.outputs]
+        note_twins(model, importer.twins())
         importer.walk.build.commit(model, outputs)
         return PassResult(model, True)
 
@@ -121,6 +124,16 @@ class _Importer:
         twin = float_gemm(self.walk.build, node, x, value)
         self._mark_layer(twin, node)
         return twin
+
+    def twins(self) -> Iterator[tuple[str, str, Quantized]]:
+        """Yield the file's quantized tensors, values and codes, with what they became."""
+        for value, twin in self.walk.quantized.items():
+            node = value.producer()
+            if node is not None and node.op_type == "DequantizeLinear":
+                yield "values", value_name(value), twin
+        for value, twin in self.codes.items():
+            if not any(usage.node.op_type == "Clip" for usage in value.uses()):
+                yield "codes", value_name(value), twin
 
     def _quantize(self, node: ir.Node) -> None:
         """Lower the group that ends in `node`."""

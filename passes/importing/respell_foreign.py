@@ -24,6 +24,7 @@ from passes.graph import LAYER_KEY, add_constant, operand, replace_node
 from passes.importing.fold_constants import LAYERS
 from passes.lower.moves import is_move
 from passes.lower.operators import ACTIVATIONS
+from passes.twins import note_output
 from qtool.core import numerics
 from qtool.core.dialect import constant, value_name
 
@@ -79,6 +80,7 @@ def _drop_softmax(graph: ir.Graph, notes: list[str]) -> bool:
     logits = operand(node, 0)
     if logits.is_graph_input() or constant(logits) is not None:
         return False
+    note_output(graph, value_name(logits))
     name = output.name
     graph.outputs[0], output.name, logits.name = logits, f"{name}/{node.op_type}", name
     graph.remove([*dead, node], safe=True)

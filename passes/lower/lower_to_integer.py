@@ -8,16 +8,18 @@ DequantizeLinear. Any other operator stays a float island (`passes.lower.islands
 unchanged.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.conditions import ensure, foreign_nodes, require, several_widths, unfrozen_weights
-from passes.graph import MADE, QTOOL, QUANTIZED_BY, TWINS, FakeQuant, as_fake_quant
+from passes.graph import QTOOL, FakeQuant, as_fake_quant
 from passes.lower.integer_builder import Quantized
 from passes.lower.lowering import Lowering
 from passes.lower.moves import is_move, sources
+from passes.twins import note_twins, quantizer_of
 from qtool.core.errors import UnsupportedError
 
 
@@ -40,7 +42,7 @@ class LowerToInteger(InPlacePass):
         for node in model.graph:
             _visit(walk, node)
         outputs = [_output(walk, value) for value in model.graph.outputs]
-        model.meta[TWINS] = _twins(walk, model)
+        note_twins(model, _twins(model, walk))
         walk.build.commit(model, outputs)
         model.opset_imports.pop(QTOOL, None)
         return PassResult(model, True)
@@ -53,6 +55,15 @@ class LowerToInteger(InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """Nothing but the dialect's operators is left."""
         ensure(self, foreign_nodes(model))
+
+
+def _twins(model: ir.Model, walk: Lowering) -> Iterator[tuple[str, str, Quantized]]:
+    """Yield role and name of every quantizer, with the integers of its result."""
+    for node in model.graph:
+        view, result = as_fake_quant(node), node.outputs[0]
+        key = quantizer_of(result) if view is None else (view.role, view.name)
+        if key is not None and result in walk.quantized:
+            yield *key, walk.quantized[result]
 
 
 def _visit(walk: Lowering, node: ir.Node) -> None:
@@ -73,18 +84,6 @@ def _lower(walk: Lowering, view: FakeQuant) -> Quantized:
     if view.source.is_graph_input():
         name = f"{view.source.name}/codes"
     return walk.lower(view.source, view.grid, view.window, name, view.bits[0])
-
-
-def _twins(walk: Lowering, model: ir.Model) -> dict[str, str]:
-    """Return the name of the integer tensor of every FakeQuant, by `FakeQuant.key`."""
-    twins = {}
-    for node in model.graph:
-        view, result = as_fake_quant(node), node.outputs[0]
-        own = view.key if view is not None and MADE not in node.meta else None
-        key = result.meta.get(QUANTIZED_BY, own)
-        if key is not None and result in walk.quantized:
-            twins[key] = str(walk.quantized[result].value.name)
-    return twins
 
 
 def _output(walk: Lowering, value: ir.Value) -> ir.Value:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from qtool.checking.record import CheckRecord, ParityRecord
 from qtool.core.errors import MissedBar
+from qtool.witness.record import WitnessRecord
+from qtool.witness.verdict import shown
 from runtimes.registry import EXACT, RUNTIMES
 
 
@@ -15,6 +17,8 @@ class Bars:
     min_accuracy: float | None = None
     max_bops: float | None = None
     parity: bool = False
+    original: bool = False
+    min_snr: float | None = None
 
 
 def missed_bars(record: CheckRecord, bars: Bars) -> list[str]:
@@ -31,7 +35,7 @@ def missed_bars(record: CheckRecord, bars: Bars) -> list[str]:
         missed.append(f"BOPs are {record.bops:,}, {over:,.0f} above {bars.max_bops:,.0f}")
     if bars.parity:
         missed += _missed_parity(record.parity)
-    return missed
+    return missed + _missed_original(record.original, bars)
 
 
 def require(records: Sequence[CheckRecord], bars: Bars) -> None:
@@ -52,3 +56,19 @@ def _missed_parity(parity: Mapping[str, ParityRecord]) -> list[str]:
         for name, p in required.items()
         if p.first_divergence is not None
     ]
+
+
+def _missed_original(witness: WitnessRecord | None, bars: Bars) -> list[str]:
+    if witness is None:
+        asked = bars.original or bars.min_snr is not None
+        return ["nothing to compare with: give --original"] * asked
+    missed = []
+    if bars.original and witness.fallen:
+        missed.append(f"not what {witness.origin} computes: {shown(witness)}")
+    if bars.min_snr is not None and witness.snr_db is not None:
+        if witness.snr_db < bars.min_snr:
+            missed.append(
+                f"the output is {witness.snr_db:.1f} dB from {witness.origin}, "
+                f"{bars.min_snr - witness.snr_db:.1f} below the required {bars.min_snr:g} dB"
+            )
+    return missed

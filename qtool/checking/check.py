@@ -5,72 +5,111 @@ checked together and make one record; `qtool check --json` writes it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from qtool.checking.accuracy import glue_choices, top1, torch_accuracy
 from qtool.checking.collect import Checked
 from qtool.checking.models import Model, choose_runtimes, open_models
+from qtool.checking.original import Origins, compare_original
 from qtool.checking.parity import compare_runtimes, island_differences, island_ops
 from qtool.checking.record import CheckRecord, Coverage, Instructions, Module
+from qtool.checking.speed import FLOAT, latencies, opened_baselines, slow, why_slow
 from qtool.core.errors import UserError
 from qtool.core.progress import Progress
 from qtool.core.records import from_json
 from qtool.data import load_dataset
 from qtool.data.images import DataSet
 from qtool.data.random_inputs import RandomInputs, random_inputs
-from runtimes.base import Artifact
+from runtimes.base import Artifact, TellsTables
 from runtimes.isa import read_isa
-from runtimes.latency import Latency, measure
 from runtimes.registry import RUNTIMES
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is checked of every model.
+
+    Args:
+        origins: where they come from.
+        baselines: files of what the integers replace (`qtool.checking.speed`).
+        progress: where the user sees what is going on.
+    """
+
+    origins: Origins
+    baselines: Mapping[str, Path]
+    progress: Progress
+
+
 def check_model(
-    model: Model, data: DataSet | RandomInputs, runtimes: Mapping[str, Artifact],
-    run: Path | None, progress: Progress,
-) -> CheckRecord:  # fmt: skip
+    model: Model, data: DataSet | RandomInputs, runtimes: Mapping[str, Artifact], task: Task
+) -> CheckRecord:
     """Return the record of one model, its `runtimes` run on `data`, each with its file."""
     _require_shape(model, data)
-    checked, coverage = _run_all(model, data, runtimes, progress)
-    accuracy: dict[str, float] = {}
-    if isinstance(data, DataSet):
-        accuracy = torch_accuracy(model, run, data) if run else {}
-        accuracy |= {name: top1(y, data.test) for name, y in checked.outputs.items()}
+    run, origin = task.origins.reference, task.origins.original
+    checked, engines = _run_all(model, data, runtimes, task.progress)
+    witness = None if origin is None else compare_original(model, checked, data, origin)
     sizes = {str(artifact.path): artifact.path.stat().st_size for artifact in model.ordered}
     facts, isa = model.facts, read_isa()
+    times = latencies(runtimes, task.baselines, task.progress)
+    whole = task.baselines.get(FLOAT)
     return CheckRecord(
         files=sizes,
         digest=facts["digest"],
         dataset=data.name,
         images=len(data),
-        accuracy=accuracy,
+        accuracy=_accuracy(model, data, checked, run),
         glue=glue_choices(run),
         modules=_modules(model),
         isa=from_json(Instructions, isa.to_json()),
         parity=compare_runtimes(model, checked, isa),
+        original=witness,
         bops=facts["bops"],
         macs=facts["macs"],
         layers={name: (bits[0], bits[1]) for name, bits in facts["layers"].items()},
         weight_bytes=facts["weight_bytes"],
         file_bytes=next(iter(sizes.values())),
-        integer_coverage=_measured(coverage),
+        integer_coverage=_measured({name: each.coverage for name, each in engines.items()}),
         islands=island_differences(model, checked, data),
-        float_ops={name: found.float_ops for name, found in coverage.items()},
-        latency_ms=_latencies(runtimes, progress),
+        float_ops={name: each.coverage.float_ops for name, each in engines.items()},
+        latency_ms=times,
+        slow=slow(times, {name: each.why_slow for name, each in engines.items()}),
+        fp32_file_bytes=None if whole is None else whole.stat().st_size,
     )
+
+
+def _accuracy(
+    model: Model, data: DataSet | RandomInputs, checked: Checked, run: Path | None
+) -> dict[str, float]:
+    """Return the accuracy in percent of torch's networks and of the runtimes."""
+    if not isinstance(data, DataSet):
+        return {}
+    found = torch_accuracy(model, run, data) if run else {}
+    return found | {name: top1(y, data.test) for name, y in checked.outputs.items()}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a runtime executes: float operators, and what may make it slow."""
+
+    coverage: Coverage
+    why_slow: str | None
 
 
 def _run_all(
     model: Model, data: DataSet | RandomInputs, runtimes: Mapping[str, Artifact],
     progress: Progress,
-) -> tuple[Checked, dict[str, Coverage]]:  # fmt: skip
-    """Return what the runtimes answer, and which float operators they execute."""
-    checked, coverage = Checked(), dict[str, Coverage]()
+) -> tuple[Checked, dict[str, Engine]]:  # fmt: skip
+    """Return what the runtimes answer, and what they execute."""
+    checked, engines = Checked(), dict[str, Engine]()
     for name, artifact in runtimes.items():
         runtime = RUNTIMES[name].open(artifact)
         checked.add(name, runtime, model, data, progress)
         ops = dict(runtime.float_ops())
-        coverage[name] = Coverage(name, ops, island_ops(runtime, model))
-    return checked, coverage
+        tables = runtime.table_ops() if isinstance(runtime, TellsTables) else None
+        coverage = Coverage(name, ops, island_ops(runtime, model))
+        engines[name] = Engine(coverage, why_slow(tables, ops))
+    return checked, engines
 
 
 def _require_shape(model: Model, data: DataSet | RandomInputs) -> None:
@@ -97,17 +136,6 @@ def _measured(coverage: Mapping[str, Coverage]) -> Coverage:
     return coverage[next((name for name in names if RUNTIMES[name].covers), names[-1])]
 
 
-def _latencies(runtimes: Mapping[str, Artifact], progress: Progress) -> dict[str, Latency]:
-    result = {}
-    for name, artifact in runtimes.items():
-        if RUNTIMES[name].timed:
-            progress.note(f"measuring the latency of {name}")
-            facts = artifact.facts
-            shape = tuple(facts["input_shape"])
-            result[name] = measure(artifact.path, name, shape, kind=facts["input_kind"])
-    return result
-
-
 def check(
     files: Sequence[Path],
     folder: Path | str | None,
@@ -115,6 +143,8 @@ def check(
     run: Path | None,
     progress: Progress,
     dataset: str | None = None,
+    original: Path | None = None,
+    float_file: Path | None = None,
 ) -> list[CheckRecord]:
     """Return a record for each model among `files`.
 
@@ -125,16 +155,29 @@ def check(
         run: whose torch models to run too.
         progress: where the user sees what is going on.
         dataset: name; without it the one that the file names, else random inputs.
+        original: the run or the imported file to compare with, tensor by tensor.
+        float_file: the run's float network as ONNX, where it is exported already.
     """
-    records = []
-    for model in open_models(files):
-        chosen = choose_runtimes(model, runtimes)
-        name = dataset or model.facts["dataset"]
-        if name is None:
-            data: DataSet | RandomInputs = random_inputs(model.facts)
-        else:
-            data = load_dataset(
-                name, folder, model.facts["input_shape"][-1], model.facts["frames"]
-            )
-        records.append(check_model(model, data, chosen, run, progress))
-    return records
+    origins = Origins(run, original, float_file)
+    origins.check()
+    with opened_baselines(origins, progress) as baselines:
+        task = Task(origins, baselines, progress)
+        return [
+            check_model(model, *_chosen(model, folder, runtimes, dataset), task)
+            for model in open_models(files)
+        ]
+
+
+def _chosen(
+    model: Model,
+    folder: Path | str | None,
+    runtimes: Sequence[str] | None,
+    dataset: str | None,
+) -> tuple[DataSet | RandomInputs, dict[str, Artifact]]:
+    """Return data and runtimes of one model, as `check` says."""
+    chosen, facts = choose_runtimes(model, runtimes), model.facts
+    name = dataset or facts["dataset"]
+    if name is None:
+        return random_inputs(facts), chosen
+    data = load_dataset(name, folder, facts["input_shape"][-1], facts["frames"])
+    return data, chosen

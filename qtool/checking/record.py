@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtool.core.records import from_json, to_json
+from qtool.witness.record import WitnessRecord
 from runtimes.latency import Latency
 from runtimes.registry import RUNTIMES
 
@@ -177,8 +178,10 @@ class IslandRecord:
 class CheckRecord:
     """What the check of one model found; names and meaning are README's, "check.json".
 
-    `modules` are in the JSON each under the name of the runtime that executes it. The last
-    four are the demo's.
+    `modules` are in the JSON each under the name of the runtime that executes it. `original`
+    is there where the files were compared with where they come from, `slow` where integers
+    were slower than what they replace, `fp32_file_bytes` where the float network was at hand.
+    `fp32_accuracy`, `budget_bops` and `seconds` are the demo's.
     """
 
     files: Mapping[str, int]
@@ -190,6 +193,7 @@ class CheckRecord:
     modules: Mapping[str, Module]
     isa: Instructions
     parity: Mapping[str, ParityRecord]
+    original: WitnessRecord | None = None
     bops: int
     macs: int
     layers: Mapping[str, tuple[int, int]]
@@ -199,6 +203,7 @@ class CheckRecord:
     islands: tuple[IslandRecord, ...]
     float_ops: Mapping[str, Mapping[str, int]]
     latency_ms: Mapping[str, Latency]
+    slow: tuple[str, ...] | None = None
     fp32_accuracy: float | None = None
     budget_bops: float | None = None
     fp32_file_bytes: int | None = None

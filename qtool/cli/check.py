@@ -16,9 +16,20 @@ from runtimes.registry import RUNTIMES
 @click.option("--dataset", metavar="NAME", help="For files that name none, such as imported.")
 @click.option("--runtime", metavar="NAMES", help=f"Comma-separated: {','.join(RUNTIMES)}.")
 @click.option("--reference", type=FOLDER, metavar="RUN", help="Also run RUN's torch models.")
+@click.option(
+    "--original", type=click.Path(path_type=Path), metavar="FILE|RUN",
+    help="Compare every tensor with the imported FILE or with RUN's torch networks.",
+)  # fmt: skip
 @click.option("--min-accuracy", type=float, metavar="P", help="Required top-1 in percent.")
 @click.option("--max-bops", metavar="B", help="Required BOPs: 5.3G, 300M, 1.2e9.")
 @click.option("--require-parity", is_flag=True, help="Require 0 differing integers.")
+@click.option(
+    "--require-original", is_flag=True, help="Require what import and export require of it."
+)
+@click.option(
+    "--min-snr", type=float, metavar="DB",
+    help="Required signal-to-noise ratio of the output against --original.",
+)  # fmt: skip
 @click.option("--json", "output", type=FILE, help="Write the report.")
 @click.option("--force", is_flag=True, help="Replace the report in --json.")
 def check(
@@ -27,15 +38,20 @@ def check(
     dataset: str | None,
     runtime: str | None,
     reference: Path | None,
+    original: Path | None,
     min_accuracy: float | None,
     max_bops: str | None,
     require_parity: bool,
+    require_original: bool,
+    min_snr: float | None,
     output: Path | None,
     force: bool,
 ) -> None:
     """Run deployed FILES and report accuracy, parity, cost, integer coverage and latency.
 
-    Files that name no data set run on random inputs, without accuracy.
+    Files that name no data set run on random inputs, without accuracy. --reference gives the
+    accuracy of RUN's networks on the whole test set, --original compares tensors of a few
+    images; both add the float network's latency.
     Exits with 1 when a required bar is missed.
     """
     from qtool.checking.bars import Bars, require
@@ -49,13 +65,13 @@ def check(
     limit = None if max_bops is None else parse_count(max_bops)
     names = runtime.split(",") if runtime else None
     with progress_shown() as progress:
-        records = run_check(files, data, names, reference, progress, dataset)
+        records = run_check(files, data, names, reference, progress, dataset, original)
     if output is not None:
         contents = [record.to_json() for record in records]
         write_json(output, contents[0] if len(contents) == 1 else {"models": contents})
     for record in records:
         show(check_table(record))
-    require(records, Bars(min_accuracy, limit, require_parity))
+    require(records, Bars(min_accuracy, limit, require_parity, require_original, min_snr))
 
 
 @click.command()

@@ -10,7 +10,6 @@ from rich.table import Table
 from passes.emit.onnx.target import OnnxTarget
 from passes.emit.tvm.target import TvmTarget
 from qtool.checking.check import check
-from qtool.core.dialect import static_shape
 from qtool.core.files import refuse_existing, write_bytes, write_json
 from qtool.core.progress import Progress
 from qtool.core.tvm_env import require_tvm
@@ -21,7 +20,6 @@ from qtool.recipes import load_recipe
 from qtool.report.bits import bits_picture, bits_table
 from qtool.report.table import check_table
 from qtool.search.request import Budget, Request
-from runtimes.latency import measure
 
 RECIPE = "metamix_fashion"
 # The BOPs of the same network with every activation at 4 bits are 50,995,200.
@@ -46,15 +44,14 @@ def run_demo(out: Path, force: bool, progress: Progress) -> list[Table]:
     export_float(run_folder, out / "fp32.onnx")
     write_bytes(out / "bits.json", (run_folder / "bits.json").read_bytes())
     bits_picture(bits, out / "bits.png")
-    (record,) = check([onnx_path, library], None, None, run_folder, progress)
-    shape = static_shape(dialect.graph.inputs[0])
-    whole = {"fp32 ort": measure(out / "fp32.onnx", "ort", shape)}
+    (record,) = check(
+        [onnx_path, library], None, None, run_folder, progress, original=run_folder,
+        float_file=out / "fp32.onnx",
+    )  # fmt: skip
     record = replace(
         record,
-        latency_ms={**record.latency_ms, **whole},
         fp32_accuracy=record.accuracy["float"],
         budget_bops=BUDGET_BOPS,
-        fp32_file_bytes=(out / "fp32.onnx").stat().st_size,
         seconds=round(time.monotonic() - began, 1),
     )
     write_json(out / "check.json", record.to_json())

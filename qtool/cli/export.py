@@ -7,7 +7,7 @@ import click
 
 from passes.emit.base import Target
 from passes.emit.registry import TARGETS, make_target, target_for
-from qtool.cli.options import FILE, FOLDER, output_option, target_options
+from qtool.cli.options import FILE, FOLDER, output_option, target_options, witness_options
 from qtool.cli.session import progress_shown
 
 
@@ -26,20 +26,36 @@ from qtool.cli.session import progress_shown
     help="Keep what has no integer form in floating point, as islands between DQ and Q.",
 )  # fmt: skip
 @target_options
+@witness_options
 @click.option("--force", is_flag=True, help="Replace the output files.")
 @output_option
 def export(
     run: Path, target: str, bits: str | None, kind: str, allow_float: bool, force: bool,
-    output: Path | None, **given: Any,
+    output: Path | None, no_witness: bool, accept: bool, images: int,
+    data: Path | str | None, **given: Any,
 ) -> None:  # fmt: skip
-    """Export RUN as an integer model (see `qtool list targets`)."""
+    """Export RUN as an integer model (see `qtool list targets`).
+
+    What is to be written is compared with RUN's torch networks on a few images: with its
+    quantizers every integer, in floating point every layer. Differences are refused.
+    """
     from qtool.export.export import ExportOptions
     from qtool.export.export import export as export_run
+    from qtool.witness.images import Asked
+    from qtool.witness.witness import witness_of_run
 
     made = make_target(target, given)
     options = ExportOptions(made, bits, kind == "uint8", allow_float)
     with progress_shown() as progress:
-        export_run(run, options, output, force, progress.note)
+        inspect, told = None, list[str]()
+        if no_witness:
+            told.append("no witness: nothing is compared with the run's network")
+        else:
+            asked = Asked(data, images=images)
+            inspect = witness_of_run(run, options, asked, told.append, accept)
+        export_run(run, options, output, force, progress.note, inspect)
+        for text in told:
+            progress.note(text)
     _written(made, output)
 
 
@@ -63,22 +79,36 @@ def _written(target: Target, output: Path | None) -> None:
     help="Keep what has no integer form in floating point, as islands between DQ and Q.",
 )  # fmt: skip
 @target_options
+@witness_options
 @click.option("--force", is_flag=True, help="Replace the output files.")
 def import_(
     model: Path, output: Path | None, target: str | None, span: str | None,
-    allow_float: bool, force: bool, **given: Any,
+    allow_float: bool, force: bool, no_witness: bool, accept: bool, images: int,
+    data: Path | str | None, **given: Any,
 ) -> None:  # fmt: skip
     """Take MODEL, a quantized ONNX file of another tool, into integers.
 
-    QDQ or QLinear form, as ONNX Runtime, NNCF, Brevitas and AIMET write it.
+    QDQ or QLinear form, as ONNX Runtime, NNCF, Brevitas and AIMET write it. What is to be
+    written is compared with MODEL in ONNX Runtime, every tensor, on a few inputs: random ones,
+    or images of --data. Differences beyond rounding are refused.
     """
     from qtool.export.foreign_import import ImportOptions, import_file, parse_range
+    from qtool.witness.images import Asked
+    from qtool.witness.witness import witness_of_file
 
     made = make_target(target or target_for(output, given), given)
     span_or_none = None if span is None else parse_range(span)
     options = ImportOptions(made, span_or_none, allow_float)
     with progress_shown() as progress:
-        notes = import_file(model, options, output, force, progress.note)
+        inspect, told = None, list[str]()
+        if no_witness:
+            told.append(f"no witness: nothing is compared with {model}")
+        else:
+            asked = Asked(data, images=images)
+            inspect = witness_of_file(model, options, asked, told.append, accept)
+        notes = import_file(model, options, output, force, progress.note, inspect)
+        for text in told:
+            progress.note(text)
     for note in notes:
         click.echo(f"note: {note}")
     _written(made, output)

@@ -26,6 +26,26 @@ data_option = click.option(
 )  # fmt: skip
 
 
+def witness_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what decides how an export or import is compared with its origin."""
+    for add in (
+        click.option(
+            "--no-witness", is_flag=True, help="Do not compare with what it comes from."
+        ),
+        click.option(
+            "--accept-differences", "accept", is_flag=True,
+            help="Say what is not as its origin computes it, and write it all the same.",
+        ),
+        click.option(
+            "--witness-images", "images", type=click.IntRange(1), default=4,
+            show_default=True, help="Images that both compute.",
+        ),
+        data_option,
+    ):  # fmt: skip
+        command = add(command)
+    return command
+
+
 def target_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of every target; those that are not given are None."""
     for name, owners in reversed(_owners().items()):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 COUNT = 100
+_BEYOND = np.float32(3)
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class RandomInputs:
 def random_inputs(facts: Mapping[str, Any]) -> RandomInputs:
     """Return `COUNT` inputs, uniform over what the model's first grid covers; always the same.
 
+    Every second one goes beyond it too, where codes saturate.
+
     Args:
         facts: result of `passes.emit.facts.describe`.
     """
@@ -39,4 +42,5 @@ def random_inputs(facts: Mapping[str, Any]) -> RandomInputs:
             "none: random pixels", rng.integers(0, 256, shape).astype(np.uint8)
         )
     values = rng.uniform(low, high, shape).astype(np.float32)
+    values[1::2] *= _BEYOND
     return RandomInputs(f"none: random inputs from {low:.4g} to {high:.4g}", values)

@@ -41,7 +41,7 @@ class RunSource:
         Raises:
             UserError: the run has no weights yet, or they are damaged.
         """
-        key = _key(self.run)
+        key = origin_key(self.run)
         known = _read(self.run, key)
         return _trace(self.run, key) if known is None else known
 
@@ -73,8 +73,8 @@ def _trace(run: Run, key: str) -> ir.Model:
     return _parse(data)
 
 
-def _key(run: Run) -> str:
-    """Return the hash of what the graph depends on."""
+def origin_key(run: Run) -> str:
+    """Return the hash of what the graph depends on: recipe, weights, qtool's version."""
     state = hashlib.sha256(f"{_FORMAT} {qtool.__version__}".encode())
     for name in ("recipe.json", Stage.MODEL.file, Stage.CORRECTIONS.file):
         path = run.path(name)

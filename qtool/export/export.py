@@ -5,13 +5,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from passes.emit.base import Note, Target
+from passes.emit.base import Inspect, Note, Target
 from passes.emit.onnx.onnx_file import compact
 from passes.emit.onnx.target import OnnxTarget
 from passes.pipelines import lower
 from passes.raw_pixels import UseRawPixels
 from qtool.core.files import write_bytes
-from qtool.core.selection import read_selection
+from qtool.core.selection import Selection, read_selection
 from qtool.export.adaptive import RunSource
 from qtool.export.source import AdaptiveSource
 
@@ -26,6 +26,13 @@ def integer_model(
             integer form.
     """
     selection = source.selection() if bits is None else read_selection(bits)
+    return integer_model_at(source, selection, allow_float)
+
+
+def integer_model_at(
+    source: AdaptiveSource, selection: Selection, allow_float: bool = False
+) -> ir.Model:
+    """Return `source` in the integer dialect at `selection`; raises as `integer_model`."""
     dialect = lower(source.graph(), selection, allow_float)
     dialect.metadata_props.update(source.metadata())
     return dialect
@@ -54,12 +61,25 @@ def export(
     output: Path | None,
     force: bool,
     note: Note | None = None,
+    inspect: Inspect | None = None,
 ) -> None:
-    """Export the run in `folder` to `output`; None where the target writes another file."""
+    """Export the run in `folder`.
+
+    Args:
+        folder: the run.
+        options: what becomes of it.
+        output: the artifact; None where the target writes another file.
+        force: existing files may be replaced.
+        note: is told what is going on.
+        inspect: is given what will be written, before it is; its `UserError` refuses it. The
+            command's is `qtool.witness.witness.Witness`; without one no torch is needed.
+    """
     options.target.check(output, force)
     dialect = integer_model(RunSource.open(folder), options.bits, options.allow_float)
     if options.raw_pixels:
         UseRawPixels()(dialect)
+    if inspect is not None:
+        inspect(dialect)
     options.target.write(dialect, output, note)
 
 

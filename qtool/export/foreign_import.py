@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 import qtool
-from passes.emit.base import Note, Target
+from passes.emit.base import Inspect, Note, Target
 from passes.emit.facts import VERSION_KEY
 from passes.emit.onnx.target import OnnxTarget
 from passes.pipelines import expand_foreign, import_foreign
@@ -46,6 +46,7 @@ def import_file(
     output: Path | None,
     force: bool,
     note: Note | None = None,
+    inspect: Inspect | None = None,
 ) -> list[str]:
     """Write the foreign model `path` as an artifact of qtool.
 
@@ -55,6 +56,7 @@ def import_file(
         output: the artifact; None where the target writes another file.
         force: existing files may be replaced.
         note: is told what is going on.
+        inspect: is given what will be written, before it is; its `UserError` refuses it.
 
     Returns:
         A sentence for each change of what the model computes.
@@ -64,6 +66,8 @@ def import_file(
     """
     options.target.check(output, force)
     dialect, notes = read_foreign(path, options.output_range, options.allow_float)
+    if inspect is not None:
+        inspect(dialect)
     options.target.write(dialect, output, note)
     return notes
 

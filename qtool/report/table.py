@@ -7,6 +7,8 @@ from rich.table import Table
 
 from qtool.checking.record import CheckRecord, Diverging, Fallback, Glue, Module, ParityRecord
 from qtool.core.cost import format_count
+from qtool.witness.record import WitnessRecord
+from qtool.witness.verdict import sentence
 
 SHOWN = 5  # diverging tensors in a table; the JSON report has all
 
@@ -34,6 +36,8 @@ def rows(record: CheckRecord) -> Iterator[tuple[str, str]]:
         if parity.mismatched:
             yield f"  {name} differs", _diverging(parity.diverging)
             yield f"  {name} logits", _logits(parity)
+    if record.original is not None:
+        yield from _original(record.original)
     yield from _cost(record)
     yield "ISA", record.isa.summary
     for name, floats in record.float_ops.items():
@@ -45,6 +49,18 @@ def rows(record: CheckRecord) -> Iterator[tuple[str, str]]:
         yield from _module(name, module)
     for name, latency in record.latency_ms.items():
         yield f"latency {name}", f"{latency.median:.3f} ms, {latency.threads} thread"
+    for text in record.slow or ():
+        yield "slow", text
+
+
+def _original(witness: WitnessRecord) -> Iterator[tuple[str, str]]:
+    """Yield how far the files are from where they come from, and what fell out."""
+    yield "original", sentence(witness)
+    if witness.fallen:
+        lines = list(witness.fallen[:SHOWN])
+        if len(witness.fallen) > SHOWN:
+            lines.append(f"and {len(witness.fallen) - SHOWN} more tensors")
+        yield "  original differs", "first at " + "\n".join(lines)
 
 
 def _cost(record: CheckRecord) -> Iterator[tuple[str, str]]:

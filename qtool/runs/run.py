@@ -7,6 +7,8 @@
     model.safetensors      prepared model as it is deployed now
     corrections.safetensors  rows of norms and biases for other uniform bits: w4a4/NAME
     adaptive.onnx          traced graph of all bits, since the first export (`qtool.export`)
+    sample.npy             a few training images, to compare exports with the network on
+    witness.json           comparisons of exports with the network (`qtool.witness.seen`)
     bits.json              chosen bits (after `qtool search`)
     search.json            settings of a search that the recipe has no fields for
     metrics.jsonl          one JSON object per epoch and result
@@ -37,6 +39,7 @@ from qtool.core.files import (
 from qtool.core.selection import BITS_FORMAT, Selection, check_format, selection_from_json
 from qtool.data.images import DataSet
 from qtool.parallel.together import on_main
+from qtool.runs.sample import SAMPLE, keep_sample
 from qtool.runs.stage import Stage
 from qtool.settings.base import Config, ConfigT
 from qtool.settings.registry import config_as, from_json, to_json
@@ -50,6 +53,7 @@ RUN_FORMAT = 2
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 SEARCH = "search.json"
+WITNESS = "witness.json"
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Run:
         if force:
             _clear(folder)
         _write_recipe(folder, config, data.shape, data.classes)
+        keep_sample(folder, data)
 
     def derive(
         self, folder: Path, config: Config, stages: Sequence[Stage], resume: bool, force: bool
@@ -117,6 +122,8 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             for stage in stages:
                 _link(stage, self.folder, folder)
+            if self.path(SAMPLE).exists():
+                link_or_copy(self.path(SAMPLE), folder / SAMPLE)
             _write_recipe(folder, config, self.input_shape, self.classes)
 
         on_main(start)
@@ -251,7 +258,7 @@ class Run:
 
 _OWN_FILES = (
     *(stage.file for stage in Stage), CHECKPOINT, "bits.json", METRICS, SEARCH,
-    "adaptive.onnx",
+    WITNESS, SAMPLE, "adaptive.onnx",
 )  # fmt: skip
 
 _MACHINE = ("workers", "device", "checkpoint_minutes", "checkpoint_steps")
