@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qtool.core.dialect import Grid, constant
+from qtool.core.dialect import Grid, constant, label
 from qtool.core.errors import UnsupportedError
 from qtool.core.grids import MIN_STEP, Window, activation_window
 
@@ -82,7 +82,7 @@ def operand(node: ir.Node, index: int) -> ir.Value:
     """Return input `index`, which must be present."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
-        raise UnsupportedError(f"node {node.name} ({node.op_type}): input {index} is missing")
+        raise UnsupportedError(f"{label(node)} ({node.op_type}): input {index} is missing")
     return value
 
 

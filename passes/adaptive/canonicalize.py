@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.graph import add_constant, drop_unused_constants, operand, replace_node
-from qtool.core.dialect import constant
+from qtool.core.dialect import constant, is_plain
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,9 @@ def _split(graph: ir.Graph, node: ir.Node) -> bool:
 def _resize(graph: ir.Graph, node: ir.Node) -> bool:
     before, after = operand(node, 0).shape, node.outputs[0].shape
     scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if (scales is not None and scales.size) or before is None or after is None:
+    if (scales is not None and scales.size) or before is None or not is_plain(node):
+        return False
+    if after is None:
         return False
     pairs = list(zip(list(before)[1:], list(after)[1:], strict=True))
     whole = all(isinstance(a, int) and isinstance(b, int) and b % a == 0 for a, b in pairs)

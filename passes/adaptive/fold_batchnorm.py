@@ -26,9 +26,9 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.conditions import ensure, require, unfrozen_weights
 from passes.graph import LAYER_KEY, add_constant, as_fake_quant, operand
-from passes.lower.layers import has_integer_weight
+from passes.lower.layers import has_integer_weight, read_layer
 from passes.lower.moves import is_move, sources
-from qtool.core.dialect import constant
+from qtool.core.dialect import constant, label, require_plain
 from qtool.core.errors import UnsupportedError
 
 Doubles = NDArray[np.float64]
@@ -85,11 +85,10 @@ def _stands_alone(norm: ir.Node) -> bool:
 
 def _fold(graph: ir.Graph, norm: ir.Node, conv: ir.Node, weight: ir.Node) -> None:
     layer = weight.metadata_props[LAYER_KEY]
-    codes, scale = _array(weight, 0), _array(weight, 1)
+    read = read_layer(conv, layer)
+    codes, scale, before = read.codes, read.scale, read.bias.astype(np.float64)
     gamma, beta, mean, var = (_array(norm, i).astype(np.float64) for i in range(1, 5))
     ratio = gamma / np.sqrt(var + norm.attributes.get_float("epsilon", 1e-5))
-    bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
-    before = np.zeros_like(beta) if bias is None else bias.astype(np.float64)
     folded_scale = np.where(ratio == 0, DEAD_SCALE, scale * np.abs(ratio)).astype(np.float32)
     if not np.all(np.isfinite(folded_scale) & (folded_scale > 0)):
         channel = int(np.argmin(np.isfinite(folded_scale) & (folded_scale > 0)))
@@ -99,12 +98,28 @@ def _fold(graph: ir.Graph, norm: ir.Node, conv: ir.Node, weight: ir.Node) -> Non
         )
     flipped = _flip(codes, ratio, layer)
     shift = (beta + (before - mean) * ratio).astype(np.float32)
-    weight.replace_input_with(0, add_constant(graph, f"{layer}.folded_codes", flipped))
-    weight.replace_input_with(1, add_constant(graph, f"{layer}.folded_scale", folded_scale))
+    twin = _twin(weight)
+    twin.replace_input_with(0, add_constant(graph, f"{layer}.folded_codes", flipped))
+    twin.replace_input_with(1, add_constant(graph, f"{layer}.folded_scale", folded_scale))
+    graph.insert_before(conv, twin)
+    conv.replace_input_with(1, twin.outputs[0])
+    if not weight.outputs[0].uses():
+        graph.remove(weight, safe=True)
     conv.resize_inputs(3)
     conv.replace_input_with(2, add_constant(graph, f"{layer}.folded_bias", shift))
     norm.outputs[0].replace_all_uses_with(conv.outputs[0])
     graph.remove(norm, safe=True)
+
+
+def _twin(weight: ir.Node) -> ir.Node:
+    """Return a DequantizeLinear like `weight`: another layer may read that one too."""
+    twin = ir.Node("", weight.op_type, weight.inputs[:2], name=weight.name)
+    twin.attributes["axis"] = ir.AttrInt64("axis", 0)
+    twin.metadata_props.update(weight.metadata_props)
+    twin.outputs[0].shape, twin.outputs[0].type = (
+        weight.outputs[0].shape, weight.outputs[0].type,
+    )  # fmt: skip
+    return twin
 
 
 def _match(norm: ir.Node) -> tuple[ir.Node, ir.Node]:
@@ -114,11 +129,12 @@ def _match(norm: ir.Node) -> tuple[ir.Node, ir.Node]:
     if conv is None or conv.op_type != "Conv":
         got = "the input" if conv is None else conv.op_type
         raise UnsupportedError(
-            f"node {norm.name}: BatchNorm after {got}; only Conv can absorb it"
+            f"{label(norm)}: BatchNorm after {got}; only Conv can absorb it"
         )
+    require_plain(norm)
     weight = operand(conv, 1).producer()
     if weight is None or LAYER_KEY not in weight.metadata_props:
-        raise UnsupportedError(f"node {norm.name}: BatchNorm after a Conv with float weights")
+        raise UnsupportedError(f"{label(norm)}: BatchNorm after a Conv with float weights")
     if len(list(source.uses())) != 1 or source.is_graph_output():
         raise UnsupportedError(
             f"layer {weight.metadata_props[LAYER_KEY]}: its result is also read unnormalised"
@@ -141,6 +157,6 @@ def _array(node: ir.Node, index: int) -> NDArray[Any]:
     array = constant(node.inputs[index])
     if array is None:
         raise UnsupportedError(
-            f"node {node.name} ({node.op_type}): input {index} is not constant"
+            f"{label(node)} ({node.op_type}): input {index} is not constant"
         )
     return array

@@ -35,7 +35,9 @@ from qtool.core.dialect import (
     ISLANDS_KEY,
     Grid,
     constant,
+    label,
     require_ends,
+    require_plain,
     scalar,
     value_name,
 )
@@ -71,7 +73,7 @@ class ImportQDQ(InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """Nothing is dequantized on the way."""
         left = (node for node in model.graph if _is_inside(node))
-        ensure(self, (f"node {node.name} (DequantizeLinear) is left" for node in left))
+        ensure(self, (f"{label(node)} (DequantizeLinear) is left" for node in left))
 
 
 def _is_inside(node: ir.Node) -> bool:
@@ -127,6 +129,7 @@ class _Importer:
         value = operand(node, 0)
         if constant(value) is not None:
             return  # a weight that is quantized when the file is loaded; its reader refuses it
+        require_plain(node)
         result, window = _window(node)
         bits = (window.hi - window.lo).bit_length()
         name = value_name(result)
@@ -176,11 +179,13 @@ class _Importer:
     def _dequantize(self, node: ir.Node) -> None:
         source, result = operand(node, 0), node.outputs[0]
         if source in self.codes:
+            require_plain(node)
             twin = self.codes[source]
             self.walk.quantized[result] = Quantized(twin.value, _grid(node), twin.bits)
             return
         codes = constant(source)
         if codes is not None and codes.size == 1 and codes.dtype in (np.uint8, np.int8):
+            require_plain(node)
             lifted = (codes.astype(np.int16) + _lift(codes.dtype)).astype(np.uint8)
             self.walk.constants[result] = (lifted, _grid(node))
 
@@ -190,7 +195,8 @@ class _Importer:
             xs = [self.codes[value] for value in sources(node)]
             # A table's codes have no grid of their own: each DQ states what it reads.
             xs = [dataclasses.replace(x, grid=xs[0].grid) for x in xs]
-            self.codes[result] = lower_move(build, node, xs, value_name(result))
+            lift = 128 if sources(node)[0].dtype == ir.DataType.INT8 else 0
+            self.codes[result] = lower_move(build, node, xs, value_name(result), lift)
         else:
             self.walk.find(result)
 
@@ -227,16 +233,23 @@ def _grid(node: ir.Node) -> Grid:
     scale = scalar(node.inputs[1], f"scale of {name}")
     if len(node.inputs) < 3 or node.inputs[2] is None:
         # The specification's default: 0, of the codes' type.
-        codes = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
-        signed = codes is not None and codes.dtype == ir.DataType.INT8
-        return Grid(np.float32(scale), 128 if signed else 0)
-    zero_point = scalar(node.inputs[2], f"zero point of {name}")
+        zero_point = np.zeros((), _codes_type(node))[()]
+    else:
+        zero_point = scalar(node.inputs[2], f"zero point of {name}")
     if zero_point.dtype not in (np.uint8, np.int8):
         raise UnsupportedError(
             f"tensor {value_name(node.inputs[0])}: {zero_point.dtype}; uint8 and int8 are "
             "supported"
         )
     return Grid(np.float32(scale), int(zero_point) + _lift(zero_point.dtype))
+
+
+def _codes_type(node: ir.Node) -> np.dtype[np.generic]:
+    """Return the type of the codes that a node without a zero point makes or reads."""
+    codes = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
+    if codes is None or codes.dtype is None:
+        raise UnsupportedError(f"{label(node)}: the type of its codes is not known")
+    return codes.dtype.numpy()
 
 
 _BITS = (*WEIGHT_BITS, *FLOAT_WIDTHS)

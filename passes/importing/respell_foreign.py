@@ -25,7 +25,7 @@ from passes.importing.fold_constants import LAYERS
 from passes.lower.moves import is_move
 from passes.lower.operators import ACTIVATIONS
 from qtool.core import numerics
-from qtool.core.dialect import constant, value_name
+from qtool.core.dialect import constant, label, value_name
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class RespellForeign(InPlacePass):
         ensure(
             self,
             (
-                f"node {node.name} ({node.op_type}): its weight has no name"
+                f"{label(node)} ({node.op_type}): its weight has no name"
                 for node, weight in weights
                 if weight is not None and LAYER_KEY not in weight.metadata_props
             ),
@@ -77,6 +77,8 @@ def _drop_softmax(graph: ir.Graph, notes: list[str]) -> bool:
     if node is None or node.op_type not in ("Softmax", "LogSoftmax"):
         return False
     logits = operand(node, 0)
+    if not _over_classes(node, logits):
+        return False
     if logits.is_graph_input() or constant(logits) is not None:
         return False
     name = output.name
@@ -84,6 +86,15 @@ def _drop_softmax(graph: ir.Graph, notes: list[str]) -> bool:
     graph.remove([*dead, node], safe=True)
     notes.append(f"the final {node.op_type} is left out: the output is its input, the logits")
     return True
+
+
+def _over_classes(node: ir.Node, logits: ir.Value) -> bool:
+    """True where every image has one distribution: over all that is not 1 but the batch."""
+    shape = logits.shape
+    if shape is None:
+        return False
+    axis = node.attributes.get_int("axis", -1) % len(shape)
+    return axis > 0 and all(n == 1 for i, n in enumerate(shape) if i not in (0, axis))
 
 
 def _axes(graph: ir.Graph, node: ir.Node) -> bool:

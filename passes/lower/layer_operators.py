@@ -40,7 +40,6 @@ Doubles = NDArray[np.float64]
 
 def conv(build: IntegerBuilder, site: Site) -> ir.Value:
     """QLinearConv."""
-    require_plain(site.node, f"layer {layer_name(site.node)}")
     names = ("kernel_shape", "strides", "pads", "dilations")
     kept: dict[str, Any] = {n: list(v) for n in names if (v := ints(site.node, n, ()))}
     kept["group"] = site.node.attributes.get_int("group", 1)
@@ -142,7 +141,6 @@ def _marked(result: ir.Value, layer: Layer, x: Quantized) -> ir.Value:
 def average_pool(build: IntegerBuilder, site: Site) -> ir.Value:
     """A depthwise QLinearConv of ones: ONNX Runtime's own pool sums floats."""
     node, where = site.node, f"layer {layer_name(site.node)}"
-    require_plain(node, where)
     pads, kernel = ints(node, "pads", (0, 0, 0, 0)), ints(node, "kernel_shape", ())
     if any(pads) and not node.attributes.get_int("count_include_pad", 0):
         raise UnsupportedError(

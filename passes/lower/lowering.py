@@ -31,7 +31,7 @@ from passes.lower.moves import has_integer_form, is_move, lower_move, sources
 from passes.lower.operators import ACTIVATIONS, OPERATORS
 from passes.lower.site import Site
 from passes.lower.tables import leaky
-from qtool.core.dialect import Grid, ints, scalar, value_name
+from qtool.core.dialect import Grid, ints, is_plain, label, require_plain, scalar, value_name
 from qtool.core.errors import UnsupportedError
 from qtool.core.grids import Window
 from qtool.core.numerics import clip_code
@@ -166,6 +166,7 @@ class Lowering:
                 f"layer {layer_name(node)}: operator {node.op_type} has no integer form; it "
                 f"would run in floating point ({FLAG})"
             )
+        require_plain(node, f"layer {layer_name(node)}")
         build, indices = OPERATORS[node.op_type]
         source = operand(node, 0)
         before = None if self.notes is None else grid_before(node, grid)
@@ -201,7 +202,7 @@ class Lowering:
         reads = [operand(node, index) for index in indices]
         if any(self.find(v) is None and v not in self.constants for v in reads):
             return True
-        return _is_exception(node)
+        return _is_exception(node) or not is_plain(node)
 
     def is_left_float(self, move: ir.Node) -> bool:
         """True for a movement that codes do not have and an island may hold."""
@@ -226,7 +227,7 @@ def _is_exception(node: ir.Node) -> bool:
         varies = any(ints(node, "pads", ())) and not node.attributes.get_int(
             "count_include_pad", 0
         )
-        return varies or bool(node.attributes.get_int("ceil_mode", 0))
+        return varies
     return False
 
 
@@ -254,7 +255,7 @@ def _narrowed(node: ir.Node, grid: Grid, window: Window) -> Window:
 def _bounds(node: ir.Node) -> tuple[float | None, float | None]:
     if node.op_type == "Relu":
         return 0.0, None
-    what = f"node {node.name}: Clip bound"
+    what = f"{label(node)}: Clip bound"
     values = [*node.inputs[1:], None, None][:2]
     low, high = (None if v is None else float(scalar(v, what)) for v in values)
     return low, high

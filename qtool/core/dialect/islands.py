@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from qtool.core.cost import FLOAT_BITS, LayerCost
+from qtool.core.dialect.attributes import is_plain
 from qtool.core.dialect.nodes import constant, static_shape, value_name
 from qtool.core.errors import UnsupportedError
 from qtool.core.selection import LayerBits
@@ -26,6 +27,7 @@ _RANDOM = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
     "Multinomial",
 }  # fmt: skip
+_TRAINED = ("Dropout", "BatchNormalization")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -116,6 +118,8 @@ def _require_portable(node: ir.Node) -> None:
     """Refuse operators whose meaning depends on more than their inputs."""
     if node.domain:
         reason = f"it belongs to the domain {node.domain}"
+    elif node.op_type in _TRAINED and not is_plain(node):
+        reason = "it is in training mode"
     elif node.op_type in _RANDOM:
         reason = "its results are random"
     elif any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
