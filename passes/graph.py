@@ -1,7 +1,7 @@
 """Small helpers on `onnx_ir` graphs that several passes share."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -88,12 +88,24 @@ def operand(node: ir.Node, index: int) -> ir.Value:
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     """Register `array` as initializer `name`, or a numbered variant if the name is taken."""
-    fresh, number = name, 1
-    while fresh in graph.initializers:
-        fresh, number = f"{name}_{number}", number + 1
-    value = make_constant(fresh, array)
+    value = make_constant(fresh_name(graph, name), array)
     graph.register_initializer(value)
     return value
+
+
+def fresh_name(graph: ir.Graph, name: str) -> str:
+    """Return `name`, numbered where a tensor of `graph`, perhaps the user's, is called so."""
+    taken = {value.name for value in graph.inputs}
+    taken |= {value.name for node in graph for value in node.outputs}
+    return numbered(name, lambda fresh: fresh in graph.initializers or fresh in taken)
+
+
+def numbered(name: str, is_taken: Callable[[str], bool]) -> str:
+    """Return the first of ``name, name_1, name_2, ...`` that is not taken."""
+    fresh, number = name, 1
+    while is_taken(fresh):
+        fresh, number = f"{name}_{number}", number + 1
+    return fresh
 
 
 def make_constant(name: str, array: NDArray[Any]) -> ir.Value:

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from passes.graph import add_constant, drop_unused_constants, operand, replace_node
+from passes.graph import add_constant, drop_unused_constants, fresh_name, operand, replace_node
 from qtool.core.dialect import constant, is_plain
 
 
@@ -52,7 +52,7 @@ def _mean(graph: ir.Graph, node: ir.Node) -> bool:
     graph.insert_before(node, pool)
     pooled = pool.outputs[0]
     pooled.shape, pooled.type = ir.Shape([*list(shape)[:2], 1, 1]), node.outputs[0].type
-    pooled.name = f"{node.outputs[0].name}/pooled"
+    pooled.name = fresh_name(graph, f"{node.outputs[0].name}/pooled")
     replace_node(node, ir.node("Flatten", [pooled], {"axis": 1}, name=f"{node.name}/flatten"))
     return True
 
@@ -109,7 +109,8 @@ def _split(graph: ir.Graph, node: ir.Node) -> bool:
         piece = ir.node("Slice", [operand(node, 0), *bounds], name=f"{node.name}/{index}")
         graph.insert_before(node, piece)
         result = piece.outputs[0]
-        result.shape, result.type, result.name = out.shape, out.type, f"{out.name}/piece"
+        result.shape, result.type = out.shape, out.type
+        result.name = fresh_name(graph, f"{out.name}/piece")
         out.replace_all_uses_with(result, replace_graph_outputs=True)
         start = ends
     graph.remove(node, safe=True)

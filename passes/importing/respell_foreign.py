@@ -20,8 +20,9 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.conditions import ensure
-from passes.graph import LAYER_KEY, add_constant, operand, replace_node
+from passes.graph import LAYER_KEY, add_constant, fresh_name, operand, replace_node
 from passes.importing.fold_constants import LAYERS
+from passes.lower.layers import layer_name
 from passes.lower.moves import is_move
 from passes.lower.operators import ACTIVATIONS
 from qtool.core import numerics
@@ -82,7 +83,8 @@ def _drop_softmax(graph: ir.Graph, notes: list[str]) -> bool:
     if logits.is_graph_input() or constant(logits) is not None:
         return False
     name = output.name
-    graph.outputs[0], output.name, logits.name = logits, f"{name}/{node.op_type}", name
+    graph.outputs[0] = logits
+    output.name, logits.name = fresh_name(graph, f"{name}/{node.op_type}"), name
     graph.remove([*dead, node], safe=True)
     notes.append(f"the final {node.op_type} is left out: the output is its input, the logits")
     return True
@@ -175,7 +177,7 @@ def _bias(graph: ir.Graph, node: ir.Node, notes: list[str]) -> bool:
     node.replace_input_with(2, add_constant(graph, f"{value_name(value)}/real", real))
     if not fits:
         notes.append(
-            f"layer {node.name}: the scale of its int32 bias is not input scale * weight "
+            f"layer {layer_name(node)}: the scale of its int32 bias is not input scale * weight "
             "scale; the bias is rounded again (ONNX Runtime ignores the file's scale)"
         )
     return True
