@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, str, dict[str, np.ndarray]]] = {
     "a bias": (
         W + "bf = DequantizeLinear (bq, unit)\n" + FIRST.replace("b)", "bf)") + NORM + GRID
         + SECOND.replace("b)", "bf)"), "",
-        {"bq": np.array([100, -90, 3, 50], np.int32), "unit": np.asarray(UNIT)},
+        {"bq": np.array([113, -47, 8, 31], np.int32), "unit": np.asarray(UNIT)},
     ),
     "weight scales that are a BatchNorm's gamma": (
         W + FIRST + NORM.replace("g, b", "ws, b") + GRID + SECOND, "", {},

@@ -177,8 +177,8 @@ def _bias(graph: ir.Graph, node: ir.Node, notes: list[str]) -> bool:
     node.replace_input_with(2, add_constant(graph, f"{value_name(value)}/real", real))
     if not fits:
         notes.append(
-            f"layer {layer_name(node)}: the scale of its int32 bias is not input scale * weight "
-            "scale; the bias is rounded again (ONNX Runtime ignores the file's scale)"
+            f"layer {layer_name(node)}: the scale of its int32 bias is not input scale * "
+            "weight scale; the bias is rounded again (ONNX Runtime ignores the file's scale)"
         )
     return True
 
