@@ -88,7 +88,8 @@ def _fold(graph: ir.Graph, norm: ir.Node, conv: ir.Node, weight: ir.Node) -> Non
     read = read_layer(conv, layer)
     codes, scale, before = read.codes, read.scale, read.bias.astype(np.float64)
     gamma, beta, mean, var = (_array(norm, i).astype(np.float64) for i in range(1, 5))
-    ratio = gamma / np.sqrt(var + norm.attributes.get_float("epsilon", 1e-5))
+    with np.errstate(all="ignore"):  # refused below
+        ratio = gamma / np.sqrt(var + norm.attributes.get_float("epsilon", 1e-5))
     folded_scale = np.where(ratio == 0, DEAD_SCALE, scale * np.abs(ratio)).astype(np.float32)
     if not np.all(np.isfinite(folded_scale) & (folded_scale > 0)):
         channel = int(np.argmin(np.isfinite(folded_scale) & (folded_scale > 0)))

@@ -114,6 +114,10 @@ class _Importer:
             return self.walk.build.dequantize(found, value)
         node = value.producer()
         if node is None or node.op_type not in ("Gemm", "MatMul"):
+            if value in self.codes:
+                raise UnsupportedError(
+                    f"output {value.name} is codes without a grid; put DequantizeLinear behind"
+                )
             last = "the input" if node is None else f"the float result of {node.op_type}"
             raise UnsupportedError(
                 f"output {value.name} is {last}; only a linear layer's may stay float, others "
@@ -205,6 +209,8 @@ class _Importer:
         source = None if cast is None or cast.op_type != "Cast" else operand(cast, 0)
         if table is None or source is None or source not in self.codes:
             return  # constants being unpacked, or nothing that integers reach
+        if source.dtype == ir.DataType.INT8:  # -128 to -1 count from the end
+            table = np.roll(table, 128)
         result, x = node.outputs[0], self.codes[source]
         twin = gather(self.walk.build, value_name(result), x.value, table, result)
         self.codes[result] = Quantized(twin, x.grid, 8)

@@ -135,7 +135,12 @@ def _linear(graph: ir.Graph, node: ir.Node) -> bool:
         if matmul is None or product is None or bias is None or matmul.op_type != "MatMul":
             continue
         shape, alone = operand(matmul, 0).shape, len(list(product.uses())) == 1
-        if shape is None or len(shape) != 2 or not alone or bias.size != bias.shape[-1]:
+        if shape is None or len(shape) != 2 or not alone or bias.ndim > 2:
+            continue
+        outputs = product.shape[-1] if product.shape is not None else None
+        if bias.size == 1 and isinstance(outputs, int):
+            bias = np.full(outputs, bias.reshape(()))
+        if bias.size != bias.shape[-1]:
             continue
         flat = add_constant(graph, f"{node.name}.bias", bias.reshape(-1))
         layer = ir.node("Gemm", [*matmul.inputs, flat], name=matmul.name)

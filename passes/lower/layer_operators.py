@@ -180,8 +180,17 @@ def norm_affine(node: ir.Node) -> tuple[Doubles, Doubles]:
         UnsupportedError: a parameter is computed at run time.
     """
     gamma, beta, mean, var = (_parameter(node, index) for index in range(1, 5))
-    ratio = gamma / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
-    return ratio, beta - mean * ratio
+    with np.errstate(all="ignore"):
+        ratio = gamma / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
+        shift = beta - mean * ratio
+    broken = ~(np.isfinite(ratio) & np.isfinite(shift))
+    if broken.any():
+        channel = int(broken.argmax())
+        raise UnsupportedError(
+            f"layer {layer_name(node)}: BatchNorm channel {channel} multiplies by "
+            f"{ratio[channel]:g} and adds {shift[channel]:g}; both must be finite"
+        )
+    return ratio, shift
 
 
 def _parameter(node: ir.Node, index: int) -> Doubles:

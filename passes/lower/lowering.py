@@ -258,4 +258,6 @@ def _bounds(node: ir.Node) -> tuple[float | None, float | None]:
     what = f"{label(node)}: Clip bound"
     values = [*node.inputs[1:], None, None][:2]
     low, high = (None if v is None else float(scalar(v, what)) for v in values)
+    if np.isnan([bound for bound in (low, high) if bound is not None]).any():
+        raise UnsupportedError(f"{what} is no number")
     return low, high

@@ -198,6 +198,8 @@ def faults(node: ir.Node) -> Iterator[str]:
         allowed, got = known.fixed.get(name), attribute.value
         if name not in known.used and (allowed is None or not _among(got, allowed)):
             yield _fault(f"{name} {_show(got)}", allowed)
+        elif isinstance(got, float) and not np.isfinite(got):
+            yield f"{name} {got}; it must be finite"
     for index, value in enumerate(node.inputs):
         if index >= len(known.inputs):
             if node.op_type not in _VARIADIC:
