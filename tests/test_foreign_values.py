@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from foreign_check import CONV, assert_same, differences, small
+from foreign_check import CONV, assert_same, differences, run, small
 from foreign_files import codes, floats
 from onnx import TensorProto, helper, numpy_helper
 
@@ -282,3 +282,15 @@ def test_onnx_is_a_domain_of_its_own_name(tmp_path: Path) -> None:
     model = small(CONV, **W)
     model.opset_import[0].domain = "ai.onnx"
     assert differences(model, tmp_path).max() == 0
+
+
+def test_a_constant_is_no_batch(tmp_path: Path) -> None:
+    """A weight reshaped to as many rows as the file's batch keeps them."""
+    body = "w4 = Reshape (w, n)\n" + CONV.replace("(w,", "(w4,")
+    shape = {"w": codes(0, 36, 4), "n": np.array([4, 4, 3, 3], np.int64)}
+    model = small(body, "4, 4, 8, 8", **shape)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, tmp_path / "foreign.onnx")
+    program = read_program(read_foreign(tmp_path / "foreign.onnx")[0])
+    x = np.random.default_rng(0).uniform(-3, 4, (4, 4, 8, 8)).astype(np.float32)
+    np.testing.assert_array_equal(ReferenceRuntime(program).run(x), run(model, x))
