@@ -1,8 +1,8 @@
 """A model of fixed batch size -> one of any: input ``(1, C, H, W)`` -> ``(N, C, H, W)``.
 
 1. The first dimension of the input becomes "N". 2. Reshape to ``[batch, ...]`` of what depends
-on the input becomes one to ``[0, ...]``, which keeps the dimension. 3. All other shapes are forgotten; inference finds
-them again.
+on the input becomes one to ``[0, ...]``, which keeps the dimension. 3. All other shapes are
+forgotten; inference finds them again.
 """
 
 from dataclasses import dataclass
