@@ -6,13 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from foreign_check import assert_same, small
 from foreign_files import codes
 from onnx import defs, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_state
 
-from qtool.core.dialect import MS
+from passes.adaptive.canonicalize import _REWRITES
+from passes.importing.expand_qlinear import _LAYERS, _PLAIN
+from passes.importing.fold_constants import _FUNCTIONS
+from passes.lower.moves import MOVES
+from passes.lower.operators import ACTIVATIONS, OPERATORS
+from qtool.core.dialect import MS, NODE_TYPES, require_plain
 from qtool.core.dialect.attributes import CONTRIB_OPERATORS, ONNX_OPERATORS, Known
 from qtool.core.errors import UnsupportedError, UserError
 from qtool.export.foreign_import import read_foreign
@@ -99,6 +105,37 @@ def test_the_table_knows_every_attribute_of_onnx_runtime() -> None:
         known = CONTRIB_OPERATORS[name]
         assert set(schema.attributes) == set(known.used) | set(known.fixed), name
         assert len(schema.inputs) == len(known.inputs), name
+
+
+def test_every_operator_that_is_read_is_in_the_table() -> None:
+    known = ONNX_OPERATORS.keys() | CONTRIB_OPERATORS.keys()
+    assert {*OPERATORS, *MOVES, *ACTIVATIONS, *NODE_TYPES} <= known
+    rewritten = {op_type for op_type, *_ in (*_PLAIN.values(), *_LAYERS.values())}
+    assert {*rewritten, *_REWRITES, *_FUNCTIONS} <= known
+
+
+OTHERS = {
+    "auto_pad": "VALID", "keep_aspect_ratio_policy": "not_larger", "axes": [2, 3],
+    "dilations": [1, 2], "alpha": 0.75, "beta": 0.75,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op_type", ONNX_OPERATORS | CONTRIB_OPERATORS)
+def test_every_fixed_attribute_is_refused_at_another_value(op_type: str) -> None:
+    known = (ONNX_OPERATORS | CONTRIB_OPERATORS)[op_type]
+    domain = MS if op_type in CONTRIB_OPERATORS else ""
+    for name in [*known.fixed, "novelty"]:
+        if name in known.inputs:
+            continue  # by value below
+        value = OTHERS.get(name, 7)
+        node = ir.node(op_type, [ir.Value(name="x")], {name: value}, domain=domain, name="n")
+        text = re.escape(f"node n: {op_type} with {name} {value}; ")
+        with pytest.raises(UnsupportedError, match=f"^{text}.* supported$"):
+            require_plain(node)
+    for name, allowed in known.fixed.items():
+        if name not in known.inputs and allowed:
+            usual = [allowed[0]] * 2 if name == "dilations" else allowed[0]
+            require_plain(ir.node(op_type, [], {name: usual}, domain=domain))
 
 
 # By value: ONNX Runtime runs the original, the reference what was imported.
