@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
@@ -95,9 +96,22 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
 
 def fresh_name(graph: ir.Graph, name: str) -> str:
     """Return `name`, numbered where a tensor of `graph`, perhaps the user's, is called so."""
-    taken = {value.name for value in graph.inputs}
-    taken |= {value.name for node in graph for value in node.outputs}
+    taken = _NAMES.get(graph)
+    if taken is None:
+        results = (value for node in graph for value in node.outputs)
+        taken = _NAMES[graph] = {str(value.name) for value in (*graph.inputs, *results)}
     return numbered(name, lambda fresh: fresh in graph.initializers or fresh in taken)
+
+
+def forget_names(graph: ir.Graph) -> None:
+    """Look at the names of `graph` again: other nodes are in it now."""
+    _NAMES.pop(graph, None)
+
+
+# The names of a graph's input and results. Kept, because looking at all of them for each
+# constant takes longer the larger the graph is; passes take names over and derive new ones,
+# so that none of the user's is missing here.
+_NAMES: WeakKeyDictionary[ir.Graph, set[str]] = WeakKeyDictionary()
 
 
 def numbered(name: str, is_taken: Callable[[str], bool]) -> str:

@@ -93,8 +93,8 @@ def _swish(_graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _split(graph: ir.Graph, node: ir.Node) -> bool:
-    shape = operand(node, 0).shape
-    if shape is None:
+    shape, parts = operand(node, 0).shape, len(node.outputs)
+    if shape is None or node.attributes.get_int("num_outputs", parts) != parts:
         return False
     axis, start = node.attributes.get_int("axis", 0) % len(shape), 0
     sizes = [list(out.shape)[axis] if out.shape is not None else None for out in node.outputs]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from passes.graph import make_constant, numbered
+from passes.graph import forget_names, make_constant, numbered
 from qtool.core.dialect import MS, Grid
 from qtool.core.grids import FULL, Window
 
@@ -56,6 +56,7 @@ class IntegerBuilder:
         graph.initializers.clear()
         for value in self.constants.values():
             graph.register_initializer(value)
+        forget_names(graph)
         model.opset_imports[MS] = 1
 
     def _part(self, results: set[str | None]) -> None:

@@ -118,8 +118,11 @@ def _upsample(node: ir.Node) -> Fields:
 
 
 def _max_pool(node: ir.Node) -> Fields:
+    kernel = ints(node, "kernel_shape", ())
+    if len(kernel) != 2:
+        raise UnsupportedError(f"{label(node)}: {len(kernel)}-D MaxPool; 2-D is supported")
     return {
-        "kernel": ints(node, "kernel_shape", ()), "strides": ints(node, "strides", (1, 1)),
+        "kernel": kernel, "strides": ints(node, "strides", (1, 1)),
         "pads": ints(node, "pads", (0, 0, 0, 0)),
     }  # fmt: skip
 
