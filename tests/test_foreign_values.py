@@ -172,6 +172,18 @@ REFUSED: dict[str, tuple[str, str, Arrays, str]] = {
         "f = Flatten (x)\n vf = DequantizeLinear (k, v)\n c = MatMul (f, vf)", "1",
         {"k": codes(0, 256)}, "1-D weight of MatMul",
     ),
+    "a split into parts that nobody names": (
+        "c = Split <axis = 1, num_outputs = 2> (x)", "1, 2, 8, 8", {},
+        "operator Split has no integer form",
+    ),
+    "a pool of one dimension": (
+        "f = Reshape (x, n)\n c = MaxPool <kernel_shape = [3]> (f)", "1, 4, 62",
+        {"n": np.array([1, 4, 64], np.int64)}, "1-D MaxPool; 2-D is supported",
+    ),
+    "a pool of three": (
+        "f = Reshape (x, n)\n c = MaxPool <kernel_shape = [3, 3, 2]> (f)", "1, 4, 2, 2, 3",
+        {"n": np.array([1, 4, 4, 4, 4], np.int64)}, "3-D MaxPool; 2-D is supported",
+    ),
     "QGemm's alpha": (
         "f = Flatten (q)\n p = com.microsoft.QGemm <alpha = 0.5> (f, s, z, k, ws, o, , v, z)\n"
         " c = DequantizeLinear (p, v, z)", "1, 4", K | {"o": np.zeros(4, np.int8)},
@@ -282,6 +294,29 @@ def test_onnx_is_a_domain_of_its_own_name(tmp_path: Path) -> None:
     model = small(CONV, **W)
     model.opset_import[0].domain = "ai.onnx"
     assert differences(model, tmp_path).max() == 0
+
+
+def test_a_bound_between_two_codes_is_said(tmp_path: Path) -> None:
+    """Where nothing quantizes it: the layer behind reads the nearest value of the grid."""
+    body = CONV.replace("c =", "p = Clip (x, , j)\n c =").replace("(x, wf", "(p, wf")
+    model = small(body, j=np.asarray(np.float32(0.77)), **W)
+    onnx.save(model, tmp_path / "foreign.onnx")
+    _, notes = read_foreign(tmp_path / "foreign.onnx")
+    assert notes == [
+        "tensor p is cut off at 0.77, between two values of its grid; 0.7668 is taken"
+    ]
+    onnx.save(
+        small(body, j=np.asarray(np.float32(0.0213 * 30)), **W), tmp_path / "foreign.onnx"
+    )
+    assert not read_foreign(tmp_path / "foreign.onnx")[1]
+
+
+def test_metadata_of_nodes_are_not_ours(tmp_path: Path) -> None:
+    model = small(CONV, **W)
+    for node in model.graph.node:
+        for key in ("qtool.weight_bits", "qtool.activation_bits", "qtool.island"):
+            node.metadata_props.add(key=key, value="many")
+    assert_same(model, tmp_path)
 
 
 def test_a_constant_is_no_batch(tmp_path: Path) -> None:

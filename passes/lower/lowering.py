@@ -132,7 +132,20 @@ class Lowering:
         if x is None:
             return None
         window = _narrowed(node, x.grid, Window(x.grid.zero_point, 0, 255))
+        self._note_bounds(node, x.grid)
         return self._on_grid(x, value, x.grid, window, f"{value_name(value)}/codes", x.bits)
+
+    def _note_bounds(self, node: ir.Node, grid: Grid) -> None:
+        """Say which bounds of a Clip lie between two values of `grid`."""
+        for bound in _bounds(node) if self.notes is not None else ():
+            code = 0 if bound is None else clip_code(bound, grid.scale, grid.zero_point)
+            nearest = (code - grid.zero_point) * float(grid.scale)
+            apart = bound is not None and abs(nearest - bound) > 1e-3 * float(grid.scale)
+            if apart and 0 <= code <= 255 and self.notes is not None:
+                self.notes.append(
+                    f"tensor {value_name(node.outputs[0])} is cut off at {bound:.6g}, between "
+                    f"two values of its grid; {nearest:.6g} is taken"
+                )
 
     def move(self, node: ir.Node, name: str) -> Quantized:
         """Return the twin of a movement's result."""
