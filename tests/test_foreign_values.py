@@ -311,6 +311,22 @@ def test_a_bound_between_two_codes_is_said(tmp_path: Path) -> None:
     assert not read_foreign(tmp_path / "foreign.onnx")[1]
 
 
+@pytest.mark.parametrize(
+    ("body", "opset", "text"),
+    [
+        ("c = RMSNormalization (x, j)", 23, "operator RMSNormalization cannot stay in"),
+        ('d = Cast <to = 10, round_mode = "down"> (x)\n c = Cast <to = 1> (d)', 24,
+         "operator Cast with round_mode cannot stay in .*: islands are of opset 21"),
+        ("c = Dropout (x, v, k)", 21, "operator Dropout cannot stay in .*: it is in training mode"),
+    ],
+)  # fmt: skip
+def test_what_no_island_can_hold(body: str, opset: int, text: str, tmp_path: Path) -> None:
+    arrays = {"j": np.ones(8, np.float32), "k": np.asarray(True)}
+    onnx.save(small(body, opset=opset, **arrays), tmp_path / "foreign.onnx")
+    with pytest.raises(UserError, match=text):
+        read_foreign(tmp_path / "foreign.onnx", allow_float=True)
+
+
 def test_metadata_of_nodes_are_not_ours(tmp_path: Path) -> None:
     model = small(CONV, **W)
     for node in model.graph.node:

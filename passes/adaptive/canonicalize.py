@@ -120,9 +120,9 @@ def _split(graph: ir.Graph, node: ir.Node) -> bool:
 def _resize(graph: ir.Graph, node: ir.Node) -> bool:
     before, after = operand(node, 0).shape, node.outputs[0].shape
     scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if (scales is not None and scales.size) or before is None or not is_plain(node):
+    if (scales is not None and scales.size) or not is_plain(node):
         return False
-    if after is None:
+    if before is None or after is None:
         return False
     pairs = list(zip(list(before)[1:], list(after)[1:], strict=True))
     whole = all(isinstance(a, int) and isinstance(b, int) and b % a == 0 for a, b in pairs)

@@ -8,6 +8,7 @@ Cases:
 2. r < 0: the channel's codes change sign; weights are symmetric and narrow, so this is exact.
 3. r = 0: the channel is the constant beta. Codes become 0, and the scale so fine that the
    builder chooses it by beta alone: on the old scale beta would be rounded coarsely.
+A weight that other layers read too is copied first.
 BatchNorm is folded before rounding elsewhere: peers fold first and quantize the product, which
 changes the codes that training learned.
 A layer whose weights stay float keeps its BatchNorm, and with `allow_float` so does anything

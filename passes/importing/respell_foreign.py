@@ -1,10 +1,11 @@
 """Spellings of other tools -> those that `passes.importing.import_qdq` and its helpers know.
 
 Cases:
-1. ``Softmax`` at the very end, perhaps quantized: its input is the output. Which class is
-   largest stays; that the output is logits is noted.
+1. ``Softmax`` over the classes at the very end, perhaps quantized: its input is the output.
+   Which class is largest stays; that the output is logits is noted.
 2. ``ReduceMean`` with axes as an attribute (opset < 18): axes as an input.
-3. ``Add(MatMul(x, W), b)`` with a constant b: ``Gemm(x, W, b)``.
+3. ``Add(MatMul(x, W), b)`` with a constant b, of one value or one an output:
+   ``Gemm(x, W, b)``.
 4. An int32 bias whose scale is not xs * ws: a float bias, which lowering rounds again. (ONNX
    Runtime takes its integers for multiples of xs * ws whatever scale the file says.) Also one
    that BatchNorm follows.

@@ -58,16 +58,16 @@ def lower_move(
         UnsupportedError: the inputs are on different grids, or a form the dialect lacks.
     """
     x = xs[0]
+    require_plain(node)
     if node.op_type in ALIASES:
-        require_plain(node)
         return x
     if any(other.grid != x.grid for other in xs[1:]):
         raise UnsupportedError(f"tensor {name}: {node.op_type} of tensors on different grids")
     name = build.unique(name)
-    constants = [_operand(build, node, i) for i in range(len(xs), len(node.inputs))]
+    indices = range(len(xs), 2 if node.op_type == "Pad" else len(node.inputs))
+    constants = [_operand(build, node, index) for index in indices]
     if node.op_type == "Pad":
-        fill = build.constant(np.uint8(code := _fill(node, x, lift)), f"z{code}")
-        constants = [constants[0], fill, *constants[2:]]
+        constants.append(build.constant(np.uint8(code := _fill(node, x, lift)), f"z{code}"))
     kept = list(node.attributes.values())
     new = ir.Node("", node.op_type, [*(q.value for q in xs), *constants], kept, name=name)
     result = new.outputs[0]

@@ -98,7 +98,7 @@ def _checked(what: str, data: DataSet) -> DataSet:
     """Return `data`, whose sources are the user's own code."""
     for part, source in (("train", data.train), ("test", data.test)):
         _check_source(f"{what}, {part}", source)
-        most = int(max(source.labels, default=0)) + 1
+        most = int(np.max(source.labels, initial=0)) + 1
         if data.classes < most:
             raise UserError(f"{what}, {part}: got {data.classes} classes, labels need {most}")
     return data

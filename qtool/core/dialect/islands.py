@@ -144,6 +144,22 @@ def require_opset(region: Region, opset: int | None) -> None:
                 f"operator {node.op_type} of opset {opset} means something else since opset "
                 f"{_CHANGED_SINCE[node.op_type]}; convert the model (onnx.version_converter)"
             )
+        if opset > OPSET and node.op_type != "Swish":  # which is spelled out
+            _require_known(node)
+
+
+def _require_known(node: ir.Node) -> None:
+    """Refuse what `OPSET` does not have."""
+    known = onnx.defs.has(node.op_type, OPSET)
+    schema = onnx.defs.get_schema(node.op_type, OPSET) if known else None
+    names = () if schema is None else schema.attributes
+    new = [name for name in node.attributes if name not in names]
+    if schema is None or new:
+        what = f"with {new[0]}" if schema is not None else ""
+        raise UnsupportedError(
+            f"operator {node.op_type} {what}".rstrip()
+            + f" cannot stay in floating point: islands are of opset {OPSET}, which has none"
+        )
 
 
 def body(region: Region) -> bytes:
