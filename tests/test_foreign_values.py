@@ -317,7 +317,7 @@ def test_a_bound_between_two_codes_is_said(tmp_path: Path) -> None:
         ("c = RMSNormalization (x, j)", 23, "operator RMSNormalization cannot stay in"),
         ('d = Cast <to = 10, round_mode = "down"> (x)\n c = Cast <to = 1> (d)', 24,
          "operator Cast with round_mode cannot stay in .*: islands are of opset 21"),
-        ("c = Dropout (x, v, k)", 21, "operator Dropout cannot stay in .*: it is in training mode"),
+        ("c = Dropout (x, v, k)", 21, "operator Dropout cannot stay in .*: it is in training"),
     ],
 )  # fmt: skip
 def test_what_no_island_can_hold(body: str, opset: int, text: str, tmp_path: Path) -> None:
