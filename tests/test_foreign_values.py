@@ -311,6 +311,16 @@ def test_a_bound_between_two_codes_is_said(tmp_path: Path) -> None:
     assert not read_foreign(tmp_path / "foreign.onnx")[1]
 
 
+def test_a_bias_too_coarse_for_the_result_is_said(tmp_path: Path) -> None:
+    body = CONV.replace("(w, ws)", "(w, j)").replace("<axis = 0> ", "")
+    for scale, count in ((0.003, 0), (60.0, 1)):
+        model = small(body, j=np.asarray(np.float32(scale)), **W)
+        onnx.save(model, tmp_path / "foreign.onnx")
+        _, notes = read_foreign(tmp_path / "foreign.onnx")
+        assert len(notes) == count
+    assert notes[0].startswith("layer c: the bias of channel 0 is rounded to a multiple of")
+
+
 @pytest.mark.parametrize(
     ("body", "opset", "text"),
     [

@@ -21,6 +21,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.conditions import ensure
 from passes.graph import operand
+from passes.lower.accumulator import Layer
 from passes.lower.integer_builder import Quantized
 from passes.lower.layer_operators import float_gemm, maker, mark
 from passes.lower.layers import read_layer
@@ -43,6 +44,7 @@ from qtool.core.dialect import (
 )
 from qtool.core.errors import UnsupportedError, UserError
 from qtool.core.grids import FLOAT_WIDTHS, FULL, WEIGHT_BITS, Window
+from qtool.core.numerics import bias_scale
 from qtool.core.selection import LayerBits
 
 
@@ -154,14 +156,16 @@ class _Importer:
                 return
             core = inner
         if core.op_type in ("Conv", "Gemm", "MatMul"):
-            self._mark_layer(twin.value, core)
+            self._mark_layer(twin.value, core, twin.grid)
 
-    def _mark_layer(self, twin: ir.Value, core: ir.Node) -> None:
+    def _mark_layer(self, twin: ir.Value, core: ir.Node, grid: Grid | None = None) -> None:
         made = maker(twin)
         name = str(made.name) if made is not None else value_name(twin)
         if self.bits is not None and name not in self.bits:
             return
         x, layer = self.walk.tensor(operand(core, 0), core), read_layer(core, name)
+        if grid is not None:
+            self._note_bias(layer, x.grid, grid)
         weight, activation = (self.bits or {}).get(name, [code_width(layer.codes), x.bits])
         largest = int(np.abs(layer.codes.astype(np.int16)).max(initial=0))
         if not holds(layer.codes, weight) and largest > 1 << (weight - 1):
@@ -169,6 +173,22 @@ class _Importer:
                 f"layer {name}: weights exceed the {weight} bits that the file states"
             )
         mark(twin, weight, activation)
+
+    def _note_bias(self, layer: Layer, x: Grid, y: Grid) -> None:
+        """Say where the int32 bias is so coarse that it moves the result."""
+        if self.walk.notes is None:
+            return
+        unit = bias_scale(x.scale, layer.scale).astype(np.float64)
+        bias = layer.bias.astype(np.float64)
+        with np.errstate(all="ignore"):  # a channel that is off has next to no scale
+            off = np.nan_to_num(np.abs(np.rint(bias / unit) * unit - bias)) / float(y.scale)
+        if off.max(initial=0) > 0.5:
+            channel = int(off.argmax())
+            self.walk.notes.append(
+                f"layer {layer.name}: the bias of channel {channel} is rounded to a multiple "
+                f"of input scale * weight scale, {unit[channel]:.4g}, which moves its result by "
+                f"{off[channel]:.3g} steps (ONNX Runtime's int32 bias does too)"
+            )
 
     def _mark_island(self, twin: Quantized, pair: list[int] | None) -> None:
         if pair is None:
