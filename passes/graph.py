@@ -1,16 +1,17 @@
 """Small helpers on `onnx_ir` graphs that several passes share."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qtool.core.dialect import Grid, constant
+from qtool.core.dialect import Grid, constant, label
 from qtool.core.errors import UnsupportedError
 from qtool.core.grids import MIN_STEP, Window, activation_window
 
@@ -82,18 +83,43 @@ def operand(node: ir.Node, index: int) -> ir.Value:
     """Return input `index`, which must be present."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
-        raise UnsupportedError(f"node {node.name} ({node.op_type}): input {index} is missing")
+        raise UnsupportedError(f"{label(node)} ({node.op_type}): input {index} is missing")
     return value
 
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     """Register `array` as initializer `name`, or a numbered variant if the name is taken."""
-    fresh, number = name, 1
-    while fresh in graph.initializers:
-        fresh, number = f"{name}_{number}", number + 1
-    value = make_constant(fresh, array)
+    value = make_constant(fresh_name(graph, name), array)
     graph.register_initializer(value)
     return value
+
+
+def fresh_name(graph: ir.Graph, name: str) -> str:
+    """Return `name`, numbered where a tensor of `graph`, perhaps the user's, is called so."""
+    taken = _NAMES.get(graph)
+    if taken is None:
+        results = (value for node in graph for value in node.outputs)
+        taken = _NAMES[graph] = {str(value.name) for value in (*graph.inputs, *results)}
+    return numbered(name, lambda fresh: fresh in graph.initializers or fresh in taken)
+
+
+def forget_names(graph: ir.Graph) -> None:
+    """Look at the names of `graph` again: other nodes are in it now."""
+    _NAMES.pop(graph, None)
+
+
+# The names of a graph's input and results. Kept, because looking at all of them for each
+# constant takes longer the larger the graph is; passes take names over and derive new ones,
+# so that none of the user's is missing here.
+_NAMES: WeakKeyDictionary[ir.Graph, set[str]] = WeakKeyDictionary()
+
+
+def numbered(name: str, is_taken: Callable[[str], bool]) -> str:
+    """Return the first of ``name, name_1, name_2, ...`` that is not taken."""
+    fresh, number = name, 1
+    while is_taken(fresh):
+        fresh, number = f"{name}_{number}", number + 1
+    return fresh
 
 
 def make_constant(name: str, array: NDArray[Any]) -> ir.Value:

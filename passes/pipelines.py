@@ -27,6 +27,7 @@ from passes.importing.expand_qlinear import ExpandQLinear, is_operator_form
 from passes.importing.fold_constants import FoldConstants
 from passes.importing.free_batch import FreeBatch
 from passes.importing.import_qdq import ImportQDQ
+from passes.importing.own_weights import OwnWeights
 from passes.importing.quantize_output import QuantizeOutput
 from passes.importing.respell_foreign import RespellForeign
 from passes.lower.lower_to_integer import LowerToInteger
@@ -112,6 +113,7 @@ def import_foreign(
     return _run(
         model,
         FoldConstants(),
+        OwnWeights(),
         # BatchNorm is folded into layers by their names.
         RespellForeign(notes),
         *grid,

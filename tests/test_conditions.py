@@ -26,6 +26,7 @@ from passes.importing.expand_qlinear import ExpandQLinear
 from passes.importing.fold_constants import FoldConstants
 from passes.importing.free_batch import FreeBatch
 from passes.importing.import_qdq import ImportQDQ
+from passes.importing.own_weights import OwnWeights
 from passes.importing.quantize_output import QuantizeOutput
 from passes.importing.respell_foreign import RespellForeign
 from passes.lower.lower_to_integer import LowerToInteger
@@ -75,6 +76,10 @@ def standard(nodes: str, inputs: str = "float[N, 4] x", outputs: str = "float[N,
     for node in model.graph:
         node.name = str(node.outputs[0].name)
     return model
+
+
+def shared_weight() -> ir.Model:
+    return standard("d = DequantizeLinear(w, s, wz)  a = MatMul(x, d)  y = MatMul(a, d)")
 
 
 # Requires
@@ -224,6 +229,7 @@ BROKEN: dict[str, tuple[InPlacePass, Callable[[], ir.Model], str]] = {
                          "y = Relu(d)"),
         r"node d \(DequantizeLinear\) is left",
     ),
+    "a shared weight": (OwnWeights(), shared_weight, "node y shares its weight with others"),
     "a weight without a name": (
         RespellForeign(),
         lambda: standard("d = DequantizeLinear(w, s, wz)  y = MatMul(x, d)"),
@@ -419,6 +425,7 @@ TWICE: dict[type[InPlacePass], tuple[InPlacePass, Callable[[], ir.Model]]] = {
         FoldConstants(), lambda: standard("q = QuantizeLinear(k, s, z)  y = MatMul(x, q)"),
     ),
     FreeBatch: (FreeBatch(), lambda: standard("y = Relu(x)", "float[2, 4] x")),
+    OwnWeights: (OwnWeights(), shared_weight),
     QuantizeOutput: (QuantizeOutput(-1, 3), lambda: standard("y = Relu(x)")),
     RespellForeign: (RespellForeign(), lambda: standard("t = Relu(x)  y = Softmax(t)")),
 }  # fmt: skip

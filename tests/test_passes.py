@@ -329,7 +329,7 @@ def test_user_errors_come_out_of_the_pipeline_unwrapped() -> None:
     ("pool", "message"),
     [
         ("ceil_mode=1, strides=[2, 2]", "MaxPool with ceil_mode 1; 0 is supported"),
-        ("dilations=[2, 2]", "dilated MaxPool"),
+        ("dilations=[2, 2]", r"MaxPool with dilations \[2, 2\]; 1 is supported"),
         ('auto_pad="SAME_UPPER"', "MaxPool with auto_pad SAME_UPPER"),
     ],
 )

@@ -18,8 +18,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
-from passes.graph import add_constant, drop_unused_constants, operand, replace_node
-from qtool.core.dialect import constant
+from passes.graph import add_constant, drop_unused_constants, fresh_name, operand, replace_node
+from qtool.core.dialect import constant, is_plain
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _mean(graph: ir.Graph, node: ir.Node) -> bool:
     graph.insert_before(node, pool)
     pooled = pool.outputs[0]
     pooled.shape, pooled.type = ir.Shape([*list(shape)[:2], 1, 1]), node.outputs[0].type
-    pooled.name = f"{node.outputs[0].name}/pooled"
+    pooled.name = fresh_name(graph, f"{node.outputs[0].name}/pooled")
     replace_node(node, ir.node("Flatten", [pooled], {"axis": 1}, name=f"{node.name}/flatten"))
     return True
 
@@ -93,8 +93,8 @@ def _swish(_graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _split(graph: ir.Graph, node: ir.Node) -> bool:
-    shape = operand(node, 0).shape
-    if shape is None:
+    shape, parts = operand(node, 0).shape, len(node.outputs)
+    if shape is None or node.attributes.get_int("num_outputs", parts) != parts:
         return False
     axis, start = node.attributes.get_int("axis", 0) % len(shape), 0
     sizes = [list(out.shape)[axis] if out.shape is not None else None for out in node.outputs]
@@ -109,7 +109,8 @@ def _split(graph: ir.Graph, node: ir.Node) -> bool:
         piece = ir.node("Slice", [operand(node, 0), *bounds], name=f"{node.name}/{index}")
         graph.insert_before(node, piece)
         result = piece.outputs[0]
-        result.shape, result.type, result.name = out.shape, out.type, f"{out.name}/piece"
+        result.shape, result.type = out.shape, out.type
+        result.name = fresh_name(graph, f"{out.name}/piece")
         out.replace_all_uses_with(result, replace_graph_outputs=True)
         start = ends
     graph.remove(node, safe=True)
@@ -119,7 +120,9 @@ def _split(graph: ir.Graph, node: ir.Node) -> bool:
 def _resize(graph: ir.Graph, node: ir.Node) -> bool:
     before, after = operand(node, 0).shape, node.outputs[0].shape
     scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if (scales is not None and scales.size) or before is None or after is None:
+    if (scales is not None and scales.size) or not is_plain(node):
+        return False
+    if before is None or after is None:
         return False
     pairs = list(zip(list(before)[1:], list(after)[1:], strict=True))
     whole = all(isinstance(a, int) and isinstance(b, int) and b % a == 0 for a, b in pairs)

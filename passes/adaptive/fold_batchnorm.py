@@ -8,6 +8,7 @@ Cases:
 2. r < 0: the channel's codes change sign; weights are symmetric and narrow, so this is exact.
 3. r = 0: the channel is the constant beta. Codes become 0, and the scale so fine that the
    builder chooses it by beta alone: on the old scale beta would be rounded coarsely.
+A weight that other layers read too is copied first.
 BatchNorm is folded before rounding elsewhere: peers fold first and quantize the product, which
 changes the codes that training learned.
 A layer whose weights stay float keeps its BatchNorm, and with `allow_float` so does anything
@@ -17,19 +18,15 @@ Refuses when BatchNorm follows something else, or a flipped code leaves its cont
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.conditions import ensure, require, unfrozen_weights
 from passes.graph import LAYER_KEY, add_constant, as_fake_quant, operand
-from passes.lower.layers import has_integer_weight, norm_values
+from passes.lower.layers import has_integer_weight, norm_values, read_layer
 from passes.lower.moves import is_move, sources
-from qtool.core.accumulator import Layer
-from qtool.core.dialect import constant
+from qtool.core.dialect import label, require_plain
 from qtool.core.errors import UnsupportedError
 from qtool.core.folding import fold_norm
 
@@ -84,16 +81,29 @@ def _stands_alone(norm: ir.Node) -> bool:
 
 def _fold(graph: ir.Graph, norm: ir.Node, conv: ir.Node, weight: ir.Node) -> None:
     name = weight.metadata_props[LAYER_KEY]
-    values = norm_values(norm)
-    bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
-    bias = np.zeros_like(values.beta) if bias is None else bias
-    layer = fold_norm(Layer(name, _array(weight, 0), _array(weight, 1), bias, None), values)
-    weight.replace_input_with(0, add_constant(graph, f"{name}.folded_codes", layer.codes))
-    weight.replace_input_with(1, add_constant(graph, f"{name}.folded_scale", layer.scale))
+    layer = fold_norm(read_layer(conv, name), norm_values(norm))
+    twin = _twin(weight)
+    twin.replace_input_with(0, add_constant(graph, f"{name}.folded_codes", layer.codes))
+    twin.replace_input_with(1, add_constant(graph, f"{name}.folded_scale", layer.scale))
+    graph.insert_before(conv, twin)
+    conv.replace_input_with(1, twin.outputs[0])
+    if not weight.outputs[0].uses():
+        graph.remove(weight, safe=True)
     conv.resize_inputs(3)
     conv.replace_input_with(2, add_constant(graph, f"{name}.folded_bias", layer.bias))
     norm.outputs[0].replace_all_uses_with(conv.outputs[0])
     graph.remove(norm, safe=True)
+
+
+def _twin(weight: ir.Node) -> ir.Node:
+    """Return a DequantizeLinear like `weight`: another layer may read that one too."""
+    twin = ir.Node("", weight.op_type, weight.inputs[:2], name=weight.name)
+    twin.attributes["axis"] = ir.AttrInt64("axis", 0)
+    twin.metadata_props.update(weight.metadata_props)
+    twin.outputs[0].shape, twin.outputs[0].type = (
+        weight.outputs[0].shape, weight.outputs[0].type,
+    )  # fmt: skip
+    return twin
 
 
 def _match(norm: ir.Node) -> tuple[ir.Node, ir.Node]:
@@ -103,22 +113,14 @@ def _match(norm: ir.Node) -> tuple[ir.Node, ir.Node]:
     if conv is None or conv.op_type != "Conv":
         got = "the input" if conv is None else conv.op_type
         raise UnsupportedError(
-            f"node {norm.name}: BatchNorm after {got}; only Conv can absorb it"
+            f"{label(norm)}: BatchNorm after {got}; only Conv can absorb it"
         )
+    require_plain(norm)
     weight = operand(conv, 1).producer()
     if weight is None or LAYER_KEY not in weight.metadata_props:
-        raise UnsupportedError(f"node {norm.name}: BatchNorm after a Conv with float weights")
+        raise UnsupportedError(f"{label(norm)}: BatchNorm after a Conv with float weights")
     if len(list(source.uses())) != 1 or source.is_graph_output():
         raise UnsupportedError(
             f"layer {weight.metadata_props[LAYER_KEY]}: its result is also read unnormalised"
         )
     return conv, weight
-
-
-def _array(node: ir.Node, index: int) -> NDArray[Any]:
-    array = constant(node.inputs[index])
-    if array is None:
-        raise UnsupportedError(
-            f"node {node.name} ({node.op_type}): input {index} is not constant"
-        )
-    return array

@@ -16,7 +16,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.conditions import ensure
 from passes.graph import add_constant, operand, replace_node
-from qtool.core.dialect import MS, constant
+from qtool.core.dialect import MS, constant, label
 from qtool.core.errors import UnsupportedError
 from qtool.core.numerics import bias_scale
 
@@ -62,12 +62,12 @@ class ExpandQLinear(InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """No QLinear operator is left."""
         left = (node for node in model.graph if node.op_type in _KNOWN)
-        ensure(self, (f"node {node.name} ({node.op_type}) is left" for node in left))
+        ensure(self, (f"{label(node)} ({node.op_type}) is left" for node in left))
 
 
 def _refuse(node: ir.Node) -> None:
     if node.attributes.get_int("channels_last", 0):
-        raise UnsupportedError(f"node {node.name}: {node.op_type} in channels-last layout")
+        raise UnsupportedError(f"{label(node)}: {node.op_type} in channels-last layout")
 
 
 def _expand(graph: ir.Graph, node: ir.Node) -> None:
@@ -116,7 +116,7 @@ def _weight(graph: ir.Graph, node: ir.Node) -> ir.Value:
 def _bias(graph: ir.Graph, node: ir.Node, index: int) -> ir.Value:
     x_scale, w_scale = constant(node.inputs[1]), constant(node.inputs[4])
     if x_scale is None or w_scale is None:
-        raise UnsupportedError(f"node {node.name}: scales are computed at run time")
+        raise UnsupportedError(f"{label(node)}: scales are computed at run time")
     unit = bias_scale(np.float32(x_scale.reshape(())), w_scale.reshape(-1))
     scale = add_constant(graph, f"{node.outputs[0].name}.bias_scale", unit)
     return _append(graph, node, [operand(node, index), scale], 0)

@@ -21,7 +21,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.graph import add_constant, drop_unused_constants
 from qtool.core import numerics
-from qtool.core.dialect import constant
+from qtool.core.dialect import constant, is_plain
 
 Array = NDArray[Any]
 LAYERS = ("Conv", "Gemm", "MatMul")
@@ -54,6 +54,8 @@ def _value(node: ir.Node) -> Array | None:
     function = _FUNCTIONS.get(node.op_type)
     if function is None or node.domain or node.outputs[0].is_graph_output():
         return None
+    if not is_plain(node):
+        return None  # whoever reads the result refuses it
     arrays = [None if value is None else constant(value) for value in node.inputs]
     if arrays[0] is None or any(
         value is not None and array is None
@@ -73,13 +75,13 @@ def _is_layers(node: ir.Node) -> bool:
 
 def _quantize(node: ir.Node, arrays: list[Array | None]) -> Array | None:
     x, scale, zero = [*arrays, None][:3]
-    kind = np.dtype(np.uint8) if zero is None else zero.dtype
-    if x is None or scale is None or kind not in (np.uint8, np.int8):
+    kind = node.outputs[0].dtype if zero is None else ir.DataType.from_numpy(zero.dtype)
+    if x is None or scale is None or kind not in (ir.DataType.UINT8, ir.DataType.INT8):
         return None
-    steps, offset = _along(node, scale, x), 128 if kind == np.int8 else 0
+    steps, offset = _along(node, scale, x), 128 if kind == ir.DataType.INT8 else 0
     zeros = 0 if zero is None else _along(node, zero.astype(np.int16), x)
     codes = numerics.quantize(x, steps, zeros + offset)
-    folded: Array = (codes.astype(np.int16) - offset).astype(kind)
+    folded: Array = (codes.astype(np.int16) - offset).astype(kind.numpy())
     return folded
 
 

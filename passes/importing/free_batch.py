@@ -1,8 +1,8 @@
 """A model of fixed batch size -> one of any: input ``(1, C, H, W)`` -> ``(N, C, H, W)``.
 
-1. The first dimension of the input becomes "N". 2. Reshape to ``[batch, ...]`` becomes one to
-``[0, ...]``, which keeps the dimension. 3. All other shapes are forgotten; inference finds
-them again.
+1. The first dimension of the input becomes "N". 2. Reshape to ``[batch, ...]`` of what depends
+on the input becomes one to ``[0, ...]``, which keeps the dimension. 3. All other shapes are
+forgotten; inference finds them again.
 """
 
 from dataclasses import dataclass
@@ -31,9 +31,12 @@ class FreeBatch(InPlacePass):
             ):
                 batch = value.shape[0]
                 value.shape = ir.Shape(["N", *list(value.shape)[1:]])
+        live: set[ir.Value | None] = set(graph.inputs)
         for node in graph:
-            if node.op_type == "Reshape" and batch is not None:
-                _reshape(graph, node, batch)
+            if not live.isdisjoint(node.inputs):
+                live.update(node.outputs)
+                if node.op_type == "Reshape" and batch is not None:
+                    _reshape(graph, node, batch)
             for value in node.outputs:
                 value.shape = None
                 if not value.is_graph_output():

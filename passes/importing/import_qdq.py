@@ -31,18 +31,22 @@ from passes.lower.operators import ACTIVATIONS
 from passes.lower.tables import gather
 from passes.packing.packing import code_width, holds
 from passes.twins import note_twins
+from qtool.core.accumulator import Layer
 from qtool.core.dialect import (
     BITS_KEY,
     ISLAND_KEY,
     ISLANDS_KEY,
     Grid,
     constant,
+    label,
     require_ends,
+    require_plain,
     scalar,
     value_name,
 )
 from qtool.core.errors import UnsupportedError, UserError
 from qtool.core.grids import FLOAT_WIDTHS, FULL, WEIGHT_BITS, Window
+from qtool.core.numerics import bias_scale
 from qtool.core.selection import LayerBits
 
 
@@ -74,7 +78,7 @@ class ImportQDQ(InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """Nothing is dequantized on the way."""
         left = (node for node in model.graph if _is_inside(node))
-        ensure(self, (f"node {node.name} (DequantizeLinear) is left" for node in left))
+        ensure(self, (f"{label(node)} (DequantizeLinear) is left" for node in left))
 
 
 def _is_inside(node: ir.Node) -> bool:
@@ -115,6 +119,10 @@ class _Importer:
             return self.walk.build.dequantize(found, value)
         node = value.producer()
         if node is None or node.op_type not in ("Gemm", "MatMul"):
+            if value in self.codes:
+                raise UnsupportedError(
+                    f"output {value.name} is codes without a grid; put DequantizeLinear behind"
+                )
             last = "the input" if node is None else f"the float result of {node.op_type}"
             raise UnsupportedError(
                 f"output {value.name} is {last}; only a linear layer's may stay float, others "
@@ -140,6 +148,7 @@ class _Importer:
         value = operand(node, 0)
         if constant(value) is not None:
             return  # a weight that is quantized when the file is loaded; its reader refuses it
+        require_plain(node)
         result, window = _window(node)
         bits = (window.hi - window.lo).bit_length()
         name = value_name(result)
@@ -160,14 +169,16 @@ class _Importer:
                 return
             core = inner
         if core.op_type in ("Conv", "Gemm", "MatMul"):
-            self._mark_layer(twin.value, core)
+            self._mark_layer(twin.value, core, twin.grid)
 
-    def _mark_layer(self, twin: ir.Value, core: ir.Node) -> None:
+    def _mark_layer(self, twin: ir.Value, core: ir.Node, grid: Grid | None = None) -> None:
         made = maker(twin)
         name = str(made.name) if made is not None else value_name(twin)
         if self.bits is not None and name not in self.bits:
             return
         x, layer = self.walk.tensor(operand(core, 0), core), read_layer(core, name)
+        if grid is not None:
+            self._note_bias(layer, x.grid, grid)
         weight, activation = (self.bits or {}).get(name, [code_width(layer.codes), x.bits])
         largest = int(np.abs(layer.codes.astype(np.int16)).max(initial=0))
         if not holds(layer.codes, weight) and largest > 1 << (weight - 1):
@@ -175,6 +186,22 @@ class _Importer:
                 f"layer {name}: weights exceed the {weight} bits that the file states"
             )
         mark(twin, weight, activation)
+
+    def _note_bias(self, layer: Layer, x: Grid, y: Grid) -> None:
+        """Say where the int32 bias is so coarse that it moves the result."""
+        if self.walk.notes is None:
+            return
+        unit = bias_scale(x.scale, layer.scale).astype(np.float64)
+        bias = layer.bias.astype(np.float64)
+        with np.errstate(all="ignore"):  # a channel that is off has next to no scale
+            off = np.nan_to_num(np.abs(np.rint(bias / unit) * unit - bias)) / float(y.scale)
+        if off.max(initial=0) > 0.5:
+            channel = int(off.argmax())
+            self.walk.notes.append(
+                f"layer {layer.name}: the bias of channel {channel} is rounded to a multiple "
+                f"of input scale * weight scale, {unit[channel]:.4g}, which moves its result "
+                f"by {off[channel]:.3g} steps (ONNX Runtime's int32 bias does too)"
+            )
 
     def _mark_island(self, twin: Quantized, pair: list[int] | None) -> None:
         if pair is None:
@@ -189,11 +216,13 @@ class _Importer:
     def _dequantize(self, node: ir.Node) -> None:
         source, result = operand(node, 0), node.outputs[0]
         if source in self.codes:
+            require_plain(node)
             twin = self.codes[source]
             self.walk.quantized[result] = Quantized(twin.value, _grid(node), twin.bits)
             return
         codes = constant(source)
         if codes is not None and codes.size == 1 and codes.dtype in (np.uint8, np.int8):
+            require_plain(node)
             lifted = (codes.astype(np.int16) + _lift(codes.dtype)).astype(np.uint8)
             self.walk.constants[result] = (lifted, _grid(node))
 
@@ -203,7 +232,8 @@ class _Importer:
             xs = [self.codes[value] for value in sources(node)]
             # A table's codes have no grid of their own: each DQ states what it reads.
             xs = [dataclasses.replace(x, grid=xs[0].grid) for x in xs]
-            self.codes[result] = lower_move(build, node, xs, value_name(result))
+            lift = 128 if sources(node)[0].dtype == ir.DataType.INT8 else 0
+            self.codes[result] = lower_move(build, node, xs, value_name(result), lift)
         else:
             self.walk.find(result)
 
@@ -212,6 +242,8 @@ class _Importer:
         source = None if cast is None or cast.op_type != "Cast" else operand(cast, 0)
         if table is None or source is None or source not in self.codes:
             return  # constants being unpacked, or nothing that integers reach
+        if source.dtype == ir.DataType.INT8:  # -128 to -1 count from the end
+            table = np.roll(table, 128)
         result, x = node.outputs[0], self.codes[source]
         twin = gather(self.walk.build, value_name(result), x.value, table, result)
         self.codes[result] = Quantized(twin, x.grid, 8)
@@ -240,16 +272,23 @@ def _grid(node: ir.Node) -> Grid:
     scale = scalar(node.inputs[1], f"scale of {name}")
     if len(node.inputs) < 3 or node.inputs[2] is None:
         # The specification's default: 0, of the codes' type.
-        codes = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
-        signed = codes is not None and codes.dtype == ir.DataType.INT8
-        return Grid(np.float32(scale), 128 if signed else 0)
-    zero_point = scalar(node.inputs[2], f"zero point of {name}")
+        zero_point = np.zeros((), _codes_type(node))[()]
+    else:
+        zero_point = scalar(node.inputs[2], f"zero point of {name}")
     if zero_point.dtype not in (np.uint8, np.int8):
         raise UnsupportedError(
             f"tensor {value_name(node.inputs[0])}: {zero_point.dtype}; uint8 and int8 are "
             "supported"
         )
     return Grid(np.float32(scale), int(zero_point) + _lift(zero_point.dtype))
+
+
+def _codes_type(node: ir.Node) -> np.dtype[np.generic]:
+    """Return the type of the codes that a node without a zero point makes or reads."""
+    codes = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
+    if codes is None or codes.dtype is None:
+        raise UnsupportedError(f"{label(node)}: the type of its codes is not known")
+    return codes.dtype.numpy()
 
 
 _BITS = (*WEIGHT_BITS, *FLOAT_WIDTHS)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.conditions import ensure
-from passes.graph import add_constant
+from passes.graph import add_constant, fresh_name
 from qtool.core.numerics import clip_code
 
 
@@ -42,7 +42,8 @@ class QuantizeOutput(InPlacePass):
         back = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero])
         graph.extend([quantize, back])
         name, result = output.name, back.outputs[0]
-        output.name, quantize.outputs[0].name, result.name = f"{name}/y", f"{name}/codes", name
+        output.name, result.name = fresh_name(graph, f"{name}/y"), name
+        quantize.outputs[0].name = fresh_name(graph, f"{name}/codes")
         quantize.outputs[0].shape = result.shape = output.shape
         result.type, quantize.outputs[0].type = output.type, ir.TensorType(ir.DataType.UINT8)
         graph.outputs[0] = result

@@ -1,10 +1,11 @@
 """Spellings of other tools -> those that `passes.importing.import_qdq` and its helpers know.
 
 Cases:
-1. ``Softmax`` at the very end, perhaps quantized: its input is the output. Which class is
-   largest stays; that the output is logits is noted.
+1. ``Softmax`` over the classes at the very end, perhaps quantized: its input is the output.
+   Which class is largest stays; that the output is logits is noted.
 2. ``ReduceMean`` with axes as an attribute (opset < 18): axes as an input.
-3. ``Add(MatMul(x, W), b)`` with a constant b: ``Gemm(x, W, b)``.
+3. ``Add(MatMul(x, W), b)`` with a constant b, of one value or one an output:
+   ``Gemm(x, W, b)``.
 4. An int32 bias whose scale is not xs * ws: a float bias, which lowering rounds again. (ONNX
    Runtime takes its integers for multiples of xs * ws whatever scale the file says.) Also one
    that BatchNorm follows.
@@ -20,13 +21,14 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 from passes.conditions import ensure
-from passes.graph import LAYER_KEY, add_constant, operand, replace_node
+from passes.graph import LAYER_KEY, add_constant, fresh_name, operand, replace_node
 from passes.importing.fold_constants import LAYERS
+from passes.lower.layers import layer_name
 from passes.lower.moves import is_move
 from passes.lower.operators import ACTIVATIONS
 from passes.twins import note_output
 from qtool.core import numerics
-from qtool.core.dialect import constant, value_name
+from qtool.core.dialect import constant, label, value_name
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class RespellForeign(InPlacePass):
         ensure(
             self,
             (
-                f"node {node.name} ({node.op_type}): its weight has no name"
+                f"{label(node)} ({node.op_type}): its weight has no name"
                 for node, weight in weights
                 if weight is not None and LAYER_KEY not in weight.metadata_props
             ),
@@ -78,14 +80,26 @@ def _drop_softmax(graph: ir.Graph, notes: list[str]) -> bool:
     if node is None or node.op_type not in ("Softmax", "LogSoftmax"):
         return False
     logits = operand(node, 0)
+    if not _over_classes(node, logits):
+        return False
     if logits.is_graph_input() or constant(logits) is not None:
         return False
     note_output(graph, value_name(logits))
     name = output.name
-    graph.outputs[0], output.name, logits.name = logits, f"{name}/{node.op_type}", name
+    graph.outputs[0] = logits
+    output.name, logits.name = fresh_name(graph, f"{name}/{node.op_type}"), name
     graph.remove([*dead, node], safe=True)
     notes.append(f"the final {node.op_type} is left out: the output is its input, the logits")
     return True
+
+
+def _over_classes(node: ir.Node, logits: ir.Value) -> bool:
+    """True where every image has one distribution: over all that is not 1 but the batch."""
+    shape = logits.shape
+    if shape is None:
+        return False
+    axis = node.attributes.get_int("axis", -1) % len(shape)
+    return axis > 0 and all(n == 1 for i, n in enumerate(shape) if i not in (0, axis))
 
 
 def _axes(graph: ir.Graph, node: ir.Node) -> bool:
@@ -124,7 +138,12 @@ def _linear(graph: ir.Graph, node: ir.Node) -> bool:
         if matmul is None or product is None or bias is None or matmul.op_type != "MatMul":
             continue
         shape, alone = operand(matmul, 0).shape, len(list(product.uses())) == 1
-        if shape is None or len(shape) != 2 or not alone or bias.size != bias.shape[-1]:
+        if shape is None or len(shape) != 2 or not alone or bias.ndim > 2:
+            continue
+        outputs = product.shape[-1] if product.shape is not None else None
+        if bias.size == 1 and isinstance(outputs, int):
+            bias = np.full(outputs, bias.reshape(()))
+        if bias.size != bias.shape[-1]:
             continue
         flat = add_constant(graph, f"{node.name}.bias", bias.reshape(-1))
         layer = ir.node("Gemm", [*matmul.inputs, flat], name=matmul.name)
@@ -166,8 +185,8 @@ def _bias(graph: ir.Graph, node: ir.Node, notes: list[str]) -> bool:
     node.replace_input_with(2, add_constant(graph, f"{value_name(value)}/real", real))
     if not fits:
         notes.append(
-            f"layer {node.name}: the scale of its int32 bias is not input scale * weight "
-            "scale; the bias is rounded again (ONNX Runtime ignores the file's scale)"
+            f"layer {layer_name(node)}: the scale of its int32 bias is not input scale * "
+            "weight scale; the bias is rounded again (ONNX Runtime ignores the file's scale)"
         )
     return True
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from passes.lower.layers import norm_values
+from passes.lower.layers import layer_name, norm_values
 from passes.lower.tables import FUNCTIONS
 from qtool.core import numerics
 from qtool.core.dialect import Grid
@@ -51,8 +51,8 @@ def _results(node: ir.Node, values: Doubles) -> Doubles | None:
         alpha = node.attributes.get_float("alpha", 0.01)
         return np.where(values >= 0, values, alpha * values)
     if node.op_type == "BatchNormalization":
-        norm = norm_values(node)
-        ends: Doubles = values[[0, -1]].reshape(2, 1) * norm.ratio + norm.shift()
+        ratio, shift = norm_values(node).affine(f"layer {layer_name(node)}")
+        ends: Doubles = values[[0, -1]].reshape(2, 1) * ratio + shift
         return ends
     return None
 

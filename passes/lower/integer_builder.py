@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from passes.graph import make_constant
+from passes.graph import forget_names, make_constant, numbered
 from qtool.core.dialect import MS, Grid
 from qtool.core.grids import FULL, Window
 
@@ -47,19 +47,30 @@ class IntegerBuilder:
     def commit(self, model: ir.Model, outputs: list[ir.Value]) -> None:
         """Replace the graph of `model` by what was built; `outputs` are its outputs."""
         graph, old = model.graph, list(model.graph)
+        ends = (*model.graph.inputs, *outputs)
+        results = {value.name for node in self.nodes for value in node.outputs}
+        self._part(results | {value.name for value in ends})
         graph.extend(self.nodes)
         graph.outputs[:] = outputs
         graph.remove(old[::-1], safe=True)
         graph.initializers.clear()
         for value in self.constants.values():
             graph.register_initializer(value)
+        forget_names(graph)
         model.opset_imports[MS] = 1
+
+    def _part(self, results: set[str | None]) -> None:
+        """Rename constants that are called like a result, which may have the user's name."""
+        taken = results | set(self.constants)
+        for name in [name for name in self.constants if name in results]:
+            value = self.constants.pop(name)
+            value.name = numbered(name, taken.__contains__)
+            self.constants[value.name] = value
+            taken.add(value.name)
 
     def add(self, array: Any, name: str) -> ir.Value:
         """Return a new initializer `name`, or a numbered variant if the name is taken."""
-        fresh, number = name, 1
-        while fresh in self.constants:
-            fresh, number = f"{name}_{number}", number + 1
+        fresh = numbered(name, self.constants.__contains__)
         self.constants[fresh] = make_constant(fresh, np.asarray(array))
         return self.constants[fresh]
 
@@ -90,7 +101,8 @@ class IntegerBuilder:
         name = self.unique(name)
         node = ir.node(op_type, inputs, attributes or {}, domain=domain, name=name)
         self.nodes.append(node)
-        result = _describe(node.outputs[0], name if window.full else f"{name}/wide", like)
+        own = name if window.full else self.unique(f"{name}/wide")
+        result = _describe(node.outputs[0], own, like)
         if window.full:
             return result
         bounds = [self.constant(np.uint8(b), f"u{b}") for b in (window.lo, window.hi)]

@@ -5,7 +5,7 @@ a chain of them, with its constants. On the graph it is literally that, in the d
 both ONNX flavours; its nodes carry the island's name (`ISLAND_KEY`).
 
 1. A convolution or linear layer with float weights: the island has the layer's name and bits.
-2. ``Swish(x)``: spelled ``Mul(x, Sigmoid(x))`` again, which every opset knows.
+2. ``Swish(x)``: spelled ``Mul(x, Sigmoid(alpha * x))`` again, which every opset knows.
 3. Operators that ONNX Runtime replaces by integer kernels when they stand alone between DQ and
    Q (it even rounds float weights to int8 on its own): ``LeakyRelu(alpha=1)`` before Q, which
    changes no value, and which it fuses into the operator, keeps them float.
@@ -14,9 +14,10 @@ Refuses what depends on more than its inputs: control flow, random numbers, othe
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
-from passes.graph import LAYER_KEY
+from passes.graph import LAYER_KEY, operand
 from passes.lower.integer_builder import IntegerBuilder, Quantized
 from passes.lower.layer_operators import mark
 from qtool.core.dialect import ACTIVATION_BITS_KEY, ISLAND_KEY, WEIGHT_BITS_KEY, Grid, constant
@@ -116,8 +117,13 @@ def _copy(
     """Append a copy of `node` that reads `values`; add its results to them."""
     inputs = [None if value is None else values[value] for value in node.inputs]
     if node.op_type == "Swish":
+        alpha = node.attributes.get_float("alpha", 1.0)
+        if alpha != 1:
+            factor = build.constant(np.float32(alpha), f"{name}/alpha")
+            scaled = ir.node("Mul", [inputs[0], factor])
+            inputs = [_append(build, scaled, node.outputs[:1], f"{name}/scaled")]
         gate = _append(build, ir.node("Sigmoid", inputs), node.outputs[:1], f"{name}/gate")
-        copy = ir.node("Mul", [inputs[0], gate])
+        copy = ir.node("Mul", [values[operand(node, 0)], gate])
     else:
         kept = list(node.attributes.values())
         copy = ir.Node("", node.op_type, inputs, kept, num_outputs=len(node.outputs))

@@ -36,7 +36,6 @@ from qtool.core.numerics import quantize_bias
 
 def conv(build: IntegerBuilder, site: Site) -> ir.Value:
     """QLinearConv."""
-    require_plain(site.node, f"layer {layer_name(site.node)}")
     names = ("kernel_shape", "strides", "pads", "dilations")
     kept: dict[str, Any] = {n: list(v) for n in names if (v := ints(site.node, n, ()))}
     kept["group"] = site.node.attributes.get_int("group", 1)
@@ -138,7 +137,6 @@ def _marked(result: ir.Value, layer: Layer, x: Quantized) -> ir.Value:
 def average_pool(build: IntegerBuilder, site: Site) -> ir.Value:
     """A depthwise QLinearConv of ones: ONNX Runtime's own pool sums floats."""
     node, where = site.node, f"layer {layer_name(site.node)}"
-    require_plain(node, where)
     pads, kernel = ints(node, "pads", (0, 0, 0, 0)), ints(node, "kernel_shape", ())
     if any(pads) and not node.attributes.get_int("count_include_pad", 0):
         raise UnsupportedError(
@@ -163,7 +161,7 @@ def affine(build: IntegerBuilder, site: Site) -> ir.Value:
             f"layer {layer_name(node)}: BatchNorm of a {len(shape) + 1}-D tensor that no "
             "layer before it absorbs; 4-D is supported"
         )
-    layer = affine_layer(site.name, norm_values(node))
+    layer = affine_layer(site.name, norm_values(node), f"layer {layer_name(node)}")
     attributes = {"kernel_shape": [1, 1], "group": len(layer.scale)}
     return _qlinear_conv(build, site, layer, attributes)
 

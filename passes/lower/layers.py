@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from passes.graph import LAYER_KEY, operand
 from passes.importing.unpacking import unpack
 from qtool.core.accumulator import Layer
-from qtool.core.dialect import WEIGHT_BITS_KEY, constant
+from qtool.core.dialect import WEIGHT_BITS_KEY, constant, ints, require_plain
 from qtool.core.errors import UnsupportedError
 from qtool.core.folding import NormValues
 
@@ -67,16 +67,11 @@ def read_layer(node: ir.Node, fallback: str) -> Layer:
     if weight is None or weight.op_type != "DequantizeLinear":
         raise UnsupportedError(f"layer {fallback}: {node.op_type} has float weights")
     name = weight.metadata_props.get(LAYER_KEY, fallback)
+    require_plain(weight, f"layer {name}")
     codes, scale = _codes(weight, name), constant(weight.inputs[1])
     if scale is None:
         raise UnsupportedError(f"layer {name}: weights are computed at run time")
-    if node.op_type != "Conv" and not _outputs_first(node):
-        codes = np.ascontiguousarray(codes.T)
-    if scale.size not in (1, len(codes)):
-        raise UnsupportedError(
-            f"layer {name}: {scale.size} weight scales for {len(codes)} outputs"
-        )
-    spread = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), codes.shape[:1]))
+    codes, spread = _by_output(node, weight, codes, scale, name)
     bits = weight.metadata_props.get(WEIGHT_BITS_KEY)
     bias, unit = _bias(node, name, len(spread))
     return Layer(
@@ -84,11 +79,48 @@ def read_layer(node: ir.Node, fallback: str) -> Layer:
     )
 
 
-def _outputs_first(node: ir.Node) -> bool:
-    """True when the weight of a Gemm or MatMul is (O, I)."""
+def _by_output(
+    node: ir.Node,
+    weight: ir.Node,
+    codes: NDArray[np.int8],
+    scale: NDArray[Any],
+    name: str,
+) -> tuple[NDArray[np.int8], NDArray[Any]]:
+    """Return the codes with the outputs first, and a scale for each output."""
+    if node.op_type != "Conv" and codes.ndim != 2:
+        raise UnsupportedError(f"layer {name}: {codes.ndim}-D weight of {node.op_type}; 2-D")
+    axis = _output_axis(node, name)
+    if np.all(scale == scale.reshape(-1)[:1]):  # one for all: spread along whichever axis
+        scale = scale.reshape(-1)[:1]
+    if scale.size > 1 and _axis(weight, codes.ndim) != axis:
+        raise UnsupportedError(
+            f"layer {name}: weight scales along axis {_axis(weight, codes.ndim)}; those of "
+            f"the outputs, axis {axis} of {node.op_type}, are supported"
+        )
+    if axis == 1:
+        codes = np.ascontiguousarray(codes.T)
+    if scale.size not in (1, len(codes)):
+        raise UnsupportedError(
+            f"layer {name}: {scale.size} weight scales for {len(codes)} outputs"
+        )
+    return codes, np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), codes.shape[:1]))
+
+
+def _output_axis(node: ir.Node, name: str) -> int:
+    """Return which axis of the stored codes is that of the outputs."""
     source = operand(node, 1).producer()
     turned = source is not None and source.op_type == "Transpose"
-    return bool(node.attributes.get_int("transB", 0)) != turned
+    if node.op_type == "Conv":
+        if turned:
+            raise UnsupportedError(f"layer {name}: the weight of a Conv behind Transpose")
+        return 0
+    if source is not None and turned:
+        turned = ints(source, "perm", (1, 0))[0] % 2 == 1
+    return 0 if bool(node.attributes.get_int("transB", 0)) != turned else 1
+
+
+def _axis(weight: ir.Node, rank: int) -> int:
+    return weight.attributes.get_int("axis", 1) % rank
 
 
 def _codes(weight: ir.Node, name: str) -> NDArray[np.int8]:
@@ -139,6 +171,7 @@ def _dequantized(value: ir.Value, name: str) -> tuple[NDArray[Any], NDArray[np.f
     unit = None if node is None or len(node.inputs) < 2 else constant(node.inputs[1])
     if node is None or node.op_type != "DequantizeLinear" or codes is None or unit is None:
         raise UnsupportedError(f"layer {name}: bias is computed at run time")
+    require_plain(node, f"layer {name}")
     zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if codes.dtype != np.int32 or (zero is not None and np.any(zero)):
         raise UnsupportedError(f"layer {name}: bias is not int32 around 0")

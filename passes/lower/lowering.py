@@ -31,7 +31,7 @@ from passes.lower.moves import has_integer_form, is_move, lower_move, sources
 from passes.lower.operators import ACTIVATIONS, OPERATORS
 from passes.lower.site import Site
 from passes.lower.tables import leaky
-from qtool.core.dialect import Grid, ints, scalar, value_name
+from qtool.core.dialect import Grid, ints, is_plain, label, require_plain, scalar, value_name
 from qtool.core.errors import UnsupportedError
 from qtool.core.grids import Window
 from qtool.core.numerics import clip_code
@@ -132,7 +132,20 @@ class Lowering:
         if x is None:
             return None
         window = _narrowed(node, x.grid, Window(x.grid.zero_point, 0, 255))
+        self._note_bounds(node, x.grid)
         return self._on_grid(x, value, x.grid, window, f"{value_name(value)}/codes", x.bits)
+
+    def _note_bounds(self, node: ir.Node, grid: Grid) -> None:
+        """Say which bounds of a Clip lie between two values of `grid`."""
+        for bound in _bounds(node) if self.notes is not None else ():
+            code = 0 if bound is None else clip_code(bound, grid.scale, grid.zero_point)
+            nearest = (code - grid.zero_point) * float(grid.scale)
+            apart = bound is not None and abs(nearest - bound) > 1e-3 * float(grid.scale)
+            if apart and 0 <= code <= 255 and self.notes is not None:
+                self.notes.append(
+                    f"tensor {value_name(node.outputs[0])} is cut off at {bound:.6g}, between "
+                    f"two values of its grid; {nearest:.6g} is taken"
+                )
 
     def move(self, node: ir.Node, name: str) -> Quantized:
         """Return the twin of a movement's result."""
@@ -166,6 +179,7 @@ class Lowering:
                 f"layer {layer_name(node)}: operator {node.op_type} has no integer form; it "
                 f"would run in floating point ({FLAG})"
             )
+        require_plain(node, f"layer {layer_name(node)}")
         build, indices = OPERATORS[node.op_type]
         source = operand(node, 0)
         before = None if self.notes is None else grid_before(node, grid)
@@ -201,7 +215,7 @@ class Lowering:
         reads = [operand(node, index) for index in indices]
         if any(self.find(v) is None and v not in self.constants for v in reads):
             return True
-        return _is_exception(node)
+        return _is_exception(node) or not is_plain(node)
 
     def is_left_float(self, move: ir.Node) -> bool:
         """True for a movement that codes do not have and an island may hold."""
@@ -226,7 +240,7 @@ def _is_exception(node: ir.Node) -> bool:
         varies = any(ints(node, "pads", ())) and not node.attributes.get_int(
             "count_include_pad", 0
         )
-        return varies or bool(node.attributes.get_int("ceil_mode", 0))
+        return varies
     return False
 
 
@@ -254,7 +268,9 @@ def _narrowed(node: ir.Node, grid: Grid, window: Window) -> Window:
 def _bounds(node: ir.Node) -> tuple[float | None, float | None]:
     if node.op_type == "Relu":
         return 0.0, None
-    what = f"node {node.name}: Clip bound"
+    what = f"{label(node)}: Clip bound"
     values = [*node.inputs[1:], None, None][:2]
     low, high = (None if v is None else float(scalar(v, what)) for v in values)
+    if np.isnan([bound for bound in (low, high) if bound is not None]).any():
+        raise UnsupportedError(f"{what} is no number")
     return low, high

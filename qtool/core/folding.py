@@ -36,6 +36,23 @@ class NormValues:
         ratio: Doubles = self.gamma / np.sqrt(self.var + np.float64(np.float32(self.epsilon)))
         return ratio
 
+    def affine(self, where: str) -> tuple[Doubles, Doubles]:
+        """Return it as ``x * ratio + shift``, each (C,).
+
+        Raises:
+            UnsupportedError: a channel is not finite; says that it is `where`.
+        """
+        with np.errstate(all="ignore"):  # refused below
+            ratio, shift = self.ratio, self.shift()
+        broken = ~(np.isfinite(ratio) & np.isfinite(shift))
+        if broken.any():
+            channel = int(broken.argmax())
+            raise UnsupportedError(
+                f"{where}: BatchNorm channel {channel} multiplies by {ratio[channel]:g} and "
+                f"adds {shift[channel]:g}; both must be finite"
+            )
+        return ratio, shift
+
     def shift(self, bias: Doubles | float = 0.0) -> Doubles:
         """Return the result's value where ``x = bias``."""
         return self.beta + (bias - self.mean) * self.ratio
@@ -49,7 +66,8 @@ def fold_norm(layer: Layer, norm: NormValues) -> Layer:
     Raises:
         UnsupportedError: a scale leaves float32, or a flipped code int8; names the layer.
     """
-    ratio = norm.ratio
+    with np.errstate(all="ignore"):  # refused below
+        ratio = norm.ratio
     scale = np.where(ratio == 0, DEAD_SCALE, layer.scale * np.abs(ratio)).astype(np.float32)
     if not np.all(np.isfinite(scale) & (scale > 0)):
         channel = int(np.argmin(np.isfinite(scale) & (scale > 0)))
@@ -72,9 +90,13 @@ def _flip(layer: Layer, ratio: Doubles) -> NDArray[np.int8]:
     return flipped.astype(np.int8)
 
 
-def affine_layer(name: str, norm: NormValues) -> Layer:
-    """Return `norm` as a depthwise 1x1 convolution: codes +-127, scale ``|ratio| / 127``."""
-    ratio = norm.ratio
+def affine_layer(name: str, norm: NormValues, where: str) -> Layer:
+    """Return `norm` as a depthwise 1x1 convolution: codes +-127, scale ``|ratio| / 127``.
+
+    Raises:
+        UnsupportedError: a channel is not finite; says that it is `where`.
+    """
+    ratio, shift = norm.affine(where)
     codes: Any = (np.sign(ratio) * AFFINE_CODE).astype(np.int8).reshape(-1, 1, 1, 1)
     scale = np.where(ratio == 0, DEAD_SCALE, np.abs(ratio) / AFFINE_CODE).astype(np.float32)
-    return Layer(name, codes, scale, norm.shift(), None)
+    return Layer(name, codes, scale, shift, None)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from qtool.core.errors import UserError
 from qtool.data.augment import crop_boxes
+from qtool.data.pixels import to_mode, upright
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 BOX_DRAWS = 4
@@ -113,16 +114,18 @@ class Drawing:
 
 
 def open_image(data: bytes, where: str, mode: str) -> Image.Image:
-    """Return the whole decoded image in Pillow's `mode`.
+    """Return the whole decoded image in Pillow's `mode`, upright (`qtool.data.pixels`).
 
     Raises:
-        UserError: truncated, damaged, or no image.
+        UserError: truncated, damaged, no image, or one whose pixels have no 8-bit form.
     """
     try:
         with warnings.catch_warnings():
             # Of metadata that does not matter here.
             warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data)).convert(mode)
+            image = Image.open(io.BytesIO(data))
+            image.load()
+            return to_mode(upright(image), where, mode)
     except _BROKEN as error:
         # Pillow puts an object's address into the message about an unknown format.
         unknown = "cannot identify" in str(error)

@@ -7,7 +7,7 @@ each of
     a `Source`
     (pixels, labels)    arrays or tensors: uint8 (N, H, W), (N, C, H, W) or (N, H, W, C)
     a data set of torch or torchvision, len() and [i]: (image, label); an image is Pillow's, a
-    uint8 array (C, H, W), (H, W, C) or (H, W), or floats (C, H, W) in [0, 1]
+    uint8 array (C, H, W), (H, W, C) or (H, W), or floats in [0, 1] (`qtool.data.items`)
 """
 
 import inspect
@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from qtool.core.errors import UserError
 from qtool.core.importing import current_folder, import_callable, reason
 from qtool.data.images import DataSet, Images, Rows, Source
-
-_CHANNELS = (1, 3)
+from qtool.data.items import item_pixels, kind_of, layout, to_array
 
 
 def load_factory(name: str | Any, dataset: str, image_size: int = 0) -> DataSet:
@@ -42,10 +41,10 @@ def load_factory(name: str | Any, dataset: str, image_size: int = 0) -> DataSet:
     what = f"data factory {name}"
     made = _called(what, import_callable(what, name), image_size)
     if isinstance(made, DataSet):
-        return replace(made, name=name)
+        return replace(_checked(what, made), name=name)
     if not isinstance(made, tuple | list) or len(made) not in (2, 3):
         raise UserError(
-            f"{what}: returned {_kind(made)}, expected a DataSet, (train, test) or "
+            f"{what}: returned {kind_of(made)}, expected a DataSet, (train, test) or "
             "(train, test, classes)"
         )
     train, test = _source(f"{what}, train", made[0]), _source(f"{what}, test", made[1])
@@ -73,7 +72,7 @@ def _called(what: str, factory: Callable[..., Any], image_size: int) -> Any:
 
 def _source(what: str, value: Any) -> Source:
     if isinstance(value, tuple | list) and len(value) == 2:
-        pixels, labels = _layout(what, np.asarray(value[0]), 4), _labels(what, value[1])
+        pixels, labels = layout(what, to_array(what, value[0]), 4), _labels(what, value[1])
         if pixels.dtype != np.uint8 or len(pixels) != len(labels):
             raise UserError(
                 f"{what}: {len(pixels)} images are {pixels.dtype}, with {len(labels)} labels; "
@@ -82,23 +81,60 @@ def _source(what: str, value: Any) -> Source:
         return Images(pixels, labels)
     if hasattr(value, "load") and hasattr(value, "labels") and hasattr(value, "shape"):
         source: Source = value
+        _check_source(what, source)
         return source
     if hasattr(value, "__len__") and hasattr(value, "__getitem__") and len(value):
-        labels = _labels(what, _all_labels(value))
-        return MappedImages(value, labels, _pixels(what, value[0]).shape, what)
+        labels = _labels(what, _all_labels(what, value))
+        return MappedImages(
+            value, labels, item_pixels(what, _item(what, value, 0)).shape, what
+        )
     raise UserError(
-        f"{what}: got {_kind(value)}, expected (pixels, labels), a Source, or a data set with "
-        "len() and [i]"
+        f"{what}: got {kind_of(value)}, expected (pixels, labels), a Source, or a data set "
+        "with len() and [i]"
     )
 
 
-def _all_labels(value: Any) -> Any:
+def _checked(what: str, data: DataSet) -> DataSet:
+    """Return `data`, whose sources are the user's own code."""
+    for part, source in (("train", data.train), ("test", data.test)):
+        _check_source(f"{what}, {part}", source)
+        most = int(np.max(source.labels, initial=0)) + 1
+        if data.classes < most:
+            raise UserError(f"{what}, {part}: got {data.classes} classes, labels need {most}")
+    return data
+
+
+def _check_source(what: str, source: Source) -> None:
+    """Refuse a source that gives other pixels than it says, or none."""
+    try:
+        pixels = np.asarray(source.load(slice(0, 1)))
+        expected = (getattr(source, "frames", 1), *source.shape)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(f"{what}: its first image failed: {reason(error)}") from error
+    if pixels.dtype != np.uint8 or pixels.shape != expected:
+        raise UserError(
+            f"{what}: load() gives {pixels.dtype} {pixels.shape}, expected uint8 {expected}"
+        )
+
+
+def _item(what: str, items: Any, row: int) -> Any:
+    try:
+        return items[row]
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(f"{what}: item {row} failed: {reason(error)}") from error
+
+
+def _all_labels(what: str, value: Any) -> Any:
     """Return the labels of a map-style data set; torchvision's keep them aside."""
     for key in ("targets", "labels", "_labels"):
         known = getattr(value, key, None)
         if known is not None and np.ndim(known) == 1 and len(known) == len(value):
             return known
-    return [value[row][1] for row in range(len(value))]
+    items = (_item(what, value, row) for row in range(len(value)))
+    return [item[1] if isinstance(item, tuple | list) and len(item) > 1 else -1
+            for item in items]  # fmt: skip
 
 
 def _labels(what: str, value: Any) -> NDArray[np.int64]:
@@ -114,39 +150,6 @@ def _labels(what: str, value: Any) -> NDArray[np.int64]:
             "from 0"
         )
     return labels.astype(np.int64)
-
-
-def _layout(what: str, array: NDArray[Any], ndim: int) -> NDArray[Any]:
-    """Return `array` with channels before rows and columns."""
-    if array.ndim == ndim - 1:
-        array = np.expand_dims(array, -3)
-    if array.ndim != ndim:
-        raise UserError(f"{what}: images have shape {array.shape}, expected (C, H, W)")
-    if array.shape[-3] not in _CHANNELS and array.shape[-1] in _CHANNELS:
-        array = np.moveaxis(array, -1, -3)
-    return np.ascontiguousarray(array)
-
-
-def _pixels(what: str, item: Any) -> NDArray[np.uint8]:
-    """Return the pixels (C, H, W) of an item of a map-style data set."""
-    if not isinstance(item, tuple | list) or len(item) < 2:
-        raise UserError(f"{what}: an item is {_kind(item)}, expected (image, label)")
-    array = np.asarray(item[0])
-    if array.dtype.kind == "f":
-        if array.min() < 0 or array.max() > 1:
-            raise UserError(
-                f"{what}: image values from {array.min():.3g} to {array.max():.3g}, expected "
-                "[0, 1]: normalise with the recipe's mean and std instead"
-            )
-        array = np.rint(array * 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise UserError(f"{what}: an image is {_kind(item[0])}, expected uint8 or floats")
-    return _layout(what, array, 3)
-
-
-def _kind(value: Any) -> str:
-    size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
-    return f"a {type(value).__name__}{size}"
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ class MappedImages:
         wanted = np.arange(len(self))[rows]
         pixels = np.empty((len(wanted), *self.shape), np.uint8)
         for place, row in enumerate(wanted.tolist()):
-            image = _pixels(self.what, self.items[row])
+            image = item_pixels(self.what, _item(self.what, self.items, row))
             if image.shape != self.shape:
                 raise UserError(
                     f"{self.what}: image {row} is {image.shape}, the first one {self.shape}"

@@ -55,6 +55,8 @@ def load_graph(
         proto = onnx.load(path, load_external_data=False)
         check_storage(proto)
         onnx.checker.check_model(proto)
+        for node in proto.graph.node:
+            del node.metadata_props[:]  # what passes write there is theirs alone
         if prepare is not None:
             proto = prepare(proto)
         inferred = onnx.shape_inference.infer_shapes(

@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from passes.emit.onnx.packed import finish, pack_weights
-from passes.graph import add_constant, collection_paused, replace_node
+from passes.graph import add_constant, collection_paused, numbered, replace_node
 from qtool.core.dialect import ISLAND_KEY, constant, scalar
 from qtool.core.errors import UnsupportedError
 from qtool.core.numerics import bias_scale
@@ -57,6 +57,8 @@ class _Emitter:
         self.graph = graph
         self.dequantized: dict[tuple[ir.Value | None, ...], ir.Value] = {}
         self.views: Counter[ir.Value] = Counter()
+        values = [value for node in graph for value in node.outputs]
+        self.names = {v.name for v in (*graph.inputs, *graph.initializers.values(), *values)}
 
     def run(self) -> None:
         old = list(self.graph)
@@ -74,6 +76,12 @@ class _Emitter:
         self.graph.insert_before(before, node)
         return node.outputs[0]
 
+    def _name(self, name: str) -> str:
+        """Return a name that no other tensor has, not the user's either."""
+        fresh = numbered(name, self.names.__contains__)
+        self.names.add(fresh)
+        return fresh
+
     def _dequantize(self, before: ir.Node, index: int) -> ir.Value:
         """Return the float view of activation input `index`, made once a tensor."""
         inputs = tuple(before.inputs[index : index + 3])
@@ -82,7 +90,7 @@ class _Emitter:
         if inputs not in self.dequantized:
             value = self._append(before, "DequantizeLinear", inputs)
             # The same codes may be read on two grids: a gate's, a constant's.
-            value.name = f"{inputs[0].name}/f{self.views[inputs[0]] or ''}"
+            value.name = self._name(f"{inputs[0].name}/f{self.views[inputs[0]] or ''}")
             self.views[inputs[0]] += 1
             self.dequantized[inputs] = value
         return self.dequantized[inputs]
@@ -102,7 +110,7 @@ class _Emitter:
     def _requantize(self, node: ir.Node, result: ir.Value, y: int) -> None:
         """Put QuantizeLinear in the place of `node`."""
         codes = node.outputs[0]
-        result.name = f"{codes.name}/y"
+        result.name = self._name(f"{codes.name}/y")
         quantize = ir.node("QuantizeLinear", [result, node.inputs[y], node.inputs[y + 1]])
         after = quantize.outputs[0]
         name, after.type, after.shape = codes.name, codes.type, codes.shape
@@ -124,7 +132,7 @@ class _Emitter:
         weight = self._append(node, "DequantizeLinear", node.inputs[3:6], axis=0)
         unit = add_constant(self.graph, f"{name}.bias_scale", bias_scale(x_scale, w_scale))
         offset = self._append(node, "DequantizeLinear", [node.inputs[bias], unit], axis=0)
-        weight.name, offset.name = f"{name}.w", f"{name}.b"
+        weight.name, offset.name = self._name(f"{name}.w"), self._name(f"{name}.b")
         if is_conv:
             kept = {k: v for k, v in node.attributes.items() if k != "channels_last"}
             core = ir.Node("", "Conv", [x, weight, offset], list(kept.values()))

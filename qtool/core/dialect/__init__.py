@@ -7,6 +7,7 @@ its constants as numpy arrays and with the b-bit clip that follows it folded int
 window.
 """
 
+from qtool.core.dialect.attributes import is_plain, require_plain
 from qtool.core.dialect.nodes import (
     ACTIVATION_BITS_KEY,
     BITS_KEY,
@@ -16,7 +17,7 @@ from qtool.core.dialect.nodes import (
     WEIGHT_BITS_KEY,
     constant,
     ints,
-    require_plain,
+    label,
     scalar,
     static_shape,
     value_name,
@@ -49,6 +50,6 @@ __all__ = [
     "ACTIVATION_BITS_KEY", "BITS_KEY", "ISLANDS_KEY", "ISLAND_KEY", "MS", "NODE_TYPES",
     "WEIGHT_BITS_KEY", "Add", "Average", "Concat", "Conv", "FloatGemm", "Gemm", "Grid",
     "Island", "Lookup", "MaxPool", "Mul", "Op", "Pad", "Program", "Quantize", "Reshape",
-    "Slice", "Transpose", "Upsample", "constant", "ints", "read_program", "require_ends",
-    "require_plain", "scalar", "static_shape", "value_name", "weight_of",
+    "Slice", "Transpose", "Upsample", "constant", "ints", "is_plain", "label", "read_program",
+    "require_ends", "require_plain", "scalar", "static_shape", "value_name", "weight_of",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from qtool.core.dialect.nodes import (
     ACTIVATION_BITS_KEY,
     WEIGHT_BITS_KEY,
     constant,
+    label,
     scalar,
     static_shape,
     value_name,
@@ -36,7 +37,7 @@ def require_inputs(node: ir.Node) -> None:
     missing = None in node.inputs[:needed] and node.op_type != "Resize"
     if missing or len(node.inputs) < needed:
         raise UnsupportedError(
-            f"node {node.name}: {node.op_type} with {len(node.inputs)} inputs; {needed} are "
+            f"{label(node)}: {node.op_type} with {len(node.inputs)} inputs; {needed} are "
             "needed"
         )
 
@@ -52,11 +53,11 @@ def common(node: ir.Node, inputs: tuple[int, ...], grid: Grid) -> dict[str, Any]
 
 def grid_at(node: ir.Node, index: int) -> Grid:
     """Return the grid whose scale is input `index`, and whose zero point follows."""
-    scale = scalar(node.inputs[index], f"node {node.name}: scale")
-    zero_point = scalar(node.inputs[index + 1], f"node {node.name}: zero point")
+    scale = scalar(node.inputs[index], f"{label(node)}: scale")
+    zero_point = scalar(node.inputs[index + 1], f"{label(node)}: zero point")
     if zero_point.dtype != np.uint8:
         raise UnsupportedError(
-            f"node {node.name}: {zero_point.dtype} activations; uint8 is supported"
+            f"{label(node)}: {zero_point.dtype} activations; uint8 is supported"
         )
     return Grid(np.float32(scale), int(zero_point))
 
@@ -74,10 +75,10 @@ def layer(node: ir.Node, x: int, w: int, bias: int, y: int | None) -> dict[str, 
     weight, scale = constant(node.inputs[w]), constant(node.inputs[w + 1])
     offset = constant(node.inputs[bias])
     if weight is None or scale is None or offset is None:
-        raise UnsupportedError(f"node {node.name}: weight, scale and bias must be constants")
+        raise UnsupportedError(f"{label(node)}: weight, scale and bias must be constants")
     zero = constant(node.inputs[w + 2])
     if zero is None or np.any(zero):
-        raise UnsupportedError(f"node {node.name}: weights must have zero point 0")
+        raise UnsupportedError(f"{label(node)}: weights must have zero point 0")
     grid = NO_GRID if y is None else grid_at(node, y)
     return common(node, (x,), grid) | {
         "x": grid_at(node, x + 1), "w_scale": scale.astype(np.float32).reshape(-1),

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from qtool.core.cost import FLOAT_BITS, LayerCost
+from qtool.core.dialect.attributes import is_plain
 from qtool.core.dialect.nodes import constant, static_shape, value_name
 from qtool.core.errors import UnsupportedError
 from qtool.core.selection import LayerBits
@@ -26,6 +27,7 @@ _RANDOM = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
     "Multinomial",
 }  # fmt: skip
+_TRAINED = ("Dropout", "BatchNormalization")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -116,6 +118,8 @@ def _require_portable(node: ir.Node) -> None:
     """Refuse operators whose meaning depends on more than their inputs."""
     if node.domain:
         reason = f"it belongs to the domain {node.domain}"
+    elif node.op_type in _TRAINED and not is_plain(node):
+        reason = "it is in training mode"
     elif node.op_type in _RANDOM:
         reason = "its results are random"
     elif any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -140,6 +144,22 @@ def require_opset(region: Region, opset: int | None) -> None:
                 f"operator {node.op_type} of opset {opset} means something else since opset "
                 f"{_CHANGED_SINCE[node.op_type]}; convert the model (onnx.version_converter)"
             )
+        if opset > OPSET and node.op_type != "Swish":  # which is spelled out
+            _require_known(node)
+
+
+def _require_known(node: ir.Node) -> None:
+    """Refuse what `OPSET` does not have."""
+    known = onnx.defs.has(node.op_type, OPSET)
+    schema = onnx.defs.get_schema(node.op_type, OPSET) if known else None
+    names = () if schema is None else schema.attributes
+    new = [name for name in node.attributes if name not in names]
+    if schema is None or new:
+        what = f"with {new[0]}" if schema is not None else ""
+        raise UnsupportedError(
+            f"operator {node.op_type} {what}".rstrip()
+            + f" cannot stay in floating point: islands are of opset {OPSET}, which has none"
+        )
 
 
 def body(region: Region) -> bytes:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qtool.core.dialect.nodes import constant, ints, require_plain, scalar, static_shape
+from qtool.core.dialect.attributes import require_plain
+from qtool.core.dialect.nodes import constant, ints, label, scalar, static_shape
 from qtool.core.dialect.ops import (
     Concat,
     MaxPool,
@@ -31,6 +32,7 @@ def read(node: ir.Node) -> tuple[type[Op], Fields]:
     Raises:
         UnsupportedError: attributes or operands that the dialect does not have.
     """
+    require_plain(node)
     kind, fields = MOVES[node.op_type]
     return kind, fields(node)
 
@@ -73,7 +75,7 @@ def _slice(node: ir.Node) -> Fields:
             _refuse_mixing(node, start == 0 and step == 1 and end >= 2**31 - 1)
             continue
         if step < 1:
-            raise UnsupportedError(f"node {node.name}: Slice with step {step}; 1 or more")
+            raise UnsupportedError(f"{label(node)}: Slice with step {step}; 1 or more")
         size = shape[index]
         first[index] = min(max(start + size if start < 0 else start, 0), size)
         stride[index] = step
@@ -84,15 +86,15 @@ def _pad(node: ir.Node) -> Fields:
     mode = node.attributes.get_string("mode", "constant")
     if mode != "constant" or (len(node.inputs) > 3 and node.inputs[3] is not None):
         raise UnsupportedError(
-            f"node {node.name}: Pad with mode {mode}; constant, without axes, is supported"
+            f"{label(node)}: Pad with mode {mode}; constant, without axes, is supported"
         )
     pads = _integers(node, 1)
     rank = len(pads) // 2
     _refuse_mixing(node, pads[0] == 0 and pads[rank] == 0)
     if min(pads) < 0:
-        raise UnsupportedError(f"node {node.name}: negative pads {pads}; use Slice")
+        raise UnsupportedError(f"{label(node)}: negative pads {pads}; use Slice")
     value = node.inputs[2] if len(node.inputs) > 2 else None
-    code = 0 if value is None else int(scalar(value, f"node {node.name}: pad value"))
+    code = 0 if value is None else int(scalar(value, f"{label(node)}: pad value"))
     return {"before": pads[1:rank], "code": code}
 
 
@@ -106,19 +108,21 @@ def _upsample(node: ir.Node) -> Fields:
         got = node.attributes.get_string(name, value if name == "mode" else "")
         if got != value:
             raise UnsupportedError(
-                f"node {node.name}: Resize with {name} {got or 'unset'}; {value} is supported"
+                f"{label(node)}: Resize with {name} {got or 'unset'}; {value} is supported"
             )
     if scales is None or scales[0] != 1 or np.any(scales != np.rint(scales)):
         raise UnsupportedError(
-            f"node {node.name}: Resize by {scales}; constant whole factors are supported"
+            f"{label(node)}: Resize by {scales}; constant whole factors are supported"
         )
     return {"factors": tuple(int(s) for s in scales[1:])}
 
 
 def _max_pool(node: ir.Node) -> Fields:
-    require_plain(node, f"node {node.name}")
+    kernel = ints(node, "kernel_shape", ())
+    if len(kernel) != 2:
+        raise UnsupportedError(f"{label(node)}: {len(kernel)}-D MaxPool; 2-D is supported")
     return {
-        "kernel": ints(node, "kernel_shape", ()), "strides": ints(node, "strides", (1, 1)),
+        "kernel": kernel, "strides": ints(node, "strides", (1, 1)),
         "pads": ints(node, "pads", (0, 0, 0, 0)),
     }  # fmt: skip
 
@@ -127,14 +131,14 @@ def _integers(node: ir.Node, index: int) -> tuple[int, ...]:
     array = constant(node.inputs[index])
     if array is None:
         raise UnsupportedError(
-            f"node {node.name}: {node.op_type} with operands computed at run time"
+            f"{label(node)}: {node.op_type} with operands computed at run time"
         )
     return tuple(int(n) for n in array.reshape(-1))
 
 
 def _refuse_mixing(node: ir.Node, keeps: bool) -> None:
     if not keeps:
-        raise UnsupportedError(f"node {node.name}: {node.op_type} mixes images of a batch")
+        raise UnsupportedError(f"{label(node)}: {node.op_type} mixes images of a batch")
 
 
 # node type: the operator it is read as, and how that operator's own fields are read

@@ -33,24 +33,9 @@ def scalar(value: ir.Value | None, what: str) -> Any:
     return array.reshape(())[()]
 
 
-# Attributes that change what an operator computes, and the only value the dialect knows.
-_PLAIN = {
-    "auto_pad": "NOTSET", "ceil_mode": 0, "storage_order": 0, "alpha": 1.0, "beta": 1.0,
-    "transA": 0, "channels_last": 0,
-}  # fmt: skip
-
-
-def require_plain(node: ir.Node, where: str) -> None:
-    """Refuse a pool, Conv or Gemm whose attributes ask for more than the dialect has."""
-    for name, attribute in node.attributes.items():
-        got = attribute.value
-        if name in _PLAIN and got != _PLAIN[name]:
-            raise UnsupportedError(
-                f"{where}: {node.op_type} with {name} {got}; {_PLAIN[name]} is supported"
-            )
-    pools = node.op_type in ("MaxPool", "AveragePool")
-    if pools and set(ints(node, "dilations", (1,))) != {1}:
-        raise UnsupportedError(f"{where}: dilated {node.op_type}; dilation 1 is supported")
+def label(node: ir.Node) -> str:
+    """Return how messages name a node: many files give their nodes no names."""
+    return f"node {node.name or (value_name(node.outputs[0]) if node.outputs else '?')}"
 
 
 def ints(node: ir.Node, name: str, default: tuple[int, ...]) -> Any:

@@ -19,7 +19,7 @@ from qtool.core.dialect.nodes import (
     WEIGHT_BITS_KEY,
     constant,
     ints,
-    require_plain,
+    label,
     static_shape,
     value_name,
 )
@@ -68,7 +68,7 @@ def _island(node: ir.Node, ops: Ops) -> Op:
     """The float nodes between DequantizeLinear nodes and QuantizeLinear `node`."""
     result = node.inputs[0]
     if result is None:
-        raise UnsupportedError(f"node {node.name}: quantizes nothing")
+        raise UnsupportedError(f"{label(node)}: quantizes nothing")
     region = islands.collect(result, lambda value: _feeds_island(value, ops))
     sources = [_codes_of(value) for value in region.inputs]
     fields = common(node, (0,), grid_at(node, 1)) | {
@@ -105,7 +105,6 @@ def _island_bits(node: ir.Node) -> LayerBits | None:
 
 
 def _conv(node: ir.Node, _ops: Ops) -> Op:
-    require_plain(node, f"node {node.name}")
     fields = layer(node, 0, 3, 8, 6)
     weight = fields.pop("w")
     spatial = weight.ndim - 2
@@ -119,9 +118,8 @@ def _conv(node: ir.Node, _ops: Ops) -> Op:
 
 
 def _gemm(node: ir.Node, _ops: Ops) -> Op:
-    require_plain(node, f"node {node.name}")
     if not node.attributes.get_int("transB", 0):
-        raise UnsupportedError(f"node {node.name}: QGemm with transB 0; 1 is supported")
+        raise UnsupportedError(f"{label(node)}: QGemm with transB 0; 1 is supported")
     is_float = node.outputs[0].is_graph_output() and len(node.inputs) < 9
     fields = layer(node, 0, 3, 6, None if is_float else 7)
     weight = fields.pop("w")
@@ -134,11 +132,11 @@ def _add(node: ir.Node, _ops: Ops) -> Op:
     if addend is None:
         return Add(**common(node, (0, 3), y), a=a, b=b)
     if addend.size != 1:
-        raise UnsupportedError(f"node {node.name}: adds a constant of shape {addend.shape}")
+        raise UnsupportedError(f"{label(node)}: adds a constant of shape {addend.shape}")
     shape = static_shape(node.inputs[0])
     if addend.ndim <= len(shape) and shape[-1] == 1:
         raise UnsupportedError(
-            f"node {node.name}: adds a constant of {addend.ndim} dimensions to a tensor "
+            f"{label(node)}: adds a constant of {addend.ndim} dimensions to a tensor "
             f"{('N', *shape)}; ONNX Runtime swaps them: use {len(shape) + 1}"
         )
     codes = np.arange(256, dtype=np.uint8)
@@ -155,10 +153,9 @@ def _mul(node: ir.Node, _ops: Ops) -> Op:
 
 
 def _average(node: ir.Node, _ops: Ops) -> Op:
-    require_plain(node, f"node {node.name}")
     shape = static_shape(node.inputs[0])
     if len(shape) != 3:
-        raise UnsupportedError(f"node {node.name}: average over {shape}; expected C, H, W")
+        raise UnsupportedError(f"{label(node)}: average over {shape}; expected C, H, W")
     _, height, width = shape
     fields = common(node, (0,), grid_at(node, 3))
     return Average(**fields, x=grid_at(node, 1), count=height * width)
@@ -175,10 +172,10 @@ def _gather(node: ir.Node, _ops: Ops) -> Op:
     table, cast = constant(node.inputs[0]), node.inputs[1]
     source = cast.producer() if cast is not None else None
     if source is None or source.op_type != "Cast" or table is None:
-        raise UnsupportedError(f"node {node.name}: Gather is known as a table look-up only")
+        raise UnsupportedError(f"{label(node)}: Gather is known as a table look-up only")
     if table.dtype != np.uint8 or table.shape != (256,):
         raise UnsupportedError(
-            f"node {node.name}: table of {table.dtype} {table.shape}; expected 256 uint8"
+            f"{label(node)}: table of {table.dtype} {table.shape}; expected 256 uint8"
         )
     fields = common(node, (1,), NO_GRID) | {"inputs": (value_name(source.inputs[0]),)}
     return Lookup(**fields, table=table)

@@ -5,9 +5,10 @@ import dataclasses
 import onnx_ir as ir
 
 from qtool.core import numerics
+from qtool.core.dialect.attributes import require_plain
 from qtool.core.dialect.fields import NO_GRID, grid_at, require_inputs
 from qtool.core.dialect.moves import MOVES
-from qtool.core.dialect.nodes import ISLAND_KEY, scalar, static_shape, value_name
+from qtool.core.dialect.nodes import ISLAND_KEY, label, scalar, static_shape, value_name
 from qtool.core.dialect.operators import READERS
 from qtool.core.dialect.ops import Grid, Lookup, Op, Program
 from qtool.core.errors import UnsupportedError
@@ -60,6 +61,7 @@ class _Reader:
         if final is None or is_float:  # a linear layer's float result
             return self._program(source, sink, sink, NO_GRID)
         require_inputs(final)
+        require_plain(final)
         return self._program(source, sink, final.inputs[0], grid_at(final, 1))
 
     def _program(
@@ -74,13 +76,14 @@ class _Reader:
 
     def _read_node(self, node: ir.Node) -> None:
         require_inputs(node)
+        require_plain(node)
         if node.op_type == "Clip":
             self._narrow(node)
             return
         reader = READERS.get(node.op_type)
         if reader is None:
             raise UnsupportedError(
-                f"node {node.name}: {node.op_type} is not in the integer dialect"
+                f"{label(node)}: {node.op_type} is not in the integer dialect"
             )
         op = reader.read(node, self.ops)
         self.ops[op.output] = op
@@ -90,9 +93,9 @@ class _Reader:
         source, name = node.inputs[0], value_name(node.outputs[0])
         op = self.ops.get(value_name(source))
         if op is None or source is None or len(list(source.uses())) != 1:
-            raise UnsupportedError(f"node {node.name}: Clip of a tensor that others read wide")
+            raise UnsupportedError(f"{label(node)}: Clip of a tensor that others read wide")
         if type(op) in _MOVES:
-            raise UnsupportedError(f"node {node.name}: Clip behind {type(op).__name__}")
+            raise UnsupportedError(f"{label(node)}: Clip behind {type(op).__name__}")
         del self.ops[op.output]
         lo, hi = max(lo, op.lo), min(hi, op.hi)
         if isinstance(op, Lookup):

@@ -32,6 +32,9 @@ def check_storage(model: onnx.ModelProto) -> None:
     if len(versions) != 1 or not OLDEST_OPSET <= versions[0] <= newest:
         found = ", ".join(map(str, versions)) or "none"
         raise UserError(f"opset {found}; one of {OLDEST_OPSET} to {newest} is supported")
+    if model.graph.sparse_initializer:
+        name = model.graph.sparse_initializer[0].values.name
+        raise UserError(f"tensor {name} is a sparse initializer; store it with all its zeros")
     for tensor in _tensors(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise UserError(

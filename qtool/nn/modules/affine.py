@@ -61,7 +61,8 @@ class QuantAffine(nn.Module):
 
     def _on_device(self, x: OnGrid) -> Tensor:
         """Return the result as the device computes it."""
-        layer, shape = affine_layer(self.name, norm_values(self.norm)), (1, -1, 1, 1)
+        numbers, shape = norm_values(self.norm), (1, -1, 1, 1)
+        layer = affine_layer(self.name, numbers, f"layer {self.name}")
         return layer_result(
             layer, x, lambda codes, weight: codes * weight.reshape(shape),
             lambda: self._approximate(values(x), torch.tensor(float(x.grid.scale))),
