@@ -4,6 +4,7 @@
 2. Where that fails (control flow on sizes, several arguments with defaults, ...):
    torch.export, whose operators become calls again (`qtool.nn.capture.exported`).
 3. Functional layers on parameters become modules (`qtool.nn.capture.modularise`).
+Computed weights are stored and shared ones copied first (`qtool.models.owned`).
 The model is traced in evaluation mode, and its parts keep their own modes: what differs in
 training (BatchNorm, Dropout) stays a module call, so that the result can do both.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from qtool.core.errors import UnsupportedError
+from qtool.models.owned import owned
 from qtool.nn.capture.exported import calls_of
 from qtool.nn.capture.modularise import modularise
 from qtool.nn.capture.operators import IDENTITY_IN_EVALUATION
@@ -35,16 +37,17 @@ def capture(model: nn.Module, input_shape: Sequence[int] | None = None) -> fx.Gr
         UnsupportedError: neither accepts the model; one line with the reason.
     """
     with _evaluation(model):
+        plain = owned(model)
         try:
-            graph_module = _symbolic(model)
+            graph_module = _symbolic(plain)
         except Exception as error:  # torch.fx raises many types, all about forward()
             if input_shape is None:
                 raise UnsupportedError(
                     f"model {_name(model)} cannot be traced: {_reason(error)}; pass "
                     "input_shape, so that torch.export can try"
                 ) from error
-            graph_module = _export(model, input_shape)
-        modularise(graph_module, model)
+            graph_module = _export(plain, input_shape)
+        modularise(graph_module, plain)
     originals = dict(model.named_modules())
     for name, module in graph_module.named_modules():
         module.training = originals.get(name, model).training

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from qtool.models.normalised import ConstantNorm
 from qtool.nn.capture.operators import argument
+from qtool.nn.capture.place import fresh
 
 L = TypeVar("L", nn.Conv2d, nn.Linear)
 _CONVOLUTIONS = (functional.conv2d, torch.conv2d)
@@ -126,7 +127,7 @@ def _norm(gm: fx.GraphModule, node: fx.Node, model: nn.Module) -> None:
 
 
 def _dropout(gm: fx.GraphModule, node: fx.Node) -> None:
-    name = f"{node.name}_module"
+    name = fresh(gm, f"{node.name}_module")
     gm.add_submodule(name, _DROPOUTS[node.target](float(argument(node, 1, "p", 0.5))))
     _call(node, name)
 

@@ -28,6 +28,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from qtool.core.errors import UnsupportedError
 from qtool.nn.capture.capture import capture
 from qtool.nn.capture.operators import Kind
+from qtool.nn.capture.place import fresh, put, take_out
 from qtool.nn.modules.affine import QuantAffine
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.quant_layer import Layer, Norm, QuantLayer
@@ -176,12 +177,12 @@ class _Preparer:
             name, "activation", plan.activation_bits, source, plan.activation
         )
         quantized = QuantLayer(name, layer, norm, input_quant, weight_quant, is_end)
-        self.gm.set_submodule(name, quantized)
+        put(self.gm, name, quantized)
         if norm_node is not None:
             norm_node.replace_all_uses_with(node)
             self.gm.graph.erase_node(norm_node)
             # It lives on inside the QuantLayer; its old name would save it twice.
-            self.gm.delete_submodule(str(norm_node.target))
+            take_out(self.gm, str(norm_node.target))
 
     def _following_norm(self, node: fx.Node, layer: Layer) -> fx.Node | None:
         users = list(node.users)
@@ -205,7 +206,7 @@ class _Preparer:
         grid = self.view.module(self.view.origin(self.view.source(node)))
         found = grid if isinstance(grid, FakeQuantizer) else None
         layer = self.view.next_layer(node)
-        self.gm.set_submodule(name, QuantAffine(name, norm, found, layer))
+        put(self.gm, name, QuantAffine(name, norm, found, layer))
 
     def _needs_glue(self, node: fx.Node) -> bool:
         """True when `node` makes values that some reader does not quantize for itself."""
@@ -224,7 +225,7 @@ class _Preparer:
         is_output = any(reader.op == "output" for reader in self.view.readers(node))
         role: Role = "output" if is_output else "glue"
         role = "input" if node.op == "placeholder" else role
-        name = f"glue_{node.name}"
+        name = fresh(self.gm, f"glue_{node.name}")
         quantizer = self._quantizer(name, role, (self.spec.glue_bits,), node)
         self.gm.add_submodule(name, quantizer)
         for reader in self.view.readers(node):
