@@ -15,6 +15,7 @@ from qtool.models.normalised import Normalised, normalised
 from qtool.models.weights import fit_state, load_weights
 from qtool.nn.control import select
 from qtool.nn.norm_rows import add_rows, settle
+from qtool.nn.prepare.admit import admit
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.nn.seeded import seeded
 from qtool.runs.run import Run
@@ -59,6 +60,25 @@ def network_with(
         network = model.network if isinstance(model, Normalised) else model
         fit_state(network, load_weights(path), f"{what} {path}")
     return model
+
+
+def check_network(config: Config, shape: Sequence[int], classes: int, weights: str) -> None:
+    """Refuse, in seconds and with every reason, a network that cannot be quantized.
+
+    Args:
+        config: the recipe.
+        shape: (C, H, W) of an image.
+        classes: of the data set.
+        weights: file or run directory; empty: as its seed initialises the network.
+
+    Raises:
+        UserError: one line (`qtool.nn.prepare.admit`).
+    """
+    if weights:
+        model = network_with(config, weights, shape, classes)
+    else:
+        model = build_network(config, shape, classes)
+    admit(model, QuantSpec(), shape, classes, config.model, config.allow_float)
 
 
 def load_float(run: Run) -> nn.Module:

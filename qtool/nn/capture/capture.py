@@ -9,21 +9,17 @@ The model is traced in evaluation mode, and its parts keep their own modes: what
 training (BatchNorm, Dropout) stays a module call, so that the result can do both.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import fx, nn
 
 from qtool.core.errors import UnsupportedError
 from qtool.models.owned import owned
+from qtool.nn.capture.compare import evaluating
 from qtool.nn.capture.exported import calls_of
 from qtool.nn.capture.modularise import modularise
-from qtool.nn.capture.operators import IDENTITY_IN_EVALUATION
-
-# Subclasses that compute the same (they add an initialisation, say) are layers too.
-_LEAVES: tuple[type[Any], ...] = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+from qtool.nn.capture.operators import IDENTITY_IN_EVALUATION, is_plain
 
 
 def capture(model: nn.Module, input_shape: Sequence[int] | None = None) -> fx.GraphModule:
@@ -36,7 +32,7 @@ def capture(model: nn.Module, input_shape: Sequence[int] | None = None) -> fx.Gr
     Raises:
         UnsupportedError: neither accepts the model; one line with the reason.
     """
-    with _evaluation(model):
+    with evaluating(model):
         plain = owned(model)
         try:
             graph_module = _symbolic(plain)
@@ -54,34 +50,14 @@ def capture(model: nn.Module, input_shape: Sequence[int] | None = None) -> fx.Gr
     return graph_module
 
 
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 class _Tracer(fx.Tracer):
     """Keeps every module whose training differs, or that is a layer, in one piece."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """True for modules that become one call."""
-        if type(m).__name__ in IDENTITY_IN_EVALUATION or any(_is_plain(m, k) for k in _LEAVES):
+        if type(m).__name__ in IDENTITY_IN_EVALUATION or is_plain(m):
             return True
         return super().is_leaf_module(m, module_qualified_name)
-
-
-def _is_plain(module: nn.Module, kind: type[Any]) -> bool:
-    """True when `module` is a `kind` that does not compute something else."""
-    own = type(module)
-    return issubclass(own, kind) and all(
-        getattr(own, name, None) is getattr(kind, name, None)
-        for name in ("forward", "_conv_forward", "__call__")
-    )
 
 
 def _symbolic(model: nn.Module) -> fx.GraphModule:

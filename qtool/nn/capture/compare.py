@@ -4,12 +4,12 @@
 
 Both are in evaluation and in floating point (quantizers off). They differ by roundings where
 operators were respelled; an option that was dropped, or a hook that is not in the graph, shows
-as far more. Compared are the modules that both have under the same path and that compute
-values: convolutions, linear layers and norms, in the order they run; then the output. A layer
-that took in its BatchNorm is compared behind it.
+as far more. Compared are the convolutions, linear layers and norms that both have under the
+same path, in the order they run; then the output. A layer that took in its BatchNorm is
+compared behind it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qtool.nn.capture.operators import is_plain
 from qtool.nn.modules.affine import QuantAffine
 from qtool.nn.modules.quant_layer import QuantLayer
 
 # Float roundings of deep networks stay below it by a factor of ten and more.
 TOLERANCE = 1e-4
-_COMPARED = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Difference:
         return f"{where} differs from the network's own by {self.error:.2g} of its range"
 
 
-def sample_images(shape: tuple[int, ...], count: int = 2) -> Tensor:
+def sample_images(shape: Sequence[int], count: int = 2) -> Tensor:
     """Return `count` seeded images (count, *shape) of random pixels in [0, 1)."""
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
 
@@ -91,20 +91,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _places(model: nn.Module, captured: nn.Module) -> dict[str, str]:
     """Return, by path in `model`, the path in `captured` of what computes the same."""
     others = dict(captured.named_modules())
+    plain = {p: m for p, m in model.named_modules() if is_plain(m)}
     norms = {
         id(module.running_mean): path
-        for path, module in model.named_modules()
+        for path, module in plain.items()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
     }
     places = {"": ""}
-    for path, module in model.named_modules():
+    for path in plain:
         other = others.get(path)
         if isinstance(other, QuantLayer | QuantAffine) and other.norm is not None:
             norm = other.norm if isinstance(other.norm, nn.Module) else None
             behind = norms.get(id(getattr(norm, "running_mean", None)))
             if behind is not None:
                 places[behind] = path
-        elif path and isinstance(module, _COMPARED) and other is not None:
+        elif path and other is not None:
             places[path] = path
     return places
 

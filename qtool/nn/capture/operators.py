@@ -51,6 +51,9 @@ MODULES: dict[type[nn.Module], Kind] = {
     nn.SiLU: Kind.TABLE, nn.LeakyReLU: Kind.TABLE, nn.Hardswish: Kind.HARDSWISH,
 }  # fmt: skip
 
+# Subclasses that compute the same (they add an initialisation, say) are layers too.
+_PLAIN: tuple[type[Any], ...] = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+
 _F = functional
 _NAMES: dict[Kind, tuple[Callable[..., Any], ...]] = {
     Kind.CLAMP: (
@@ -89,6 +92,26 @@ def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
     if index < len(node.args):
         return node.args[index]
     return node.kwargs.get(name, default)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """True for a layer or norm whose class, a subclass perhaps, computes nothing else."""
+    own = type(module)
+    return any(
+        issubclass(own, kind)
+        and all(
+            getattr(own, name, None) is getattr(kind, name, None)
+            for name in ("forward", "_conv_forward", "__call__")
+        )
+        for kind in _PLAIN
+    )
+
+
+def called(node: fx.Node, module: nn.Module | None) -> str:
+    """Return the name of what `node` calls: a module's class, a function's or a method's."""
+    if module is not None:
+        return type(module).__name__
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:

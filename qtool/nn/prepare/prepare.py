@@ -38,6 +38,7 @@ from qtool.nn.modules.weight_quant import WeightQuantizer
 from qtool.nn.prepare.defer import defer
 from qtool.nn.prepare.graph_view import GraphView
 from qtool.nn.prepare.normal_form import Sizes, normalise
+from qtool.nn.prepare.refusals import layer_refusals
 from qtool.nn.prepare.spec import LayerSpec, QuantSpec
 from qtool.quantizers import weight_quantizer
 from qtool.quantizers.weight import WeightOptions
@@ -69,11 +70,11 @@ def prepare(
         UserError: `spec` names a layer that is not there, or bits out of range.
     """
     view = GraphView(capture(model, input_shape), spec.input_step is None)
-    normalise(view, _sizes(view, input_shape))
+    normalise(view, sizes_of(view, input_shape))
     return _Preparer(view, spec).run(integer_only)
 
 
-def _sizes(view: GraphView, input_shape: Sequence[int] | None) -> Sizes:
+def sizes_of(view: GraphView, input_shape: Sequence[int] | None) -> Sizes:
     """Return a function from node to the size of its result, by running the model once."""
     known: dict[fx.Node, tuple[int, ...]] = {}
 
@@ -112,6 +113,8 @@ class _Preparer:
         self.gm = view.gm
 
     def run(self, integer_only: bool) -> fx.GraphModule:
+        if refusals := layer_refusals(self.view):
+            raise UnsupportedError("; ".join(refusals))
         layers = [node for node in self.view.nodes if self.view.kind(node) is Kind.LAYER]
         self.spec.check(dict.fromkeys(str(node.target) for node in layers))
         ends = {layers[0], layers[-1]} if layers else set()
@@ -153,13 +156,9 @@ class _Preparer:
 
     def _quantize_layer(self, node: fx.Node, is_end: bool) -> None:
         name, module = str(node.target), self.view.module(node)
-        if isinstance(module, QuantLayer):
-            raise _called_twice(name)
         layer, source = cast(Layer, module), self.view.source(node)
         norm_node = self._following_norm(node, layer)
         norm = cast(Norm, self.view.module(norm_node)) if norm_node else None
-        if norm_node is not None:
-            self._check_norm(norm_node)
         is_end = is_end or self.view.origin(source).op == "placeholder"
         plan, spec = self.spec.of(name, is_end), self.spec
         per_channel = spec.per_channel
@@ -190,18 +189,7 @@ class _Preparer:
         alone = len(users) == 1 and isinstance(self.view.module(users[0]), kind)
         return users[0] if alone else None
 
-    def _check_norm(self, node: fx.Node) -> None:
-        calls = [other for other in self.view.nodes if other.target == node.target]
-        if len(calls) > 1:
-            raise _called_twice(str(node.target))
-        if cast(Norm, self.view.module(node)).running_mean is None:
-            raise UnsupportedError(
-                f"layer {node.target}: BatchNorm without running statistics; the device "
-                "has no batch to take them from"
-            )
-
     def _quantize_norm(self, node: fx.Node) -> None:
-        self._check_norm(node)
         name, norm = str(node.target), cast(nn.BatchNorm2d, self.view.module(node))
         grid = self.view.module(self.view.origin(self.view.source(node)))
         found = grid if isinstance(grid, FakeQuantizer) else None
@@ -242,9 +230,3 @@ def _share(reader: nn.Module | None, grid: FakeQuantizer) -> None:
         mine = (own.bits, own.signed, own.asymmetric, own.kind)
         if mine == (grid.bits, grid.signed, grid.asymmetric, grid.kind):
             reader.input_quant = SharedGrid(reader.name, grid)
-
-
-def _called_twice(name: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"layer {name} is called more than once; its inputs would share one grid"
-    )

@@ -1,0 +1,106 @@
+"""What in a captured network has no place on the device: all of it, by the user's names.
+
+1. Layers that cannot be quantized (`layer_refusals`): called twice, padded with something else
+   than zeros, a BatchNorm without running statistics.
+2. Operators that would run in floating point (`float_operators`): those of `Kind.OTHER`, and
+   sums and products with constants, which no grid closes.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from qtool.nn.capture.operators import Kind, called
+from qtool.nn.prepare.graph_view import GraphView
+
+# Outside of `Kind`, since they need no grids of their own in training: tables on the device.
+_TABLES: tuple[Any, ...] = (torch.tanh, functional.tanh, "tanh", nn.Tanh)
+_INSTEAD = {
+    "GELU": "SiLU or Hardswish", "gelu": "silu or hardswish", "ELU": "LeakyReLU",
+    "elu": "leaky_relu", "Mish": "SiLU or Hardswish", "mish": "silu or hardswish",
+    "PReLU": "LeakyReLU", "Softplus": "ReLU", "LayerNorm": "BatchNorm2d",
+    "GroupNorm": "BatchNorm2d", "InstanceNorm2d": "BatchNorm2d", "softmax": "the logits",
+    "Softmax": "the logits", "log_softmax": "the logits", "LogSoftmax": "the logits",
+    "AdaptiveMaxPool2d": "AdaptiveAvgPool2d",
+}  # fmt: skip
+
+
+def layer_refusals(view: GraphView) -> list[str]:
+    """Return why layers and norms of `view` cannot be quantized."""
+    calls: dict[str, int] = {}
+    found = []
+    for node in view.nodes:
+        module = view.module(node)
+        if view.kind(node) not in (Kind.LAYER, Kind.NORM) or module is None:
+            continue
+        name = str(node.target)
+        calls[name] = calls.get(name, 0) + 1
+        if calls[name] == 2:
+            found.append(
+                f"layer {name} is called more than once; its inputs would share one grid"
+            )
+        elif calls[name] == 1:
+            found += _faults_of(name, module)
+    return found
+
+
+def _faults_of(name: str, module: nn.Module) -> Iterator[str]:
+    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+        yield f"layer {name}: padding mode {module.padding_mode!r}; use zeros"
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        yield (
+            f"layer {name}: BatchNorm without running statistics; the device has no batch "
+            "to take them from"
+        )
+
+
+def float_operators(view: GraphView) -> list[str]:
+    """Return every operator of `view` that would run in floating point, and what to use."""
+    places: dict[str, list[str]] = {}
+    for node in _living(view):
+        if _is_float(view, node):
+            places.setdefault(called(node, view.module(node)), []).append(place_of(node))
+    return [_sentence(what, where) for what, where in places.items()]
+
+
+def _sentence(what: str, where: list[str]) -> str:
+    instead = f"; use {_INSTEAD[what]} instead" if what in _INSTEAD else ""
+    return f"{what} has no integer form ({', '.join(dict.fromkeys(where))}){instead}"
+
+
+def _living(view: GraphView) -> list[fx.Node]:
+    """Return the nodes that the result depends on, in order."""
+    alive: set[fx.Node] = set()
+    for node in reversed(view.nodes):
+        if node.op == "output" or node in alive:
+            alive.add(node)
+            alive.update(node.all_input_nodes)
+    return [node for node in view.nodes if node in alive]
+
+
+def _is_float(view: GraphView, node: fx.Node) -> bool:
+    if node.op in ("placeholder", "output", "get_attr"):
+        return False
+    kind, module = view.kind(node), view.module(node)
+    if kind is Kind.OTHER:
+        return not (type(module) in _TABLES or node.target in _TABLES)
+    if kind in (Kind.ADD, Kind.MUL):
+        return sum(arg.op != "get_attr" for arg in _operands(node)) < 2
+    return False
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    values = (*node.args, *node.kwargs.values())
+    return [value for value in values if isinstance(value, fx.Node)]
+
+
+def place_of(node: fx.Node) -> str:
+    """Return where `node` is in the user's network: a path, or the module that computes it."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if path]
+    return f"{node.name} in {paths[-1]}" if paths else str(node.name)
