@@ -6,6 +6,7 @@
 2. A parameter that several layers have: each gets its own, of the same value. On the device it
    is in each layer's units anyway, and what is corrected or trained for one layer's grid must
    not change another's.
+3. A BatchNorm with a weight and no bias: gets a bias of 0 that is not trained.
 
 The user's module stays as it is: the result is a copy of its structure that shares all other
 parameters and buffers. A network that needs none of this is returned itself.
@@ -29,7 +30,7 @@ _OWN_DICTS = (
 
 def owned(model: nn.Module) -> nn.Module:
     """Return `model` with stored weights, none of them shared between layers."""
-    computes = any(_is_computed(module) for module in model.modules())
+    computes = any(_is_computed(m) or _lacks_bias(m) for m in model.modules())
     if not computes and not shared_parameters(model):
         return model
     return _Copier().copy(model)
@@ -58,6 +59,26 @@ def _hooks(module: nn.Module) -> Iterator[tuple[int, Any]]:
             yield key, hook
 
 
+def _lacks_bias(module: nn.Module) -> bool:
+    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return is_norm and module.weight is not None and module.bias is None
+
+
+def without_children(module: nn.Module) -> nn.Module:
+    """Return a copy of `module` that shares its tensors and has no modules inside."""
+    new = _shallow(module)
+    new._modules.clear()
+    return new
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    new: nn.Module = object.__new__(type(module))
+    new.__dict__ = dict(module.__dict__)
+    for name in _OWN_DICTS:
+        new.__dict__[name] = module.__dict__[name].copy()
+    return new
+
+
 class _Copier:
     """Copies a tree of modules; a module that is in it twice becomes one module again."""
 
@@ -68,15 +89,14 @@ class _Copier:
     def copy(self, module: nn.Module) -> nn.Module:
         if id(module) in self.copies:
             return self.copies[id(module)]
-        new: nn.Module = object.__new__(type(module))
-        new.__dict__ = dict(module.__dict__)
-        for name in _OWN_DICTS:
-            new.__dict__[name] = module.__dict__[name].copy()
-        self.copies[id(module)] = new
+        self.copies[id(module)] = new = _shallow(module)
         with torch.no_grad():
             _store_hooked(module, new)
             if parametrize.is_parametrized(module):
                 _store_parametrized(module, new)
+        if _lacks_bias(module):
+            zeros = torch.zeros_like(module.get_parameter("weight"))
+            new._parameters["bias"] = nn.Parameter(zeros, requires_grad=False)
         for name, parameter in new._parameters.items():
             new._parameters[name] = self._own(parameter)
         for name, child in new._modules.items():

@@ -20,6 +20,7 @@ from qtool.nn.capture.compare import evaluating
 from qtool.nn.capture.exported import calls_of
 from qtool.nn.capture.modularise import modularise
 from qtool.nn.capture.operators import IDENTITY_IN_EVALUATION, is_plain
+from qtool.nn.capture.place import require_free_names
 
 
 def capture(model: nn.Module, input_shape: Sequence[int] | None = None) -> fx.GraphModule:
@@ -33,6 +34,7 @@ def capture(model: nn.Module, input_shape: Sequence[int] | None = None) -> fx.Gr
         UnsupportedError: neither accepts the model; one line with the reason.
     """
     with evaluating(model):
+        require_free_names(model)
         plain = owned(model)
         try:
             graph_module = _symbolic(plain)

@@ -9,6 +9,7 @@ same path, in the order they run; then the output. A layer that took in its Batc
 compared behind it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,10 +62,14 @@ def compare(model: nn.Module, captured: nn.Module, x: Tensor) -> Difference | No
         found = _outputs(captured, places.values(), x)
     for path in own:
         other = found.get(places.get(path, ""))
-        if other is not None and other.shape == own[path].shape:
+        if other is None:
+            continue
+        if other.shape == own[path].shape:
             error = relative_error(other, own[path])
-            if not error <= TOLERANCE:
-                return Difference(path, error)
+        else:
+            error = math.inf
+        if not error <= TOLERANCE:
+            return Difference(path, error)
     return None
 
 

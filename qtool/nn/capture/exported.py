@@ -7,7 +7,7 @@ Refuses a program that changes its buffers, or contains another program.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -52,6 +52,8 @@ _CALLS: dict[str, tuple[Callable[..., Any], str]] = {
     "upsample_nearest2d": (_F.interpolate, "input output_size scale_factors"),
     "expand": (torch.broadcast_to, "self size"), "softmax": (torch.softmax, "self dim"),
 }  # fmt: skip
+# Arguments that change no value.
+NEUTRAL = ("cudnn_enabled", "implicit", "layout", "device", "pin_memory", "memory_format")
 _SAME = ("contiguous", "clone", "alias", "detach", "detach_", "lift_fresh_copy")
 
 
@@ -113,9 +115,9 @@ class _Converter:
         if isinstance(target, torch._ops.OpOverload):
             name = target.overloadpacket.__name__
             given = _named(target, args, kwargs)
-            self._refuse_state(name, given.get("self"))
             if name in _SAME:
                 return given["self"]
+            self._refuse_state(name, given.get("self"))
             target, args, kwargs = _functional(name, target, given) or (target, args, kwargs)
             if target == "size":
                 return self.graph.create_node("call_method", target, args, name=node.name)
@@ -141,13 +143,27 @@ def _functional(name: str, op: Any, given: dict[str, Any]) -> tuple[Any, Any, An
     if name == "constant_pad_nd":
         return functional.pad, (given["self"], given["pad"], "constant", given["value"]), {}
     known = _CALLS.get(name if name in _CALLS else name.removesuffix("_"))
-    if known is None or given.get("alpha", 1) != 1 or given.get("rounding_mode"):
+    if known is None:
         return None
     function, names = known
     wanted = names.split()
     if set(wanted) - set(given):  # an overload of another meaning
         return None
+    if any(given[name] != usual for name, usual in _dropped(op, wanted).items()):
+        return None
     return function, tuple(given[argument] for argument in wanted), {}
+
+
+def _dropped(op: Any, wanted: Collection[str]) -> dict[str, Any]:
+    """Return the arguments of `op` that its function lacks, with the values it may do without.
+
+    What has no default is never left out.
+    """
+    return {
+        a.name: a.default_value if a.has_default_value() else ...
+        for a in op._schema.arguments
+        if a.name not in (*wanted, *NEUTRAL)
+    }
 
 
 def _named(op: Any, args: Any, kwargs: Any) -> dict[str, Any]:

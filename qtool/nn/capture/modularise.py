@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from qtool.core.errors import UnsupportedError
 from qtool.models.normalised import ConstantNorm
 from qtool.nn.capture.operators import argument
 from qtool.nn.capture.place import fresh
@@ -56,7 +57,7 @@ def _parameter(gm: fx.GraphModule, node: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _own(tensor: Tensor | None) -> nn.Parameter | None:
+def _own(tensor: Tensor | None) -> Any:
     if tensor is None or isinstance(tensor, nn.Parameter):
         return tensor
     return nn.Parameter(tensor, requires_grad=False)
@@ -106,20 +107,30 @@ def _layer(gm: fx.GraphModule, node: fx.Node, layer: nn.Conv2d | nn.Linear | Non
 
 
 def _norm(gm: fx.GraphModule, node: fx.Node, model: nn.Module) -> None:
+    if argument(node, 5, "training", False):
+        raise UnsupportedError(
+            f"{node.name}: batch_norm takes statistics of the batch in evaluation too "
+            "(training=True); the device has no batch"
+        )
     mean, var = argument(node, 1, "running_mean"), argument(node, 2, "running_var")
     weight, bias = argument(node, 3, "weight"), argument(node, 4, "bias")
     tensors = [_parameter(gm, part) for part in (mean, var, weight, bias)]
-    if tensors[0] is None or tensors[1] is None or (weight is not None and tensors[2] is None):
+    computed = any(
+        part is not None and tensor is None
+        for part, tensor in zip((mean, var, weight, bias), tensors, strict=True)
+    )
+    if tensors[0] is None or tensors[1] is None or computed:
         return
     prefix = str(mean.target).rpartition(".")[0]
     original = model.get_submodule(prefix)
     kind = next((k for k in _NORMS if isinstance(original, k)), nn.BatchNorm2d)
     norm: nn.modules.batchnorm._BatchNorm = kind(
         len(tensors[0]), argument(node, 7, "eps", 1e-5), argument(node, 6, "momentum", 0.1),
-        affine=weight is not None, device="meta",
+        affine=not (weight is None and bias is None), device="meta",
     )  # fmt: skip
-    if weight is not None:
-        norm.weight, norm.bias = cast(Any, _own(tensors[2])), cast(Any, _own(tensors[3]))
+    if norm.affine:
+        norm.weight = _own(torch.ones_like(tensors[0]) if weight is None else tensors[2])
+        norm.bias = _own(torch.zeros_like(tensors[0]) if bias is None else tensors[3])
     norm.running_mean, norm.running_var = tensors[0], tensors[1]
     batches = getattr(original, "num_batches_tracked", None)
     norm.num_batches_tracked = torch.tensor(0) if batches is None else batches
@@ -127,6 +138,11 @@ def _norm(gm: fx.GraphModule, node: fx.Node, model: nn.Module) -> None:
 
 
 def _dropout(gm: fx.GraphModule, node: fx.Node) -> None:
+    if argument(node, 2, "training", True):
+        raise UnsupportedError(
+            f"{node.name}: dropout is on in evaluation too: nn.Dropout, or "
+            "training=self.training, follow the network"
+        )
     name = fresh(gm, f"{node.name}_module")
     gm.add_submodule(name, _DROPOUTS[node.target](float(argument(node, 1, "p", 0.5))))
     _call(node, name)

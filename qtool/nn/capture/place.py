@@ -2,12 +2,40 @@
 
 from torch import fx, nn
 
+from qtool.core.errors import UnsupportedError
+from qtool.models.owned import without_children
+
+_TORCH_FX = {*dir(fx.GraphModule(nn.Module(), fx.Graph()))} - {*dir(nn.Module())}
+
+
+def require_free_names(model: nn.Module) -> None:
+    """Refuse a network whose own parts have names that torch.fx keeps for itself."""
+    parts = (model._modules, model._parameters, model._buffers)
+    for name in (name for part in parts for name in part):
+        if name in _TORCH_FX:
+            raise UnsupportedError(
+                f"layer {name}: torch.fx calls something of its own so; give it another name"
+            )
+
 
 def fresh(root: nn.Module, name: str) -> str:
     """Return `name`, or it with as many ``_`` as nothing in `root` is called yet."""
     while hasattr(root, name):
         name += "_"
     return name
+
+
+def part_at(gm: fx.GraphModule, name: str) -> nn.Module:
+    """Return the module at `name`, without what the graph calls inside it by itself."""
+    module = gm.get_submodule(name)
+    return without_children(module) if _called_inside(gm, name) else module
+
+
+def _called_inside(gm: fx.GraphModule, name: str) -> bool:
+    return any(
+        node.op == "call_module" and str(node.target).startswith(f"{name}.")
+        for node in gm.graph.nodes
+    )
 
 
 def put(gm: fx.GraphModule, name: str, module: nn.Module) -> None:

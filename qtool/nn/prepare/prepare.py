@@ -28,7 +28,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from qtool.core.errors import UnsupportedError
 from qtool.nn.capture.capture import capture
 from qtool.nn.capture.operators import Kind
-from qtool.nn.capture.place import fresh, put, take_out
+from qtool.nn.capture.place import fresh, part_at, put, take_out
 from qtool.nn.modules.affine import QuantAffine
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.quant_layer import Layer, Norm, QuantLayer
@@ -155,10 +155,10 @@ class _Preparer:
         )  # fmt: skip
 
     def _quantize_layer(self, node: fx.Node, is_end: bool) -> None:
-        name, module = str(node.target), self.view.module(node)
-        layer, source = cast(Layer, module), self.view.source(node)
+        name = str(node.target)
+        layer, source = cast(Layer, part_at(self.gm, name)), self.view.source(node)
         norm_node = self._following_norm(node, layer)
-        norm = cast(Norm, self.view.module(norm_node)) if norm_node else None
+        norm = cast(Norm, part_at(self.gm, str(norm_node.target))) if norm_node else None
         is_end = is_end or self.view.origin(source).op == "placeholder"
         plan, spec = self.spec.of(name, is_end), self.spec
         per_channel = spec.per_channel
@@ -190,7 +190,8 @@ class _Preparer:
         return users[0] if alone else None
 
     def _quantize_norm(self, node: fx.Node) -> None:
-        name, norm = str(node.target), cast(nn.BatchNorm2d, self.view.module(node))
+        name = str(node.target)
+        norm = cast(nn.BatchNorm2d, part_at(self.gm, name))
         grid = self.view.module(self.view.origin(self.view.source(node)))
         found = grid if isinstance(grid, FakeQuantizer) else None
         layer = self.view.next_layer(node)

@@ -11,13 +11,20 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional
 
-from qtool.nn.capture.operators import Kind, called
-from qtool.nn.prepare.graph_view import GraphView
+from qtool.nn.capture.arguments import floating, lost
+from qtool.nn.capture.operators import Kind, argument, called
+from qtool.nn.prepare.graph_view import FLOAT, GraphView
 
-# Outside of `Kind`, since they need no grids of their own in training: tables on the device.
-_TABLES: tuple[Any, ...] = (torch.tanh, functional.tanh, "tanh", nn.Tanh)
+# Of `Kind.OTHER`, since they need no grids of their own, and yet integers on the device:
+# tables, bounds, moves, and what changes nothing.
+_INTEGER = (
+    "tanh", "Tanh", "clamp", "clamp_min", "clamp_max", "clip", "swapaxes", "movedim",
+    "unflatten", "narrow", "mT", "getattr", "float", "to", "type_as", "detach",
+    "AlphaDropout", "FeatureAlphaDropout", "alpha_dropout", "feature_alpha_dropout",
+    "max_pool2d_with_indices", "adaptive_max_pool2d", "AdaptiveMaxPool2d",
+)  # fmt: skip
+_ONE = (1, (1, 1), [1, 1])
 _INSTEAD = {
     "GELU": "SiLU or Hardswish", "gelu": "silu or hardswish", "ELU": "LeakyReLU",
     "elu": "leaky_relu", "Mish": "SiLU or Hardswish", "mish": "silu or hardswish",
@@ -34,6 +41,9 @@ def layer_refusals(view: GraphView) -> list[str]:
     found = []
     for node in view.nodes:
         module = view.module(node)
+        if dropped := lost(node, module):
+            what = f"{called(node, module)} with {', '.join(dropped)}"
+            found.append(f"{place_of(node)}: {what} has no form on the device; leave it out")
         if view.kind(node) not in (Kind.LAYER, Kind.NORM) or module is None:
             continue
         name = str(node.target)
@@ -62,8 +72,18 @@ def float_operators(view: GraphView) -> list[str]:
     places: dict[str, list[str]] = {}
     for node in _living(view):
         if _is_float(view, node):
-            places.setdefault(called(node, view.module(node)), []).append(place_of(node))
+            places.setdefault(_what(view, node), []).append(place_of(node))
     return [_sentence(what, where) for what, where in places.items()]
+
+
+def _what(view: GraphView, node: fx.Node) -> str:
+    """Return what is called, with the options for which it has no integer form."""
+    name, options = called(node, view.module(node)), floating(node, view.module(node))
+    if FLOAT in node.meta:
+        return f"{name} {node.meta[FLOAT]},"
+    if view.kind(node) in (Kind.ADD, Kind.MUL):
+        return f"{name} with a constant"
+    return f"{name} with {', '.join(options)}" if options else name
 
 
 def _sentence(what: str, where: list[str]) -> str:
@@ -86,10 +106,20 @@ def _is_float(view: GraphView, node: fx.Node) -> bool:
         return False
     kind, module = view.kind(node), view.module(node)
     if kind is Kind.OTHER:
-        return not (type(module) in _TABLES or node.target in _TABLES)
+        return called(node, module) not in _INTEGER or _is_other_form(node, module)
     if kind in (Kind.ADD, Kind.MUL):
         return sum(arg.op != "get_attr" for arg in _operands(node)) < 2
-    return False
+    return bool(floating(node, module))
+
+
+def _is_other_form(node: fx.Node, module: nn.Module | None) -> bool:
+    """True for calls of `_INTEGER` that compute: into another type, a maximum of all."""
+    types = [arg for arg in node.args if isinstance(arg, torch.dtype)]
+    size: Any = argument(node, 1, "output_size")
+    if isinstance(module, nn.AdaptiveMaxPool2d):
+        size = module.output_size
+    is_maximum = called(node, module).lower().replace("_", "").startswith("adaptivemax")
+    return any(t != torch.float32 for t in types) or (is_maximum and size in _ONE)
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
