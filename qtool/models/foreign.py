@@ -18,6 +18,7 @@ from torch import nn
 
 from qtool.core.errors import UserError
 from qtool.core.importing import current_folder, import_callable, import_named, no_such, reason
+from qtool.models.state import without_size
 
 Factory = Callable[..., Any]
 _ALIASES = {
@@ -66,6 +67,11 @@ def builder(name: str, factory: Factory) -> Callable[..., nn.Module]:
             raise UserError(
                 f"model {name}: the factory returned {type(model).__name__}, expected an "
                 "nn.Module"
+            )
+        if lazy := without_size(model):
+            raise UserError(
+                f"model {name}: {', '.join(lazy)}: no size yet; lazy modules must see a batch "
+                "in the factory"
             )
         return model
 

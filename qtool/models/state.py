@@ -13,19 +13,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 _LAZY = (UninitializedParameter, UninitializedBuffer)
+_LAZY_HINT = "lazy modules must see a batch in the factory"
 _LAYERS = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
 
 
 def unusable_tensors(model: nn.Module) -> list[str]:
     """Return what is wrong with the kinds of `model`'s tensors."""
+    if lazy := without_size(model):
+        return [f"{', '.join(lazy)} have no size yet: {_LAZY_HINT}"]
     faults = []
     for name, tensor in _tensors(model):
         is_parameter = isinstance(tensor, nn.Parameter)
-        if isinstance(tensor, _LAZY):
-            faults.append(
-                f"{name} has no size yet: a lazy module must see a batch in the factory"
-            )
-        elif tensor.device.type != "cpu":
+        if tensor.device.type != "cpu":
             faults.append(
                 f"{name} is on device {tensor.device}, expected the cpu: build the network "
                 "there, training moves it"
@@ -38,6 +37,11 @@ def unusable_tensors(model: nn.Module) -> list[str]:
                 "network in the factory"
             )
     return faults + _empty_layers(model)
+
+
+def without_size(model: nn.Module) -> list[str]:
+    """Return the tensors of lazy modules that have no size yet."""
+    return [name for name, tensor in _tensors(model) if isinstance(tensor, _LAZY)]
 
 
 def wrong_values(model: nn.Module) -> list[str]:
@@ -76,7 +80,7 @@ def _empty_layers(model: nn.Module) -> list[str]:
         for path, module in model.named_modules()
         if isinstance(module, _LAYERS)
         for name, tensor in module.named_parameters(recurse=False)
-        if not isinstance(tensor, _LAZY) and tensor.numel() == 0
+        if tensor.numel() == 0
     ]
 
 

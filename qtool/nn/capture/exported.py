@@ -52,6 +52,8 @@ _CALLS: dict[str, tuple[Callable[..., Any], str]] = {
     "upsample_nearest2d": (_F.interpolate, "input output_size scale_factors"),
     "expand": (torch.broadcast_to, "self size"), "softmax": (torch.softmax, "self dim"),
 }  # fmt: skip
+# Key of a node's meta: the path of the user's module that computes it.
+ORIGIN = "qtool_origin"
 # Arguments that change no value.
 NEUTRAL = ("cudnn_enabled", "implicit", "layout", "device", "pin_memory", "memory_format")
 _SAME = ("contiguous", "clone", "alias", "detach", "detach_", "lift_fresh_copy")
@@ -92,7 +94,9 @@ class _Converter:
                 f"model {self._model_name()}: {node.target} has no calls to put quantizers on"
             )
         elif "assert" not in str(node.target):
-            self.new[node] = self._call(node)
+            made = self.new[node] = self._call(node)
+            if isinstance(made, fx.Node):
+                made.meta.setdefault(ORIGIN, _origin(node))
 
     def _input(self, node: fx.Node) -> fx.Node:
         signature = self.program.graph_signature
@@ -130,6 +134,13 @@ class _Converter:
                 f"model {self._model_name()} changes {changed.target} in evaluation; a "
                 "deployed model has no state"
             )
+
+
+def _origin(node: fx.Node) -> str:
+    """Return the path of the module that computes `node`, "" for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(path) for path, _ in stack.values() if path]
+    return paths[-1] if paths else ""
 
 
 def _functional(name: str, op: Any, given: dict[str, Any]) -> tuple[Any, Any, Any] | None:

@@ -21,7 +21,7 @@ from qtool.core.errors import UnsupportedError
 from qtool.core.importing import reason
 from qtool.models.state import unusable_tensors, wrong_values
 from qtool.nn.capture.capture import capture
-from qtool.nn.capture.compare import compare, evaluating, sample_images
+from qtool.nn.capture.compare import Difference, compare, evaluating, sample_images
 from qtool.nn.prepare.graph_view import GraphView
 from qtool.nn.prepare.normal_form import normalise
 from qtool.nn.prepare.prepare import prepare, sizes_of
@@ -109,7 +109,10 @@ def _forward_faults(
         result, again = model(x.clone()), model(x.clone())
     except Exception as error:  # forward() is the user's and may raise anything
         shape = "x".join(map(str, x.shape[1:]))
-        return False, [f"input {shape} does not fit the model: {reason(error)}"]
+        return False, [
+            f"input {shape} does not fit the model: {reason(error)} (it must take the data "
+            "set's images; --set image_size=N changes those in files)"
+        ]
     if not isinstance(result, Tensor):
         return False, [
             f"forward() returns {_described(result)}, expected one tensor (N, {classes}): "
@@ -177,7 +180,7 @@ def _graph_faults(
     except UnsupportedError as error:
         return [str(error)]
     if x is not None and (difference := compare(model, captured, x)):
-        return [f"captured, {difference}: {_maybe_hooks(model)}"]
+        return [_unlike(model, difference)]
     view, faults = GraphView(captured, spec.input_step is None), []
     try:
         normalise(view, sizes_of(view, shape))
@@ -194,16 +197,18 @@ def _graph_faults(
 
 def _prepared_faults(model: nn.Module, spec: QuantSpec, x: Tensor) -> list[str]:
     difference = compare(model, prepare(model, spec, tuple(x.shape[1:])), x)
-    return [f"prepared for quantization, {difference}"] if difference else []
+    return [_unlike(model, difference)] if difference else []
 
 
-def _maybe_hooks(model: nn.Module) -> str:
-    """Return what to do about a difference: hooks are what graphs leave out."""
+def _unlike(model: nn.Module, difference: Difference) -> str:
+    """Return where a graph differs, and the likely reason: hooks are what graphs leave out."""
     hooked = [
         path or type(model).__name__
         for path, module in model.named_modules()
         if module._forward_hooks or module._forward_pre_hooks
     ]
     if hooked:
-        return f"forward hooks ({', '.join(hooked)}) are not part of its graph; use modules"
-    return "some option or state of forward() is not part of its graph"
+        why = f"forward hooks ({', '.join(hooked)}) are not part of its graph; use modules"
+    else:
+        why = "an option or a state of its forward() is not part of its graph"
+    return f"prepared for quantization, {difference}: {why}"

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from qtool.nn.capture.arguments import floating, lost
+from qtool.nn.capture.exported import ORIGIN
 from qtool.nn.capture.operators import Kind, argument, called
 from qtool.nn.prepare.graph_view import FLOAT, GraphView
 
@@ -132,5 +133,6 @@ def place_of(node: fx.Node) -> str:
     if node.op == "call_module":
         return str(node.target)
     stack = node.meta.get("nn_module_stack") or {}
-    paths = [path for path, _ in stack.values() if path]
-    return f"{node.name} in {paths[-1]}" if paths else str(node.name)
+    paths = ["", *(path for path, _ in stack.values()), node.meta.get(ORIGIN, "")]
+    path = next((path for path in reversed(paths) if path), "")
+    return f"{node.name} in {path}" if path else str(node.name)
