@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "half": (lambda: Net().half(), "parameter a.weight is float16, expected float32"),
     "device": (lambda: Net().to("meta"), "a.weight is on device meta, expected the cpu"),
     "lazy": (_lazy, "fc.weight, fc.bias have no size yet"),
-    "random": (lambda: Net(lambda y: y + torch.rand(5)), "evaluation is random"),
+    "random": (lambda: Net(lambda y: y + torch.rand(5)), "one image gave two results"),
     "state": (Counting, "evaluation changes buffer seen"),
     "branch": (Branching, "model Branching cannot be traced"),
     "failing": (lambda: Net(lambda y: y @ y), "input 3x16x16 does not fit the model"),

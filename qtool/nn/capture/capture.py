@@ -9,7 +9,9 @@ The model is traced in evaluation mode, and its parts keep their own modes: what
 training (BatchNorm, Dropout) stays a module call, so that the result can do both.
 """
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 
 import torch
 from torch import fx, nn
@@ -73,11 +75,12 @@ def _symbolic(model: nn.Module) -> fx.GraphModule:
 
 def _export(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModule:
     try:
-        program = torch.export.export(
-            model,
-            (torch.zeros(2, *input_shape),),
-            dynamic_shapes=({0: torch.export.Dim("N")},),
-        )
+        with redirect_stderr(io.StringIO()):  # torch.export prints graphs of what it refuses
+            program = torch.export.export(
+                model,
+                (torch.zeros(2, *input_shape),),
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+            )
     except Exception as error:  # as many types as above
         raise UnsupportedError(
             f"model {_name(model)} cannot be traced by torch.export: {_reason(error)}"

@@ -45,7 +45,17 @@ def modularise(gm: fx.GraphModule, model: nn.Module) -> None:
     for node in reversed(gm.graph.nodes):
         if node.op == "get_attr" and not node.users:
             gm.graph.erase_node(node)
+            _drop(gm, str(node.target))
     gm.recompile()
+
+
+def _drop(gm: fx.GraphModule, name: str) -> None:
+    """Remove what only the layers that were made of it hold now; it would be saved twice."""
+    path, _, last = name.rpartition(".")
+    owner = gm.get_submodule(path)
+    is_ours = owner is gm or type(owner) is nn.Module  # other owners are the user's
+    if is_ours and not any(node.target == name for node in gm.graph.nodes):
+        owner._parameters.pop(last, None)
 
 
 def _parameter(gm: fx.GraphModule, node: Any) -> Tensor | None:
@@ -54,6 +64,8 @@ def _parameter(gm: fx.GraphModule, node: Any) -> Tensor | None:
         return None
     owner, _, name = str(node.target).rpartition(".")
     found = getattr(gm.get_submodule(owner), name)
+    if isinstance(found, nn.Conv2d | nn.Linear):  # a call before made it of this weight
+        found = found.weight
     return found if isinstance(found, Tensor) else None
 
 

@@ -126,7 +126,8 @@ def _forward_faults(
               for name in changed]  # fmt: skip
     if not torch.equal(result.nan_to_num(), again.nan_to_num()) and not changed:
         faults.append(
-            "evaluation is random: one image gave two results; is dropout always on?"
+            "one image gave two results: evaluation is random, or remembers; is dropout "
+            "always on?"
         )
     return True, faults + _output_faults(result, len(x), classes, values)
 
@@ -179,7 +180,11 @@ def _graph_faults(
         captured = capture(model, shape)
     except UnsupportedError as error:
         return [str(error)]
-    if x is not None and (difference := compare(model, captured, x)):
+    try:
+        difference = None if x is None else compare(model, captured, x)
+    except Exception as error:  # the user's operators may raise anything
+        return [f"traced, it fails: {reason(error)}"]
+    if difference:
         return [_unlike(model, difference)]
     view, faults = GraphView(captured, spec.input_step is None), []
     try:

@@ -71,7 +71,7 @@ def _faults_of(name: str, module: nn.Module) -> Iterator[str]:
 def float_operators(view: GraphView) -> list[str]:
     """Return every operator of `view` that would run in floating point, and what to use."""
     places: dict[str, list[str]] = {}
-    for node in _living(view):
+    for node in _computing(view):
         if _is_float(view, node):
             places.setdefault(_what(view, node), []).append(place_of(node))
     return [_sentence(what, where) for what, where in places.items()]
@@ -82,6 +82,8 @@ def _what(view: GraphView, node: fx.Node) -> str:
     name, options = called(node, view.module(node)), floating(node, view.module(node))
     if FLOAT in node.meta:
         return f"{name} {node.meta[FLOAT]},"
+    if name in ("conv2d", "linear", "batch_norm"):  # of parameters, they would be modules
+        return f"{name} with computed weights"
     if view.kind(node) in (Kind.ADD, Kind.MUL):
         return f"{name} with a constant"
     return f"{name} with {', '.join(options)}" if options else name
@@ -92,14 +94,18 @@ def _sentence(what: str, where: list[str]) -> str:
     return f"{what} has no integer form ({', '.join(dict.fromkeys(where))}){instead}"
 
 
-def _living(view: GraphView) -> list[fx.Node]:
-    """Return the nodes that the result depends on, in order."""
+def _computing(view: GraphView) -> list[fx.Node]:
+    """Return the nodes that the result depends on, and that depend on the image, in order."""
     alive: set[fx.Node] = set()
     for node in reversed(view.nodes):
         if node.op == "output" or node in alive:
             alive.add(node)
             alive.update(node.all_input_nodes)
-    return [node for node in view.nodes if node in alive]
+    moving: set[fx.Node] = set()
+    for node in view.nodes:
+        if node.op == "placeholder" or moving.intersection(node.all_input_nodes):
+            moving.add(node)
+    return [node for node in view.nodes if node in alive & moving]
 
 
 def _is_float(view: GraphView, node: fx.Node) -> bool:
