@@ -146,7 +146,6 @@ def test_options_without_an_integer_form_are_named(name: str, branch: bool) -> N
 LOST: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "divisor": (nn.AvgPool2d(2, divisor_override=3), "divisor_override=3"),
     "divisor call": (lambda x: F.avg_pool2d(x, 2, divisor_override=5), "divisor_override=5"),
-    "always on": (lambda x: F.dropout(x, 0.5), "dropout is on in evaluation too"),
     "batch": (
         lambda x: F.batch_norm(x, torch.zeros(8), torch.ones(8), training=True),
         "statistics",
@@ -160,3 +159,9 @@ def test_options_without_any_form_are_refused(name: str, branch: bool) -> None:
     op, words = LOST[name]
     with pytest.raises(UnsupportedError, match=words):
         prepare(Net(op, branch).eval(), QuantSpec(), SHAPE)
+
+
+@FORMS
+def test_dropout_that_is_always_on_is_found_by_its_values(branch: bool) -> None:
+    found = why_not(Net(lambda x: F.dropout(x, 0.5), branch).eval(), QuantSpec(), SHAPE, 5)
+    assert "is dropout always on?" in found[0]

@@ -150,11 +150,6 @@ def _norm(gm: fx.GraphModule, node: fx.Node, model: nn.Module) -> None:
 
 
 def _dropout(gm: fx.GraphModule, node: fx.Node) -> None:
-    if argument(node, 2, "training", True):
-        raise UnsupportedError(
-            f"{node.name}: dropout is on in evaluation too: nn.Dropout, or "
-            "training=self.training, follow the network"
-        )
     name = fresh(gm, f"{node.name}_module")
     gm.add_submodule(name, _DROPOUTS[node.target](float(argument(node, 1, "p", 0.5))))
     _call(node, name)
