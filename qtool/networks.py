@@ -34,8 +34,9 @@ def build_network(config: Config, shape: Sequence[int], classes: int) -> nn.Modu
     with seeded(config.seed):
         network = model_factory(config.model)(in_channels=shape[0], classes=classes)
     model = normalised(network, config.mean, config.std, shape[0])
-    channels_last: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return channels_last
+    if all(parameter.ndim != 5 for parameter in model.parameters()):  # torch refuses those
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def network_with(

@@ -103,6 +103,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "nan": (spoilt("a.bias", 3, float("nan")), "a.bias[3] is nan (1 of its 8 values"),
     "inf": (spoilt("a.weight", 30, float("inf")), "a.weight[1, 0, 1, 0] is inf"),
     "nan statistics": (spoilt("n.running_mean", 2, float("nan")), "n.running_mean[2] is nan"),
+    "large": (spoilt("fc.weight", 8, 1e30), "fc.weight[1, 0] is 1e+30 (1 of its 40 values"),
     "variance": (spoilt("n.running_var", 1, -0.5), "n.running_var[1] is -0.5 with eps 1e-05"),
     "double": (lambda: Net().double(), "parameter a.weight is float64, expected float32"),
     "half": (lambda: Net().half(), "parameter a.weight is float16, expected float32"),
@@ -147,6 +148,15 @@ def test_every_reason_is_given_at_once() -> None:
     assert "--set allow_float=true" in found[-1]
     allowed = why_not(Floating(), QuantSpec(), SHAPE, CLASSES, allow_float=True)
     assert len(allowed) == 4
+
+
+def test_a_norm_without_a_layer_before_it_is_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.BatchNorm1d(8), nn.Linear(8, 5), nn.BatchNorm1d(5))  # fmt: skip
+    (found,) = why_not(net, QuantSpec(), SHAPE, CLASSES)
+    assert (
+        "BatchNorm1d that no linear layer before it takes in has no integer form (3)" in found
+    )
 
 
 def test_names_of_torch_fx_are_refused() -> None:
@@ -232,6 +242,18 @@ def lazy() -> nn.Module:
     return _lazy()
 
 
+def volume() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 5, (3, 16, 16)), nn.Flatten())
+
+
+def wrapped() -> nn.Module:
+    return nn.DataParallel(plain())
+
+
+def tuples() -> nn.Module:
+    return Net(lambda y: (y, y))
+
+
 def plain(classes: int = 5) -> nn.Module:
     net = gelu()
     assert isinstance(net, nn.Sequential)
@@ -283,6 +305,19 @@ def test_a_directory_that_was_there_stays_as_it_was(folder: Path) -> None:
 
 def test_lazy_networks_are_refused_before_they_are_built_on(folder: Path) -> None:
     assert "fc.weight, fc.bias: no size yet" in train("qat", "lazy")
+
+
+def test_other_modules_are_refused(folder: Path) -> None:
+    assert "Conv3d has no integer form (1)" in train("qat", "volume")
+    assert "the factory returned a DataParallel, a wrapper" in train("qat", "wrapped")
+
+
+def test_a_teacher_must_give_logits_too(folder: Path) -> None:
+    torch.save(tuples().state_dict(), "teacher.pt")
+    line = train(
+        "qat", "plain", "--set", "teacher=teacher.pt", "--set", f"teacher_model={HERE}:tuples"
+    )
+    assert "teacher teacher.pt: forward() returns a tuple of 2" in line
 
 
 def test_islands_may_be_trained_and_exported(folder: Path) -> None:

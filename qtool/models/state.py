@@ -3,7 +3,7 @@
 1. They are there: no lazy module that still waits for its first batch, nothing on the meta
    device; parameters are float32, dense, and on the CPU, where networks are built (training
    moves them).
-2. Their values are finite, and variances are not negative.
+2. Their values are finite, with squares that are too, and variances are positive.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,8 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 _LAZY = (UninitializedParameter, UninitializedBuffer)
 _LAZY_HINT = "lazy modules must see a batch in the factory"
+# Grids are fitted by squared errors, which must fit float32.
+_LARGEST = 1e18
 _LAYERS = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
 
 
@@ -45,16 +47,23 @@ def without_size(model: nn.Module) -> list[str]:
 
 
 def wrong_values(model: nn.Module) -> list[str]:
-    """Return which tensors of `model` hold NaN, infinity or a negative variance, and where."""
+    """Return which tensors of `model` hold NaN, infinity or a negative variance, and where.
+
+    Buffers other than statistics may hold infinity, as masks do.
+    """
     faults = []
     for name, tensor in _tensors(model):
-        if not tensor.is_floating_point() or tensor.isfinite().all():
+        if not tensor.is_floating_point():
             continue
-        where = (~tensor.isfinite()).nonzero()
+        may_be_large = not isinstance(tensor, nn.Parameter) and "running_" not in name
+        bad = tensor.isnan() if may_be_large else ~(tensor.abs() <= _LARGEST)
+        if not bad.any():
+            continue
+        where = bad.nonzero()
         index = ", ".join(map(str, where[0].tolist()))
         faults.append(
-            f"{name}[{index}] is {tensor[tuple(where[0])].item()} ({len(where)} of its "
-            f"{tensor.numel()} values are not finite)"
+            f"{name}[{index}] is {tensor[tuple(where[0])].item():g} ({len(where)} of its "
+            f"{tensor.numel()} values are not finite, or too large to square)"
         )
     for path, module in model.named_modules():
         var = getattr(module, "running_var", None)

@@ -76,12 +76,25 @@ def why_not(
     if found := unusable_tensors(model):
         return found
     found, x = wrong_values(model), sample_images(shape)
-    with evaluating(model), _kept(model), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with _undisturbed(model):
         runs, faults = _forward_faults(model, x, classes, values=not found)
         found += faults
         if not runs:
             return found
         return found + _graph_faults(model, spec, None if found else x, shape, allow_float)
+
+
+def output_faults(model: nn.Module, shape: Sequence[int], classes: int) -> list[str]:
+    """Return why `model` gives no logits (N, classes) for images `shape`, in evaluation."""
+    with _undisturbed(model):
+        return _forward_faults(model, sample_images(shape), classes, values=True)[1]
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Within this context `model` is in evaluation; then all is as before, seeds included."""
+    with evaluating(model), _kept(model), torch.random.fork_rng(devices=[]), torch.no_grad():
+        yield
 
 
 @contextmanager
@@ -109,9 +122,10 @@ def _forward_faults(
         result, again = model(x.clone()), model(x.clone())
     except Exception as error:  # forward() is the user's and may raise anything
         shape = "x".join(map(str, x.shape[1:]))
+        hint = " (--set image_size=N changes images in files)"
         return False, [
-            f"input {shape} does not fit the model: {reason(error)} (it must take the data "
-            "set's images; --set image_size=N changes those in files)"
+            f"input {shape} does not fit the model: {reason(error)}"
+            f"{hint if isinstance(error, RuntimeError) else ''}"
         ]
     if not isinstance(result, Tensor):
         return False, [

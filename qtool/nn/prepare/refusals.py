@@ -82,6 +82,8 @@ def _what(view: GraphView, node: fx.Node) -> str:
     name, options = called(node, view.module(node)), floating(node, view.module(node))
     if FLOAT in node.meta:
         return f"{name} {node.meta[FLOAT]},"
+    if view.kind(node) is Kind.NORM:
+        return f"{name} that no linear layer before it takes in"
     if name in ("conv2d", "linear", "batch_norm"):  # of parameters, they would be modules
         return f"{name} with computed weights"
     if view.kind(node) in (Kind.ADD, Kind.MUL):
@@ -116,7 +118,16 @@ def _is_float(view: GraphView, node: fx.Node) -> bool:
         return called(node, module) not in _INTEGER or _is_other_form(node, module)
     if kind in (Kind.ADD, Kind.MUL):
         return sum(arg.op != "get_attr" for arg in _operands(node)) < 2
+    if kind is Kind.NORM:
+        return not (isinstance(module, nn.BatchNorm2d) or _is_absorbed(view, node))
     return bool(floating(node, module))
+
+
+def _is_absorbed(view: GraphView, norm: fx.Node) -> bool:
+    """True for a BatchNorm1d that the linear layer before it takes in."""
+    source = view.source(norm)
+    of_linear = isinstance(view.module(source), nn.Linear) and len(source.users) == 1
+    return of_linear and isinstance(view.module(norm), nn.BatchNorm1d)
 
 
 def _is_other_form(node: fx.Node, module: nn.Module | None) -> bool:
