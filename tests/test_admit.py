@@ -167,6 +167,14 @@ def test_names_of_torch_fx_are_refused() -> None:
     assert "layer graph: torch.fx calls something of its own so" in found
 
 
+@pytest.mark.parametrize("name", ["c*", "c[0]", "a?", 'a"', "a\\", "a\nb"])
+def test_names_that_cannot_be_written_or_asked_for_are_refused(name: str) -> None:
+    net = Net()
+    net.add_module(name, nn.Conv2d(8, 8, 1))
+    (found,) = why_not(net, QuantSpec(), SHAPE, CLASSES)
+    assert "layer " in found and "give it another" in found and "\n" not in found
+
+
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v3_small", "preact_resnet20"])
 def test_good_networks_are_admitted(name: str) -> None:
     model = model_factory(name)(in_channels=3, classes=10)

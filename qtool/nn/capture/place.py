@@ -6,10 +6,17 @@ from qtool.core.errors import UnsupportedError
 from qtool.models.owned import without_children
 
 _TORCH_FX = {*dir(fx.GraphModule(nn.Module(), fx.Graph()))} - {*dir(nn.Module())}
+_UNWRITABLE = ('"', "\\", "\n", "\r")
 
 
 def require_free_names(model: nn.Module) -> None:
-    """Refuse a network whose own parts have names that torch.fx keeps for itself."""
+    """Refuse parts whose names torch.fx keeps for itself, or cannot write."""
+    for name, _ in model.named_modules():
+        if any(sign in name for sign in _UNWRITABLE):
+            raise UnsupportedError(
+                f"layer {name!r}: torch.fx writes names into code, and cannot write this one; "
+                "give it another name"
+            )
     parts = (model._modules, model._parameters, model._buffers)
     for name in (name for part in parts for name in part):
         if name in _TORCH_FX:

@@ -75,13 +75,22 @@ def why_not(
     """Return every reason for which `admit` refuses; none: it does not."""
     if found := unusable_tensors(model):
         return found
-    found, x = wrong_values(model), sample_images(shape)
+    found, x = [*_like_patterns(model), *wrong_values(model)], sample_images(shape)
     with _undisturbed(model):
         runs, faults = _forward_faults(model, x, classes, values=not found)
         found += faults
         if not runs:
             return found
         return found + _graph_faults(model, spec, None if found else x, shape, allow_float)
+
+
+def _like_patterns(model: nn.Module) -> list[str]:
+    """Return which layers are called as patterns of layers are: bits are asked for by name."""
+    return [
+        f"layer {name}: * ? [ in a name would make it a pattern of layers; give it another"
+        for name, _ in model.named_modules()
+        if any(sign in name for sign in "*?[")
+    ]
 
 
 def output_faults(model: nn.Module, shape: Sequence[int], classes: int) -> list[str]:
