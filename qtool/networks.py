@@ -15,6 +15,7 @@ from qtool.models.normalised import Normalised, normalised
 from qtool.models.weights import fit_state, load_weights
 from qtool.nn.control import select
 from qtool.nn.norm_rows import add_rows, settle
+from qtool.nn.prepare.admit import admit
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.nn.seeded import seeded
 from qtool.runs.run import Run
@@ -33,8 +34,9 @@ def build_network(config: Config, shape: Sequence[int], classes: int) -> nn.Modu
     with seeded(config.seed):
         network = model_factory(config.model)(in_channels=shape[0], classes=classes)
     model = normalised(network, config.mean, config.std, shape[0])
-    channels_last: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return channels_last
+    if all(parameter.ndim != 5 for parameter in model.parameters()):  # torch refuses those
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def network_with(
@@ -59,6 +61,25 @@ def network_with(
         network = model.network if isinstance(model, Normalised) else model
         fit_state(network, load_weights(path), f"{what} {path}")
     return model
+
+
+def check_network(config: Config, shape: Sequence[int], classes: int, weights: str) -> None:
+    """Refuse, in seconds and with every reason, a network that cannot be quantized.
+
+    Args:
+        config: the recipe.
+        shape: (C, H, W) of an image.
+        classes: of the data set.
+        weights: file or run directory; empty: as its seed initialises the network.
+
+    Raises:
+        UserError: one line (`qtool.nn.prepare.admit`).
+    """
+    if weights:
+        model = network_with(config, weights, shape, classes)
+    else:
+        model = build_network(config, shape, classes)
+    admit(model, QuantSpec(), shape, classes, config.model, config.allow_float)
 
 
 def load_float(run: Run) -> nn.Module:

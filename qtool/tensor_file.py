@@ -33,7 +33,7 @@ def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], mark: Mapping[str,
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    plain = _apart(tensors)
     content = json.dumps({**mark, _DIGEST: _digest(plain, mark)})
     with atomic_path(path) as temporary:
         try:
@@ -78,6 +78,17 @@ def load_tensors(path: Path, advice: str = "") -> tuple[dict[str, "Tensor"], dic
             f"checkpoint {path} is damaged: its checksum does not fit its content{advice}"
         )
     return tensors, mark
+
+
+def _apart(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """Return plain tensors of which no two share memory: the format has no word for that."""
+    plain, seen = {}, set()
+    for name, tensor in tensors.items():
+        found = tensor.detach().cpu().contiguous()
+        place = found.untyped_storage().data_ptr()
+        plain[name] = found.clone() if place in seen else found
+        seen.add(place)
+    return plain
 
 
 def _digest(tensors: Mapping[str, "Tensor"], mark: Mapping[str, Any]) -> str:

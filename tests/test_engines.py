@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qtool.core.errors import UserError
 from qtool.native.compiler import NoCompiler, cache_folder, compiled
@@ -39,6 +40,19 @@ def values(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     if x.ndim == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     return x
+
+
+@needs_compiler
+def test_native_kernels_take_only_floats_in_memory() -> None:
+    x, step = torch.rand(4, 3, 5, 5), torch.tensor(0.1)
+    assert engines.native_rows(x, step) == 1
+    wrong = (
+        x.to("meta"), x.double(), x.half(), x.to_sparse(), x[:, :, ::2], torch.zeros(0),
+        FakeTensorMode().from_tensor(x), x.expand(2, 4, 3, 5, 5)[0].transpose(1, 3),
+    )  # fmt: skip
+    assert not any(engines.native_rows(tensor, step) for tensor in wrong)
+    assert not engines.native_rows(x, step.to("meta"))
+    assert not engines.native_rows(x, FakeTensorMode().from_tensor(step))
 
 
 def gradients(name: str, x: Tensor, step: Tensor, **settings: object) -> list[Tensor]:

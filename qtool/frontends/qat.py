@@ -26,7 +26,7 @@ from qtool.networks import (
     bits_content,
     build_network,
     build_prepared,
-    network_with,
+    check_network,
     quant_spec,
 )
 from qtool.nn.control import bit_costs, calibrate, quant_layers, select
@@ -57,9 +57,8 @@ def check(config: Config, data: DataSet) -> None:
             "layer: --set bits=w4a4, or bits=FILE"
         )
     check_training(with_teacher(config, ""), data)
+    check_network(config, data.shape, data.classes, config.weights)
     _costs(config, data)
-    if config.weights:
-        network_with(config, config.weights, data.shape, data.classes)
 
 
 def _costs(config: QatConfig, data: DataSet) -> list[LayerCost]:

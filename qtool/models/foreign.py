@@ -18,7 +18,12 @@ from torch import nn
 
 from qtool.core.errors import UserError
 from qtool.core.importing import current_folder, import_callable, import_named, no_such, reason
+from qtool.models.state import without_size
 
+# Of torch, around networks: what is inside can be traced, and has the names of its weights.
+_WRAPPERS = (
+    "DataParallel", "DistributedDataParallel", "OptimizedModule", "RecursiveScriptModule",
+)  # fmt: skip
 Factory = Callable[..., Any]
 _ALIASES = {
     "in_channels": ("in_channels", "in_chans"),
@@ -66,6 +71,16 @@ def builder(name: str, factory: Factory) -> Callable[..., nn.Module]:
             raise UserError(
                 f"model {name}: the factory returned {type(model).__name__}, expected an "
                 "nn.Module"
+            )
+        if type(model).__name__ in _WRAPPERS:
+            raise UserError(
+                f"model {name}: the factory returned a {type(model).__name__}, a wrapper of a "
+                "network; return the network itself"
+            )
+        if lazy := without_size(model):
+            raise UserError(
+                f"model {name}: {', '.join(lazy)}: no size yet; lazy modules must see a batch "
+                "in the factory"
             )
         return model
 

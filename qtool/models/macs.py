@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qtool.core.cost import conv_macs
 from qtool.core.errors import UserError
 from qtool.core.importing import reason
+from qtool.models.owned import owned
 
 Weight = Callable[[nn.Module], Tensor | None]
 
@@ -31,7 +32,7 @@ def count_macs(
         weight_of: tells which modules count, and their weight (C_out, C_in / groups, ...).
     """
     counts: dict[str, int] = {}
-    twin = copy.deepcopy(model).to("meta").eval()
+    twin = copy.deepcopy(owned(model)).to("meta").eval()
     for name, module in twin.named_modules():
         weight = weight_of(module)
         if weight is not None:

@@ -119,13 +119,19 @@ def how(x: Tensor, step: Tensor) -> How:
 
 def native_rows(x: Tensor, step: Tensor) -> int:
     """Return how many rows of `x` have a step of their own; 0: not for native kernels."""
-    plain = x.dtype == torch.float32 and step.dtype == torch.float32 and x.numel()
-    if not (plain and _use("native", x) and _is_dense(x)):
+    if not (_use("native", x) and _in_memory(x) and _in_memory(step) and _is_dense(x)):
         return 0
     if step.numel() == 1:
         return 1
     by_row = step.numel() == len(x) and step.shape[0] == len(x)
     return len(x) if by_row and step.is_contiguous() else 0
+
+
+def _in_memory(x: Tensor) -> bool:
+    """True when `x` is floats at an address: no fake, functional or other kind of tensor."""
+    kinds = (Tensor, torch.nn.Parameter)
+    plain = type(x) in kinds and x.dtype == torch.float32 and x.layout == torch.strided
+    return plain and x.device.type == "cpu" and x.numel() > 0 and x.data_ptr() != 0
 
 
 def _is_dense(x: Tensor) -> bool:

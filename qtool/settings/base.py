@@ -62,6 +62,9 @@ class Config:
         choices=_OTHERS,
         looks="as quantizer",
     )
+    allow_float: bool = setting(
+        False, "train though operators have no integer form: export with --allow-float"
+    )
     batch_size: int = setting(128, "images at a time", 1)
     train_images: int = setting(0, "training images used, the first ones; 0: all", 0)
     image_size: int = setting(0, "side of images in files, in pixels; 0: the usual", 0, 4096)

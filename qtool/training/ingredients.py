@@ -14,6 +14,7 @@ from qtool.data.batches import Batch, Batches
 from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet
 from qtool.networks import load_float, network_with
+from qtool.nn.prepare.admit import output_faults
 from qtool.parallel.job import current
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
@@ -88,7 +89,9 @@ def check_training(config: TrainConfig, data: DataSet) -> None:
     training_device(config)
     make_batches(config, data)
     if config.teacher:
-        load_teacher(config, data.shape, data.classes)
+        teacher = load_teacher(config, data.shape, data.classes)
+        if faults := output_faults(teacher, data.shape, data.classes):
+            raise UserError(f"teacher {config.teacher}: {'; '.join(faults)}")
 
 
 def plain_phase(

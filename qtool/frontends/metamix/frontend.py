@@ -25,7 +25,7 @@ from qtool.frontends.float_network import make_float
 from qtool.frontends.meta_state import search_start
 from qtool.frontends.metamix.bit_meta import bit_meta, branches_of
 from qtool.models import model_entry
-from qtool.networks import build_prepared, network_with
+from qtool.networks import build_prepared, check_network
 from qtool.nn.control import calibrate, initialise_weight_steps, select
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
@@ -55,8 +55,7 @@ def check(config: Config, data: DataSet) -> None:
             raise UserError(f"recipe setting {name}: no candidates; give some, such as 8,4,3")
     model_entry(config.model)
     check_training(with_teacher(config, ""), data)
-    if config.weights:
-        network_with(config, config.weights, data.shape, data.classes)
+    check_network(config, data.shape, data.classes, config.weights)
 
 
 def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:

@@ -37,7 +37,7 @@ from qtool.frontends.ptq.calibration import (
 )
 from qtool.frontends.ptq.correction import correct, float_outputs
 from qtool.frontends.ptq.glue_table import glue_table
-from qtool.networks import bits_content, build_prepared, network_with
+from qtool.networks import bits_content, build_prepared, check_network, network_with
 from qtool.nn.control import bit_costs, select
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.quantizers import weight_quantizer
@@ -69,16 +69,20 @@ def check(config: Config, data: DataSet) -> None:
                 f"recipe settings bits and presets: {bits} is not among the candidates, "
                 f"weights {config.weight_bits} and activations {config.activation_bits}"
             )
-    _load_float(config, data)
+    _require_weights(config)
+    check_network(config, data.shape, data.classes, config.weights)
 
 
-def _load_float(config: PtqConfig, data: DataSet) -> nn.Module:
-    """Return the float network with the weights that the recipe names."""
+def _require_weights(config: PtqConfig) -> None:
     if not config.weights:
         raise UserError(
             f"recipe {config.name} needs float weights: --set weights=FILE (.safetensors, "
             ".pt, .pth, .th) or the directory of a trained run"
         )
+
+
+def _load_float(config: PtqConfig, data: DataSet) -> nn.Module:
+    """Return the float network with the weights that the recipe names."""
     return network_with(config, config.weights, data.shape, data.classes)
 
 

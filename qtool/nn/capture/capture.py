@@ -4,24 +4,25 @@
 2. Where that fails (control flow on sizes, several arguments with defaults, ...):
    torch.export, whose operators become calls again (`qtool.nn.capture.exported`).
 3. Functional layers on parameters become modules (`qtool.nn.capture.modularise`).
+Computed weights are stored and shared ones copied first (`qtool.models.owned`).
 The model is traced in evaluation mode, and its parts keep their own modes: what differs in
 training (BatchNorm, Dropout) stays a module call, so that the result can do both.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import io
+from collections.abc import Sequence
+from contextlib import redirect_stderr
 
 import torch
 from torch import fx, nn
 
 from qtool.core.errors import UnsupportedError
+from qtool.models.owned import owned
+from qtool.nn.capture.compare import evaluating
 from qtool.nn.capture.exported import calls_of
 from qtool.nn.capture.modularise import modularise
-from qtool.nn.capture.operators import IDENTITY_IN_EVALUATION
-
-# Subclasses that compute the same (they add an initialisation, say) are layers too.
-_LEAVES: tuple[type[Any], ...] = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+from qtool.nn.capture.operators import IDENTITY_IN_EVALUATION, is_plain
+from qtool.nn.capture.place import require_free_names
 
 
 def capture(model: nn.Module, input_shape: Sequence[int] | None = None) -> fx.GraphModule:
@@ -34,32 +35,23 @@ def capture(model: nn.Module, input_shape: Sequence[int] | None = None) -> fx.Gr
     Raises:
         UnsupportedError: neither accepts the model; one line with the reason.
     """
-    with _evaluation(model):
+    with evaluating(model):
+        require_free_names(model)
+        plain = owned(model)
         try:
-            graph_module = _symbolic(model)
+            graph_module = _symbolic(plain)
         except Exception as error:  # torch.fx raises many types, all about forward()
             if input_shape is None:
                 raise UnsupportedError(
                     f"model {_name(model)} cannot be traced: {_reason(error)}; pass "
                     "input_shape, so that torch.export can try"
                 ) from error
-            graph_module = _export(model, input_shape)
-        modularise(graph_module, model)
+            graph_module = _export(plain, input_shape)
+        modularise(graph_module, plain)
     originals = dict(model.named_modules())
     for name, module in graph_module.named_modules():
         module.training = originals.get(name, model).training
     return graph_module
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 class _Tracer(fx.Tracer):
@@ -67,18 +59,9 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """True for modules that become one call."""
-        if type(m).__name__ in IDENTITY_IN_EVALUATION or any(_is_plain(m, k) for k in _LEAVES):
+        if type(m).__name__ in IDENTITY_IN_EVALUATION or is_plain(m):
             return True
         return super().is_leaf_module(m, module_qualified_name)
-
-
-def _is_plain(module: nn.Module, kind: type[Any]) -> bool:
-    """True when `module` is a `kind` that does not compute something else."""
-    own = type(module)
-    return issubclass(own, kind) and all(
-        getattr(own, name, None) is getattr(kind, name, None)
-        for name in ("forward", "_conv_forward", "__call__")
-    )
 
 
 def _symbolic(model: nn.Module) -> fx.GraphModule:
@@ -92,11 +75,12 @@ def _symbolic(model: nn.Module) -> fx.GraphModule:
 
 def _export(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModule:
     try:
-        program = torch.export.export(
-            model,
-            (torch.zeros(2, *input_shape),),
-            dynamic_shapes=({0: torch.export.Dim("N")},),
-        )
+        with redirect_stderr(io.StringIO()):  # torch.export prints graphs of what it refuses
+            program = torch.export.export(
+                model,
+                (torch.zeros(2, *input_shape),),
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+            )
     except Exception as error:  # as many types as above
         raise UnsupportedError(
             f"model {_name(model)} cannot be traced by torch.export: {_reason(error)}"

@@ -7,7 +7,7 @@ Refuses a program that changes its buffers, or contains another program.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -52,6 +52,10 @@ _CALLS: dict[str, tuple[Callable[..., Any], str]] = {
     "upsample_nearest2d": (_F.interpolate, "input output_size scale_factors"),
     "expand": (torch.broadcast_to, "self size"), "softmax": (torch.softmax, "self dim"),
 }  # fmt: skip
+# Key of a node's meta: the path of the user's module that computes it.
+ORIGIN = "qtool_origin"
+# Arguments that change no value.
+NEUTRAL = ("cudnn_enabled", "implicit", "layout", "device", "pin_memory", "memory_format")
 _SAME = ("contiguous", "clone", "alias", "detach", "detach_", "lift_fresh_copy")
 
 
@@ -90,7 +94,9 @@ class _Converter:
                 f"model {self._model_name()}: {node.target} has no calls to put quantizers on"
             )
         elif "assert" not in str(node.target):
-            self.new[node] = self._call(node)
+            made = self.new[node] = self._call(node)
+            if isinstance(made, fx.Node):
+                made.meta.setdefault(ORIGIN, _origin(node))
 
     def _input(self, node: fx.Node) -> fx.Node:
         signature = self.program.graph_signature
@@ -113,9 +119,9 @@ class _Converter:
         if isinstance(target, torch._ops.OpOverload):
             name = target.overloadpacket.__name__
             given = _named(target, args, kwargs)
-            self._refuse_state(name, given.get("self"))
             if name in _SAME:
                 return given["self"]
+            self._refuse_state(name, given.get("self"))
             target, args, kwargs = _functional(name, target, given) or (target, args, kwargs)
             if target == "size":
                 return self.graph.create_node("call_method", target, args, name=node.name)
@@ -130,6 +136,13 @@ class _Converter:
             )
 
 
+def _origin(node: fx.Node) -> str:
+    """Return the path of the module that computes `node`, "" for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(path) for path, _ in stack.values() if path]
+    return paths[-1] if paths else ""
+
+
 def _functional(name: str, op: Any, given: dict[str, Any]) -> tuple[Any, Any, Any] | None:
     """Return (function, args, kwargs) for an aten operator, None if there is no better one."""
     if name == "sym_size":
@@ -141,13 +154,27 @@ def _functional(name: str, op: Any, given: dict[str, Any]) -> tuple[Any, Any, An
     if name == "constant_pad_nd":
         return functional.pad, (given["self"], given["pad"], "constant", given["value"]), {}
     known = _CALLS.get(name if name in _CALLS else name.removesuffix("_"))
-    if known is None or given.get("alpha", 1) != 1 or given.get("rounding_mode"):
+    if known is None:
         return None
     function, names = known
     wanted = names.split()
     if set(wanted) - set(given):  # an overload of another meaning
         return None
+    if any(given[name] != usual for name, usual in _dropped(op, wanted).items()):
+        return None
     return function, tuple(given[argument] for argument in wanted), {}
+
+
+def _dropped(op: Any, wanted: Collection[str]) -> dict[str, Any]:
+    """Return the arguments of `op` that its function lacks, with the values it may do without.
+
+    What has no default is never left out.
+    """
+    return {
+        a.name: a.default_value if a.has_default_value() else ...
+        for a in op._schema.arguments
+        if a.name not in (*wanted, *NEUTRAL)
+    }
 
 
 def _named(op: Any, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from qtool.core.errors import UnsupportedError
 from qtool.models.normalised import ConstantNorm
 from qtool.nn.capture.operators import argument
+from qtool.nn.capture.place import fresh
 
 L = TypeVar("L", nn.Conv2d, nn.Linear)
 _CONVOLUTIONS = (functional.conv2d, torch.conv2d)
@@ -43,7 +45,17 @@ def modularise(gm: fx.GraphModule, model: nn.Module) -> None:
     for node in reversed(gm.graph.nodes):
         if node.op == "get_attr" and not node.users:
             gm.graph.erase_node(node)
+            _drop(gm, str(node.target))
     gm.recompile()
+
+
+def _drop(gm: fx.GraphModule, name: str) -> None:
+    """Remove what only the layers that were made of it hold now; it would be saved twice."""
+    path, _, last = name.rpartition(".")
+    owner = gm.get_submodule(path)
+    is_ours = owner is gm or type(owner) is nn.Module  # other owners are the user's
+    if is_ours and not any(node.target == name for node in gm.graph.nodes):
+        owner._parameters.pop(last, None)
 
 
 def _parameter(gm: fx.GraphModule, node: Any) -> Tensor | None:
@@ -52,10 +64,12 @@ def _parameter(gm: fx.GraphModule, node: Any) -> Tensor | None:
         return None
     owner, _, name = str(node.target).rpartition(".")
     found = getattr(gm.get_submodule(owner), name)
+    if isinstance(found, nn.Conv2d | nn.Linear):  # a call before made it of this weight
+        found = found.weight
     return found if isinstance(found, Tensor) else None
 
 
-def _own(tensor: Tensor | None) -> nn.Parameter | None:
+def _own(tensor: Tensor | None) -> Any:
     if tensor is None or isinstance(tensor, nn.Parameter):
         return tensor
     return nn.Parameter(tensor, requires_grad=False)
@@ -105,20 +119,30 @@ def _layer(gm: fx.GraphModule, node: fx.Node, layer: nn.Conv2d | nn.Linear | Non
 
 
 def _norm(gm: fx.GraphModule, node: fx.Node, model: nn.Module) -> None:
+    if argument(node, 5, "training", False):
+        raise UnsupportedError(
+            f"{node.name}: batch_norm takes statistics of the batch in evaluation too "
+            "(training=True); the device has no batch"
+        )
     mean, var = argument(node, 1, "running_mean"), argument(node, 2, "running_var")
     weight, bias = argument(node, 3, "weight"), argument(node, 4, "bias")
     tensors = [_parameter(gm, part) for part in (mean, var, weight, bias)]
-    if tensors[0] is None or tensors[1] is None or (weight is not None and tensors[2] is None):
+    computed = any(
+        part is not None and tensor is None
+        for part, tensor in zip((mean, var, weight, bias), tensors, strict=True)
+    )
+    if tensors[0] is None or tensors[1] is None or computed:
         return
     prefix = str(mean.target).rpartition(".")[0]
     original = model.get_submodule(prefix)
     kind = next((k for k in _NORMS if isinstance(original, k)), nn.BatchNorm2d)
     norm: nn.modules.batchnorm._BatchNorm = kind(
         len(tensors[0]), argument(node, 7, "eps", 1e-5), argument(node, 6, "momentum", 0.1),
-        affine=weight is not None, device="meta",
+        affine=not (weight is None and bias is None), device="meta",
     )  # fmt: skip
-    if weight is not None:
-        norm.weight, norm.bias = cast(Any, _own(tensors[2])), cast(Any, _own(tensors[3]))
+    if norm.affine:
+        norm.weight = _own(torch.ones_like(tensors[0]) if weight is None else tensors[2])
+        norm.bias = _own(torch.zeros_like(tensors[0]) if bias is None else tensors[3])
     norm.running_mean, norm.running_var = tensors[0], tensors[1]
     batches = getattr(original, "num_batches_tracked", None)
     norm.num_batches_tracked = torch.tensor(0) if batches is None else batches
@@ -126,7 +150,7 @@ def _norm(gm: fx.GraphModule, node: fx.Node, model: nn.Module) -> None:
 
 
 def _dropout(gm: fx.GraphModule, node: fx.Node) -> None:
-    name = f"{node.name}_module"
+    name = fresh(gm, f"{node.name}_module")
     gm.add_submodule(name, _DROPOUTS[node.target](float(argument(node, 1, "p", 0.5))))
     _call(node, name)
 

@@ -14,6 +14,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from qtool.nn.capture.arguments import floating
+
 
 class Kind(Enum):
     """Role of an operator; `OTHER` is anything that has no integer form."""
@@ -50,6 +52,9 @@ MODULES: dict[type[nn.Module], Kind] = {
     nn.Sigmoid: Kind.GATE, nn.Hardsigmoid: Kind.GATE,
     nn.SiLU: Kind.TABLE, nn.LeakyReLU: Kind.TABLE, nn.Hardswish: Kind.HARDSWISH,
 }  # fmt: skip
+
+# Subclasses that compute the same (they add an initialisation, say) are layers too.
+_PLAIN: tuple[type[Any], ...] = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 
 _F = functional
 _NAMES: dict[Kind, tuple[Callable[..., Any], ...]] = {
@@ -91,6 +96,28 @@ def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
     return node.kwargs.get(name, default)
 
 
+def is_plain(module: nn.Module) -> bool:
+    """True for a layer or norm whose class, a subclass perhaps, computes nothing else."""
+    own = type(module)
+    return any(
+        issubclass(own, kind)
+        and all(
+            getattr(own, name, None) is getattr(kind, name, None)
+            for name in ("forward", "_conv_forward", "__call__")
+        )
+        for kind in _PLAIN
+    )
+
+
+def called(node: fx.Node, module: nn.Module | None) -> str:
+    """Return the name of what `node` calls: a module's class, a function's or a method's."""
+    if module is not None:
+        return type(module).__name__
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket.__name__)
+    return str(getattr(node.target, "__name__", node.target))
+
+
 def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
     """Return what a call of `module` (or of a function or method, if None) does."""
     if node.op == "call_module":
@@ -105,7 +132,7 @@ def kind_of(node: fx.Node, module: nn.Module | None) -> Kind:
         kind = METHODS.get(str(node.target), Kind.OTHER)
     else:
         return Kind.OTHER
-    return Kind.OTHER if _exceptional(node, module) else kind
+    return Kind.OTHER if _is_exceptional(node, module, kind) else kind
 
 
 def _module_kind(module: nn.Module | None) -> Kind:
@@ -124,20 +151,11 @@ def _only_slices(index: Any) -> bool:
     return all(isinstance(part, slice | type(...) | type(None)) for part in index)
 
 
-def _exceptional(node: fx.Node, module: nn.Module | None) -> bool:
+def _is_exceptional(node: fx.Node, module: nn.Module | None, kind: Kind) -> bool:
     """True for options under which an operator is not what its name says."""
-    if isinstance(module, nn.Upsample):
-        return module.mode != "nearest"
-    if isinstance(module, nn.ConstantPad2d):
-        return module.value != 0
-    if node.target in (functional.interpolate, functional.upsample):
-        return bool(argument(node, 3, "mode", "nearest") != "nearest")
-    if node.target is functional.pad:
-        value = argument(node, 3, "value")
-        return argument(node, 2, "mode", "constant") != "constant" or bool(value)
-    if node.target in (torch.add, torch.mul, torch.multiply):
-        return bool(node.kwargs)
-    return False
+    if kind in (Kind.ADD, Kind.MUL):
+        return bool(node.kwargs) or len(node.args) != 2
+    return kind is Kind.MOVE and bool(floating(node, module))
 
 
 def bounds(node: fx.Node, module: nn.Module | None) -> tuple[float, float]:

@@ -9,6 +9,7 @@ A BatchNorm that stands alone is a layer here.
 
 from torch import fx, nn
 
+from qtool.nn.capture.place import fresh
 from qtool.nn.modules.affine import QuantAffine
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.prologue import Deferred, Prologue
@@ -58,7 +59,7 @@ def _read_once(node: fx.Node) -> bool:
 
 
 def _defer_relu(gm: fx.GraphModule, relu: fx.Node, ceiling: float) -> None:
-    name = f"deferred_{relu.name}"
+    name = fresh(gm, f"deferred_{relu.name}")
     gm.add_submodule(name, Deferred(ceiling))
     relu.op, relu.target = "call_module", name
     relu.args, relu.kwargs = (relu.all_input_nodes[0],), {}

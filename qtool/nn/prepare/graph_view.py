@@ -2,14 +2,25 @@
 
 import operator
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import fx, nn
 
 from qtool.nn.capture.operators import Kind, bounds, is_positive, kind_of
 from qtool.nn.modules.affine import QuantAffine
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.quant_layer import QuantLayer
+
+# Key of a node's meta: why it has no integer form, though others of its kind have.
+FLOAT = "qtool_float"
+# Their results are no numbers on a grid.
+_TRUTHS: tuple[Any, ...] = (
+    *(getattr(operator, name) for name in ("gt", "ge", "lt", "le", "eq", "ne", "not_")),
+    *(getattr(torch, name) for name in ("gt", "ge", "lt", "le", "eq", "ne", "argmax")),
+    *("gt", "ge", "lt", "le", "eq", "ne", "argmax", "bool", "isnan"), torch.isnan,
+    torch.logical_and, torch.logical_or, torch.logical_not,
+)  # fmt: skip
 
 
 class GraphView:
@@ -38,7 +49,7 @@ class GraphView:
             return Kind.LAYER
         if isinstance(module, QuantAffine):
             return Kind.NORM
-        kind = kind_of(node, module)
+        kind = Kind.OTHER if FLOAT in node.meta else kind_of(node, module)
         return Kind.SHAPE if kind is not Kind.SHAPE and self._computes_size(node) else kind
 
     def _computes_size(self, node: fx.Node) -> bool:
@@ -99,6 +110,8 @@ class GraphView:
     def makes_values(self, node: fx.Node) -> bool:
         """True when `node` computes a tensor, so that it may need a grid of its own."""
         if node.op in ("placeholder", "output", "get_attr") or self.is_tuple(node):
+            return False
+        if node.target in _TRUTHS:
             return False
         kind = self.kind(node)
         if kind is Kind.MOVE and node.target is operator.getitem:

@@ -8,7 +8,8 @@
 5. ``relu(move(x))``: ``move(relu(x))``, so that the clamp joins the operator before it.
 6. ``pad(x, p)``: the 0 it pads with is written out, since on codes it is the zero point.
 7. ``x * gate.expand_as(x)``: ``x * gate``.
-Refuses an adaptive pool whose size is unknown or does not divide its input's.
+A nearest resize by something else than a whole factor is marked as one that computes.
+Refuses adaptive pools whose size is unknown or does not divide their input's.
 """
 
 import math
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from qtool.core.errors import UnsupportedError
 from qtool.nn.capture.operators import Kind, argument
-from qtool.nn.prepare.graph_view import GraphView
+from qtool.nn.prepare.graph_view import FLOAT, GraphView
 
 Sizes = Callable[[fx.Node], tuple[int, ...] | None]
 _METHODS: dict[str, Callable[..., Any]] = {
@@ -31,20 +32,30 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "sigmoid_": torch.sigmoid,
 }  # fmt: skip
 _CLAMPS: tuple[Any, ...] = ("clamp", "clamp_", torch.clamp, torch.clamp_, "clip", torch.clip)
+_SUMS: tuple[Any, ...] = (torch.add, torch.mul, torch.multiply)
 _MEANS: tuple[Any, ...] = ("mean", torch.mean)
+_RESIZES: tuple[Any, ...] = (functional.interpolate, functional.upsample)
 _EXPANDS: tuple[Any, ...] = ("expand", "expand_as", torch.broadcast_to)
 
 
 def normalise(view: GraphView, sizes: Sizes) -> None:
     """Rewrite the graph of `view` in place; `sizes` gives a node's result size if known."""
+    refusals = []
     for node in view.nodes:
         if node.op not in ("call_module", "call_function", "call_method"):
             continue
         _rename(node)
-        for rule in (_mean, _double_mean, _pad, _expand, _gate, _hardswish, _silu):
-            if rule(view, node):
-                break
-        _adaptive(view, node, sizes)
+        if not _expand(view, node, sizes):
+            for rule in (_mean, _double_mean, _pad, _gate, _hardswish, _silu):
+                if rule(view, node):
+                    break
+        _resize(view, node, sizes)
+        try:
+            _adaptive(view, node, sizes)
+        except UnsupportedError as error:
+            refusals.append(str(error))
+    if refusals:
+        raise UnsupportedError("; ".join(refusals))
     for node in view.nodes:
         _clamp_first(view, node)
 
@@ -62,11 +73,16 @@ def _call_before(node: fx.Node, function: Callable[..., Any], *args: Any) -> fx.
 
 def _rename(node: fx.Node) -> None:
     same = {operator.iadd: operator.add, operator.imul: operator.mul}
-    if node.op == "call_method" and node.target in _METHODS and not node.kwargs:
-        _become(node, _METHODS[str(node.target)], *node.args)
+    if node.target in _SUMS and node.kwargs.keys() <= {"input", "other"}:
+        names = ("input", "other")
+        given = (*node.args, *(node.kwargs[name] for name in names if name in node.kwargs))
+        _become(node, cast(Any, node.target), *given)
+    elif node.op == "call_method" and node.target in _METHODS and not node.kwargs:
+        if len(node.args) <= 2:
+            _become(node, _METHODS[str(node.target)], *node.args)
     elif node.op == "call_function" and node.target in same:
         node.target = same[cast(Any, node.target)]
-    elif node.op != "call_module" and node.target in _CLAMPS:
+    elif node.op != "call_module" and node.target in _CLAMPS and "out" not in node.kwargs:
         low, high = argument(node, 1, "min"), argument(node, 2, "max")
         if low == 0 and high is None:
             _become(node, functional.relu, node.args[0])
@@ -75,7 +91,7 @@ def _rename(node: fx.Node) -> None:
 
 
 def _mean(view: GraphView, node: fx.Node) -> bool:
-    if node.target not in _MEANS or _axes(node) != {2, 3}:
+    if not _is_mean(node) or _axes(node) != {2, 3}:
         return False
     _pool(node, view.source(node), argument(node, 2, "keepdim", False))
     return True
@@ -84,10 +100,10 @@ def _mean(view: GraphView, node: fx.Node) -> bool:
 def _double_mean(view: GraphView, node: fx.Node) -> bool:
     """``x.mean(3).mean(2)``, as in older MobileNets."""
     inner = node.args[0] if node.args else None
-    if node.target not in _MEANS or not isinstance(inner, fx.Node):
+    if not _is_mean(node) or not isinstance(inner, fx.Node):
         return False
-    keeps = (argument(n, 2, "keepdim", False) for n in (inner, node) if n.target in _MEANS)
-    if inner.target not in _MEANS or len(inner.users) != 1 or any(keeps):
+    keeps = (argument(n, 2, "keepdim", False) for n in (inner, node))
+    if not _is_mean(inner) or len(inner.users) != 1 or any(keeps):
         return False
     rows_left = {2, -1} if argument(inner, 1, "dim") in (3, -1) else {2, -1, -2}
     if (
@@ -98,6 +114,12 @@ def _double_mean(view: GraphView, node: fx.Node) -> bool:
     _pool(node, view.source(inner), False)
     node.graph.erase_node(inner)
     return True
+
+
+def _is_mean(node: fx.Node) -> bool:
+    """True for means of floats in float32 that make a new tensor."""
+    given = (node.kwargs.get(name) for name in ("dtype", "out"))
+    return node.target in _MEANS and all(value is None for value in given)
 
 
 def _axes(node: fx.Node) -> set[int]:
@@ -121,11 +143,15 @@ def _pad(view: GraphView, node: fx.Node) -> bool:
     return True
 
 
-def _expand(view: GraphView, node: fx.Node) -> bool:
+def _expand(view: GraphView, node: fx.Node, sizes: Sizes) -> bool:
     if node.target not in _EXPANDS:
         return False
-    if any(view.kind(user) not in (Kind.MUL, Kind.ADD) for user in node.users):
-        return False
+    for user in node.users:
+        others = [other for other in user.all_input_nodes if other is not node]
+        if view.kind(user) not in (Kind.MUL, Kind.ADD) or len(others) != 1:
+            return False
+        if sizes(others[0]) != sizes(user):  # the other operand has the size of the result
+            return False
     node.replace_all_uses_with(view.source(node))
     node.graph.erase_node(node)
     return True
@@ -185,6 +211,18 @@ def _silu(view: GraphView, node: fx.Node) -> bool:
             _become(node, functional.silu, x)
             return True
     return False
+
+
+def _resize(view: GraphView, node: fx.Node, sizes: Sizes) -> None:
+    """Mark a resize by something else than a whole factor as an operator of its own."""
+    if node.target not in _RESIZES and not isinstance(view.module(node), nn.Upsample):
+        return
+    before, after = sizes(view.source(node)), sizes(node)
+    if before is None or after is None or view.kind(node) is Kind.OTHER:
+        return
+    if any(a % b for b, a in zip(before[-2:], after[-2:], strict=True)):
+        before_x, after_x = ("x".join(map(str, size[-2:])) for size in (before, after))
+        node.meta[FLOAT] = f"from {before_x} to {after_x}, no whole multiple"
 
 
 def _adaptive(view: GraphView, node: fx.Node, sizes: Sizes) -> None:

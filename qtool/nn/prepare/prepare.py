@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map
 from qtool.core.errors import UnsupportedError
 from qtool.nn.capture.capture import capture
 from qtool.nn.capture.operators import Kind
+from qtool.nn.capture.place import fresh, part_at, put, take_out
 from qtool.nn.modules.affine import QuantAffine
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.quant_layer import Layer, Norm, QuantLayer
@@ -39,6 +40,7 @@ from qtool.nn.ops.on_grid import values
 from qtool.nn.prepare.defer import defer
 from qtool.nn.prepare.graph_view import GraphView
 from qtool.nn.prepare.normal_form import Sizes, normalise
+from qtool.nn.prepare.refusals import layer_refusals
 from qtool.nn.prepare.spec import LayerSpec, QuantSpec
 from qtool.quantizers import weight_quantizer
 from qtool.quantizers.weight import WeightOptions
@@ -70,11 +72,11 @@ def prepare(
         UserError: `spec` names a layer that is not there, or bits out of range.
     """
     view = GraphView(capture(model, input_shape), spec.input_step is None)
-    normalise(view, _sizes(view, input_shape))
+    normalise(view, sizes_of(view, input_shape))
     return _Preparer(view, spec).run(integer_only)
 
 
-def _sizes(view: GraphView, input_shape: Sequence[int] | None) -> Sizes:
+def sizes_of(view: GraphView, input_shape: Sequence[int] | None) -> Sizes:
     """Return a function from node to the size of its result, by running the model once."""
     known: dict[fx.Node, tuple[int, ...]] = {}
 
@@ -113,6 +115,8 @@ class _Preparer:
         self.gm = view.gm
 
     def run(self, integer_only: bool) -> fx.GraphModule:
+        if refusals := layer_refusals(self.view):
+            raise UnsupportedError("; ".join(refusals))
         layers = [node for node in self.view.nodes if self.view.kind(node) is Kind.LAYER]
         self.spec.check(dict.fromkeys(str(node.target) for node in layers))
         ends = {layers[0], layers[-1]} if layers else set()
@@ -155,14 +159,10 @@ class _Preparer:
         )  # fmt: skip
 
     def _quantize_layer(self, node: fx.Node, is_end: bool) -> None:
-        name, module = str(node.target), self.view.module(node)
-        if isinstance(module, QuantLayer):
-            raise _called_twice(name)
-        layer, source = cast(Layer, module), self.view.source(node)
+        name = str(node.target)
+        layer, source = cast(Layer, part_at(self.gm, name)), self.view.source(node)
         norm_node = self._following_norm(node, layer)
-        norm = cast(Norm, self.view.module(norm_node)) if norm_node else None
-        if norm_node is not None:
-            self._check_norm(norm_node)
+        norm = cast(Norm, part_at(self.gm, str(norm_node.target))) if norm_node else None
         is_end = is_end or self.view.origin(source).op == "placeholder"
         plan, spec = self.spec.of(name, is_end), self.spec
         per_channel = spec.per_channel
@@ -180,12 +180,12 @@ class _Preparer:
             name, "activation", plan.activation_bits, source, plan.activation
         )
         quantized = QuantLayer(name, layer, norm, input_quant, weight_quant, is_end)
-        self.gm.set_submodule(name, quantized)
+        put(self.gm, name, quantized)
         if norm_node is not None:
             norm_node.replace_all_uses_with(node)
             self.gm.graph.erase_node(norm_node)
             # It lives on inside the QuantLayer; its old name would save it twice.
-            self.gm.delete_submodule(str(norm_node.target))
+            take_out(self.gm, str(norm_node.target))
 
     def _following_norm(self, node: fx.Node, layer: Layer) -> fx.Node | None:
         users = list(node.users)
@@ -193,23 +193,13 @@ class _Preparer:
         alone = len(users) == 1 and isinstance(self.view.module(users[0]), kind)
         return users[0] if alone else None
 
-    def _check_norm(self, node: fx.Node) -> None:
-        calls = [other for other in self.view.nodes if other.target == node.target]
-        if len(calls) > 1:
-            raise _called_twice(str(node.target))
-        if cast(Norm, self.view.module(node)).running_mean is None:
-            raise UnsupportedError(
-                f"layer {node.target}: BatchNorm without running statistics; the device "
-                "has no batch to take them from"
-            )
-
     def _quantize_norm(self, node: fx.Node) -> None:
-        self._check_norm(node)
-        name, norm = str(node.target), cast(nn.BatchNorm2d, self.view.module(node))
+        name = str(node.target)
+        norm = cast(nn.BatchNorm2d, part_at(self.gm, name))
         grid = self.view.module(self.view.origin(self.view.source(node)))
         found = grid if isinstance(grid, FakeQuantizer) else None
         layer = self.view.next_layer(node)
-        self.gm.set_submodule(name, QuantAffine(name, norm, found, layer))
+        put(self.gm, name, QuantAffine(name, norm, found, layer))
 
     def _needs_glue(self, node: fx.Node) -> bool:
         """True when `node` makes values that some reader does not quantize for itself."""
@@ -228,7 +218,7 @@ class _Preparer:
         is_output = any(reader.op == "output" for reader in self.view.readers(node))
         role: Role = "output" if is_output else "glue"
         role = "input" if node.op == "placeholder" else role
-        name = f"glue_{node.name}"
+        name = fresh(self.gm, f"glue_{node.name}")
         quantizer = self._quantizer(name, role, (self.spec.glue_bits,), node)
         self.gm.add_submodule(name, quantizer)
         for reader in self.view.readers(node):
@@ -249,9 +239,3 @@ def _share(reader: nn.Module | None, grid: FakeQuantizer) -> None:
         mine = (own.bits, own.signed, own.asymmetric, own.kind)
         if mine == (grid.bits, grid.signed, grid.asymmetric, grid.kind):
             reader.input_quant = SharedGrid(reader.name, grid)
-
-
-def _called_twice(name: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"layer {name} is called more than once; its inputs would share one grid"
-    )

@@ -1,0 +1,229 @@
+"""The user's own networks, through the command line: right numbers, or one line and nothing.
+
+Right is what the user's module itself gives for the same images, in floating point.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from conftest import run_qtool
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
+
+Wrap = Callable[[nn.Conv2d], nn.Module]
+HERE = "test_own_nets"
+
+
+class Net(nn.Module):
+    """Two convolutions and a sum; `name` is the second one's."""
+
+    def __init__(self, name: str = "a", wrap: Wrap = lambda conv: conv) -> None:
+        super().__init__()
+        self.conv_name = name
+        self.stem, conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.add_module(name, wrap(conv))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = x + torch.relu(self.get_submodule(self.conv_name)(x))
+        y: Tensor = self.fc(x.mean((2, 3)))
+        return y
+
+
+class Tied(Net):
+    """Two layers have one bias, two have one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twin = nn.Conv2d(8, 8, 3, padding=1)
+        second = self.get_submodule("a")
+        assert isinstance(second, nn.Conv2d)
+        second.bias, self.twin.weight = self.stem.bias, second.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.get_submodule("a")(x)) + torch.relu(self.twin(x))
+        y: Tensor = self.fc(x.mean((2, 3)))
+        return y
+
+
+class NormAct(nn.BatchNorm2d):
+    """timm's way: a BatchNorm2d with modules inside."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        torch._assert(input.ndim == 4, "expected 4D input")
+        x = functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training, 0.1, self.eps,
+        )  # fmt: skip
+        y: Tensor = self.act(self.drop(x))
+        return y
+
+
+class ConvNormAct(nn.Conv2d):
+    """A convolution with its norm and its activation inside, called as qtool calls its own."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(a, b, 3, padding=1)
+        self.norm, self.layer = nn.BatchNorm2d(b), nn.ReLU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        y: Tensor = self.layer(self.norm(self._conv_forward(input, self.weight, self.bias)))
+        return y
+
+
+def _head(width: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5)]
+
+
+def _orthogonal(conv: nn.Conv2d) -> nn.Module:
+    return parametrizations.orthogonal(conv)
+
+
+class Doubled(nn.Module):
+    """A parametrization of the user's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def _doubled(conv: nn.Conv2d) -> nn.Module:
+    parametrize.register_parametrization(conv, "bias", Doubled())
+    return parametrize.register_parametrization(conv, "weight", Doubled())
+
+
+def _pruned(conv: nn.Conv2d) -> nn.Module:
+    return prune.l1_unstructured(prune.random_unstructured(conv, "weight", 0.3), "weight", 0.2)
+
+
+class Buffered(Net):
+    """Buffers and parameters under names that the export uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input, self.logits = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.logits(torch.relu(self.input(self.stem(x)))))
+        y: Tensor = self.fc(x.mean((2, 3)))
+        return y
+
+
+class Hooked(Net):
+    """A hook that looks and changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+        self.stem.register_forward_hook(lambda *_: None)
+
+
+def _convolutions(*modules: nn.Module) -> nn.Module:
+    return nn.Sequential(*modules, *_head(8))
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "plain": Net,
+    "glue_name": lambda: Net("glue_add"),
+    "deferred_name": lambda: Net("deferred_relu"),
+    "image_name": lambda: Net("glue_x"),
+    "x_name": lambda: Net("x"),
+    "input_name": lambda: Net("input"),
+    "output_name": lambda: Net("output"),
+    "codes_name": lambda: Net("codes"),
+    "network_name": lambda: Net("network"),
+    "quant_name": lambda: Net("input_quant"),
+    "slash_name": lambda: Net("a/b c"),
+    "unicode_name": lambda: Net("Schicht_ä"),
+    "norm_name": lambda: Net("norm"),
+    "add_name": lambda: Net("add"),
+    "tied": Tied,
+    "hook_norm": lambda: Net(wrap=weight_norm),
+    "hook_spectral": lambda: Net(wrap=spectral_norm),
+    "weight_norm": lambda: Net(wrap=parametrizations.weight_norm),
+    "spectral_norm": lambda: Net(wrap=parametrizations.spectral_norm),
+    "orthogonal": lambda: Net(wrap=_orthogonal),
+    "doubled": lambda: Net(wrap=_doubled),
+    "pruned": lambda: Net(wrap=_pruned),
+    "norm_act": lambda: _convolutions(nn.Conv2d(3, 8, 3), NormAct(8)),
+    "norm_act_alone": lambda: _convolutions(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), NormAct(8), nn.Conv2d(8, 8, 3)
+    ),
+    "conv_norm_act": lambda: _convolutions(ConvNormAct(3, 8), ConvNormAct(8, 8)),
+    "norm_without_bias": lambda: _convolutions(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, bias=False), nn.ReLU()
+    ),
+    "buffered": Buffered,
+    "hooked": Hooked,
+    "channels_last": lambda: Net().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+}
+
+
+def make(name: str) -> nn.Module:
+    """Return network `name` in evaluation, its norms with statistics."""
+    torch.manual_seed(0)
+    network = NETS[name]()
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.normal_(norm.running_mean, std=0.1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.normal_(norm.weight, 1, 0.2)
+        if norm.bias is not None:
+            nn.init.normal_(norm.bias, std=0.2)
+    return network.eval()
+
+
+def data() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], int]:
+    x = np.random.default_rng(0).integers(0, 256, (64, 3, 16, 16), np.uint8)
+    x[::2] //= 3
+    return (x, np.arange(64) % 5), (x, np.arange(64) % 5), 5
+
+
+def __getattr__(name: str) -> Callable[[], nn.Module]:
+    if name.startswith("net_"):
+        return lambda: make(name.removeprefix("net_"))
+    raise AttributeError(name)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setitem(sys.modules, HERE, sys.modules[__name__])
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def quantized(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the exported file's logits at W8A8 and the module's own."""
+    network = make(name)
+    torch.save(network.state_dict(), "weights.pt")
+    trained = run_qtool(
+        "train", "ptq_resnet20_cifar", "--model", f"{HERE}:net_{name}", "--data",
+        f"{HERE}:data", "--set", "weights=weights.pt", "--set", "mean=", "--set", "std=",
+        "--out", "run",
+    )  # fmt: skip
+    assert trained.code == 0, trained.err
+    made = run_qtool("export", "run", "--target", "onnx", "-o", "m.onnx", "--bits", "w8a8")
+    assert made.code == 0, made.err
+    x = data()[0][0].astype(np.float32) / 255
+    got = ort.InferenceSession("m.onnx").run(None, {"input": x})[0]
+    with torch.no_grad():
+        return got, network(torch.tensor(x)).numpy()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", NETS)
+def test_the_file_computes_what_the_network_does(name: str, folder: Path) -> None:
+    got, wanted = quantized(name)
+    error = np.abs(got - wanted).max() / np.abs(wanted).max()
+    assert error < 0.02
