@@ -186,8 +186,8 @@ class _Importer:
             channel = int(off.argmax())
             self.walk.notes.append(
                 f"layer {layer.name}: the bias of channel {channel} is rounded to a multiple "
-                f"of input scale * weight scale, {unit[channel]:.4g}, which moves its result by "
-                f"{off[channel]:.3g} steps (ONNX Runtime's int32 bias does too)"
+                f"of input scale * weight scale, {unit[channel]:.4g}, which moves its result "
+                f"by {off[channel]:.3g} steps (ONNX Runtime's int32 bias does too)"
             )
 
     def _mark_island(self, twin: Quantized, pair: list[int] | None) -> None:
