@@ -207,6 +207,21 @@ def test_in_place_functions_change_what_others_read() -> None:
     assert quantized(same, GRID).codes.tolist() == [0, 3]
     x.mul_(2)  # no integer form: floats, which a quantizer rounds
     assert quantized(same, GRID).codes.tolist() == [0, 6]
+    x[0] = -0.4
+    assert quantized(same, GRID).codes.tolist() == [-4, 6]
+    functional.elu(x, inplace=True)
+    assert quantized(same, GRID).codes.tolist() == [-3, 6]
+
+
+def test_arguments_by_name() -> None:
+    x = on_grid(torch.tensor([[-3.0, 30.0]]), GRID)
+    for result in (
+        torch.add(x, other=x), torch.relu(input=x), torch.clamp(x, min=0, max=1),
+        functional.hardtanh(x, min_val=0.0, max_val=1.0), torch.mul(input=x, other=x),
+    ):  # fmt: skip
+        assert isinstance(result, Lazy), result
+    for result in (torch.add(x, x, alpha=2), torch.add(x, 1), torch.clamp(x, min=x.neg())):
+        assert not isinstance(result, Lazy)
 
 
 def test_the_refusals_of_the_export_are_those_of_the_evaluation() -> None:

@@ -26,6 +26,7 @@ from passes.emit.tvm.cpu_target import host_target
 from passes.importing.import_qdq import ImportQDQ
 from passes.lower.lower_to_integer import LowerToInteger
 from passes.pipelines import import_qdq, lower
+from passes.twins import twins_of
 from qtool.core.dialect import ISLANDS_KEY, Grid, Island, Program, read_program
 from qtool.core.errors import UnsupportedError, UserError
 from qtool.core.selection import LayerBits, Selection, parse_uniform, selection_from_json
@@ -33,6 +34,7 @@ from qtool.export.read import read_onnx
 from qtool.export.trace import trace
 from qtool.nn.control import bit_costs, calibrate, select
 from qtool.nn.prepare.prepare import QuantSpec, prepare
+from qtool.witness.of_run import quantized
 from runtimes.compare import Parity
 from runtimes.islands import compare_islands, run_island, run_numpy
 from runtimes.ort import OrtRuntime
@@ -269,14 +271,24 @@ def test_all_layers_float_round_trip(tmp_path: Path) -> None:
     assert again.digest() == program.digest() and again.layer_costs() == program.layer_costs()
 
 
-def test_training_sees_the_float_layer() -> None:
+def test_evaluation_has_the_integers_around_the_float_layer() -> None:
     model, x = prepared()
-    program = read_program(lower(trace(model, SHAPE), FLOAT, allow_float=True))
+    dialect = lower(trace(model, SHAPE), FLOAT, allow_float=True)
+    program = read_program(dialect)
+    codes = ReferenceRuntime(program).intermediates(x.numpy())
     select(model.eval(), FLOAT)
-    with torch.no_grad():
-        fake = model(x).numpy() / program.output_grid.scale
-    exact = ReferenceRuntime(program).run(x.numpy()) / program.output_grid.scale
-    assert np.mean(np.all(np.abs(fake - exact) < 0.5, axis=1)) >= 0.75
+    with torch.no_grad(), quantized(model) as found:
+        model(x)
+    (island,), order = program.islands(), [op.output for op in program.ops]
+    seen = []
+    for key, twin in twins_of(dialect).items():
+        wanted = np.rint(found[key] / twin.grid.scale) + twin.grid.zero_point
+        off = np.abs(codes[twin.tensor] - wanted).max()
+        place = order.index(twin.tensor) - order.index(island.output)
+        # Torch sums its floats in another order: the island may be a code beside.
+        assert place > 0 or off <= int(place == 0), key
+        seen.append(place)
+    assert min(seen) < 0 and 0 in seen
     costs = {cost.name: cost.bits for cost in bit_costs(model, SHAPE, FLOAT)}
     assert costs["3"] == LayerBits(32, 32) and costs["0"] == LayerBits(8, 8)
 

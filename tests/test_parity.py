@@ -83,15 +83,8 @@ def jitter_steps(prepared: nn.Module) -> None:
                 quantizer.step.mul_(torch.empty_like(quantizer.step).uniform_(0.9, 1.1))
 
 
-def compare(
-    model: nn.Module, shape: tuple[int, ...], seed: int, folder: Path, agree: bool = True
-) -> None:
-    """Lower `model` at random bits and compare every tensor of three runtimes.
-
-    `agree`: the fake-quantized network's logits are compared too. In torch a float sum may
-    cross a rounding boundary, by chance about once in 10^5 activations, and what follows
-    differs then: only for networks of less than a million activations.
-    """
+def compare(model: nn.Module, shape: tuple[int, ...], seed: int, folder: Path) -> None:
+    """Lower `model` at random bits; compare every tensor of three runtimes, torch's logits."""
     draw = random.Random(seed)
     randomise_norms(model)
     candidates = (8, 4, 3, 2)
@@ -125,16 +118,10 @@ def compare(
         assert parity.mismatched == 0, f"seed {seed}, {name}: {parity.first_divergence}"
         logits = ReferenceRuntime(program).run(x.numpy())
         assert np.array_equal(runtime.run(x.numpy()), logits)
-    if not agree:
-        return
     select(prepared.eval(), Selection(bits))
     with torch.no_grad():
-        fake = prepared(images).numpy() / program.output_grid.scale
-    exact = ReferenceRuntime(program).run(images.numpy()) / program.output_grid.scale
-    # A float sum in torch may cross a rounding boundary and change an image (1 % of them over
-    # 20 seeds). Leaving out just the rounding of biases changes 84 %.
-    same_images = np.all(np.abs(fake - exact) < 0.5, axis=1)
-    assert same_images.mean() >= 0.75, f"seed {seed}"
+        fake = prepared(images).numpy()
+    assert np.array_equal(fake, ReferenceRuntime(program).run(images.numpy())), f"seed {seed}"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -150,9 +137,10 @@ def test_random_network_sweep(seed: int, tmp_path: Path) -> None:
     compare(RandomNet(random.Random(seed)), (3, 11, 9), seed, tmp_path)
 
 
-# Small enough that a float sum seldom crosses a rounding boundary anywhere.
-NARROW = ("cnn4_omniglot", "cnn5_omniglot", "mobilenet_v2_small", "preact_resnet20_narrow")
-QUICK = (*NARROW, "resnet20")
+QUICK = (
+    "cnn4_omniglot", "cnn5_omniglot", "mobilenet_v2_small", "preact_resnet20_narrow",
+    "resnet20",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -165,4 +153,4 @@ def test_standard_topology(name: str, tmp_path: Path) -> None:
     # ImageNet's networks take any size; the others have linear layers made for theirs.
     shape = (channels, 40, 40) if min(height, width) > 100 else (channels, height, width)
     model = model_factory(name)(in_channels=channels, classes=10)
-    compare(model, shape, 0, tmp_path, agree=name in NARROW)
+    compare(model, shape, 0, tmp_path)

@@ -10,8 +10,9 @@ to that grid, and so does the network in evaluation. Both compute
 Any other function of torch sees float values.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,9 +47,12 @@ class Lazy(Tensor):
     ) -> Any:
         """Compute `func` on integers where the device does."""
         name, given = getattr(func, "__name__", ""), dict(kwargs or {})
-        if isinstance(args[0] if args else None, Lazy) and _is_in_place(name, given):
+        if not args and "input" in given:
+            args = (given.pop("input"),)
+        in_place = given.pop("inplace", False)
+        if args and isinstance(args[0], Lazy) and (in_place or _changes(name)):
             return _overwritten(args[0], func, name, args[1:], given)
-        found = _HANDLERS[name](func, *args, **given) if name in _HANDLERS else None
+        found = _on_integers(name, func, args, given)
         if found is not None:
             return found
         with torch._C.DisableTorchFunctionSubclass():
@@ -129,18 +133,35 @@ def layer_result(
     return lazy(sums.sums, sums.sums.shape, sums.requantize, plain)
 
 
-def _is_in_place(name: str, kwargs: dict[str, Any]) -> bool:
-    return bool(kwargs.pop("inplace", False)) or (name[-1:] == "_" and name[:2] != "__")
+def _changes(name: str) -> bool:
+    """True for functions that write to their first argument: ``relu_``, ``x[:, 0] = y``."""
+    return name == "__setitem__" or (name[-1:] == "_" and name[:2] != "__")
+
+
+def _on_integers(name: str, func: Function, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Return the result on integers; None where the device computes floats."""
+    handler = _HANDLERS.get(name)
+    if handler is None:
+        return None
+    try:
+        _signature(handler).bind(func, *args, **kwargs)
+    except TypeError:  # an argument under which it is another operator
+        return None
+    return handler(func, *args, **kwargs)
+
+
+_signature = lru_cache(maxsize=None)(inspect.signature)
 
 
 def _overwritten(x: Lazy, func: Any, name: str, args: tuple[Any, ...], kwargs: Any) -> Lazy:
     """Let `x` become the result of a function that changes it: others may read it too."""
     twin = _wrap(type(x), x, x.shape, x.make, x.plain)
     twin.__dict__.update(x.__dict__)
-    handler = _HANDLERS.get(name.rstrip("_"))
-    result = handler(func, twin, *args, **kwargs) if handler else None
+    result = _on_integers(name.rstrip("_"), func, (twin, *args), kwargs)
     if result is None:
-        floats = func(values(twin).clone(), *map(values, args), **kwargs)
+        floats = values(twin).clone()
+        made = func(floats, *map(values, args), **kwargs)
+        floats = floats if _changes(name) else made
         result = lazy(x, x.shape, partial(int_grid.quantize, floats), lambda: floats)
     x.__class__ = type(result)
     x.__dict__.clear()
@@ -233,12 +254,12 @@ def _bounded(x: Lazy, low: float, high: float) -> Lazy:
     )
 
 
-def _add(func: Function, a: Any, b: Any, alpha: float = 1) -> Lazy | None:
-    return _combined("add", func, a, b) if alpha == 1 else None
+def _add(func: Function, a: Any, other: Any, alpha: float = 1) -> Lazy | None:
+    return _combined("add", func, a, other) if alpha == 1 else None
 
 
-def _mul(func: Function, a: Any, b: Any) -> Lazy | None:
-    return _combined("multiply", func, a, b)
+def _mul(func: Function, a: Any, other: Any) -> Lazy | None:
+    return _combined("multiply", func, a, other)
 
 
 def _combined(name: str, func: Function, a: Any, b: Any) -> Lazy | None:
