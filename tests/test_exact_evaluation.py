@@ -242,3 +242,16 @@ def test_the_refusals_of_the_export_are_those_of_the_evaluation() -> None:
                 action()
         messages.append(str(error.value))
     assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode(), torch.autocast("cpu")])
+def test_contexts_change_no_integer(context: object) -> None:
+    net = FuzzNet(3)
+    prepared = prepare(net, SPECS[0], (3, net.size, net.size))
+    x = torch.rand(4, 3, net.size, net.size)
+    calibrate(prepared, x)
+    select(prepared.eval(), Selection(default=LayerBits(4, 8)))
+    with torch.no_grad():
+        expected = prepared(x)
+        with context:  # type: ignore[attr-defined]
+            assert torch.equal(prepared(x), expected)

@@ -177,7 +177,8 @@ def _exact_sums(
 
     def mapped(part: NDArray[np.int8], dtype: torch.dtype = torch.float32) -> Tensor:
         weight = torch.from_numpy(part).to(centred.device, dtype)
-        return linear_map(centred.to(dtype), weight)
+        with torch.autocast(centred.device.type, enabled=False):  # codes need the digits
+            return linear_map(centred.to(dtype), weight)
 
     # Other devices sum in formats and orders of their own.
     on_cpu = centred.device.type == "cpu"
