@@ -13,6 +13,7 @@ from conftest import run_qtool
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from qtool.models import model_factory
 from qtool.nn.capture.capture import capture
@@ -157,6 +158,99 @@ def test_a_norm_without_a_layer_before_it_is_named() -> None:
     assert (
         "BatchNorm1d that no linear layer before it takes in has no integer form (3)" in found
     )
+
+
+class OfWeights(nn.Module):
+    """A layer whose result `use` computes of a map and of weights."""
+
+    def __init__(self, use: Callable[["OfWeights", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.use = nn.Conv2d(3, 8, 3, padding=1), use
+        self.w, self.g = (
+            nn.Parameter(torch.rand(8, 8, 1, 1)),
+            nn.Parameter(torch.rand(8, 1, 1)),
+        )
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.use(self, torch.relu(self.a(x))).mean((2, 3)))
+        return y
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation, computed in each forward()."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Map(nn.Module):
+    """A linear layer on the positions of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.m, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.m(torch.relu(self.a(x)).flatten(2).transpose(1, 2))
+        y: Tensor = self.fc(x.transpose(1, 2).unflatten(2, (14, 14)).mean((2, 3)))
+        return y
+
+
+ALWAYS_REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "weights of a layer": (
+        lambda: nn.Sequential(Standardised(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                              nn.Linear(8, CLASSES)),
+        "conv2d in 0: forward() computes its weights (mean, sub) from 0.weight; let a "
+        "parametrization (torch.nn.utils.parametrize) compute what is stored",
+    ),
+    "weights of a function": (
+        lambda: OfWeights(lambda net, y: functional.conv2d(y, net.w * net.g[..., None])),
+        "conv2d: forward() computes its weights (mul) from w, g; let a parametrization",
+    ),
+    "normalised weights": (
+        lambda: OfWeights(lambda net, y: functional.conv2d(y, functional.normalize(net.w))),
+        "conv2d: forward() computes its weights (normalize) from w; let a",
+    ),
+    "a factor": (
+        lambda: OfWeights(lambda net, y: y * (net.g * 2)),
+        "forward() computes its constant (mul) from g; let a",
+    ),
+    "a map": (Map, "layer m: Linear of a tensor (N, 196, 8); (N, features) is supported: "),
+    "nothing of the image": (
+        lambda: OfWeights(lambda net, y: torch.zeros(y.shape[0], 8, 2, 2)),
+        "its output does not depend on the image",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALWAYS_REFUSED)
+def test_what_no_file_can_hold_is_refused_even_as_islands(name: str) -> None:
+    make, words = ALWAYS_REFUSED[name]
+    for allow_float in (False, True):
+        (found,) = why_not(make(), QuantSpec(), SHAPE, CLASSES, allow_float)
+        assert words in found and "allow_float" not in found
+
+
+def test_the_remedy_for_computed_weights_is_admitted() -> None:
+    class Standardise(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight - weight.mean((1, 2, 3), keepdim=True)
+
+    conv = nn.Conv2d(3, 8, 3)
+    parametrize.register_parametrization(conv, "weight", Standardise())
+    net = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    assert not why_not(net, QuantSpec(), SHAPE, CLASSES)
+
+
+def test_weights_that_are_only_moved_stay_islands() -> None:
+    def use(net: OfWeights, y: Tensor) -> Tensor:
+        return functional.conv2d(y, net.w.transpose(0, 1))
+
+    assert not why_not(OfWeights(use), QuantSpec(), SHAPE, CLASSES, allow_float=True)
+    (found,) = why_not(OfWeights(use), QuantSpec(), SHAPE, CLASSES)
+    assert "conv2d with computed weights has no integer form" in found
 
 
 def test_names_of_torch_fx_are_refused() -> None:
