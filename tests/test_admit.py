@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_qtool
+from image_sets import write_folders
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -363,6 +364,11 @@ def plain(classes: int = 5) -> nn.Module:
     return net
 
 
+def pair() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(4, 2))  # fmt: skip
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
@@ -458,3 +464,22 @@ def test_folders_that_do_not_fit_the_network(
             Image.new(mode, (size, size), 7).save(place / "a.png")
     line = train("qat", "plain", "--data", folder / "images", "--set", f"image_size={size}")
     assert words in line
+
+
+def test_a_refused_training_leaves_nothing(folder: Path) -> None:
+    bad = write_folders(folder / "images")
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:200])
+    torch.save(pair().state_dict(), "w.pt")
+    command = (
+        "train", "ptq", "--model", f"{HERE}:pair", "--data", folder / "images", "--out",
+        "a/run", "--set", "image_size=16", "--set", "weights=w.pt",
+    )  # fmt: skip
+    refused = run_qtool(*command)
+    assert refused.code == 2 and str(bad) in refused.err and not (folder / "a").exists()
+    Path("a/run").mkdir(parents=True)
+    Path("a/run/notes.txt").write_text("mine")
+    assert run_qtool(*command).code == 2 and os.listdir("a/run") == ["notes.txt"]
+    bad.write_bytes(whole)
+    done = run_qtool(*command)
+    assert done.code == 0, done.err
