@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
+from qtool.checking.file_layers import names_in_run
+
 Wrap = Callable[[nn.Conv2d], nn.Module]
 HERE = "test_own_nets"
 
@@ -268,3 +270,26 @@ def test_the_file_computes_what_the_network_does(name: str, folder: Path) -> Non
     got, wanted = quantized(name)
     error = np.abs(got - wanted).max() / np.abs(wanted).max()
     assert error < 0.02
+
+
+@pytest.mark.parametrize("what", ["--reference", "--original"])
+def test_numbered_names_lead_back_to_the_run(what: str, folder: Path) -> None:
+    quantized("buffered")
+    checked = run_qtool("check", "m.onnx", what, "run", "--data", f"{HERE}:data",
+                        "--runtime", "reference")  # fmt: skip
+    assert checked.code == 0, checked.err
+
+
+@pytest.mark.parametrize(
+    ("names", "own", "found"),
+    [
+        ("a b", "b a", "a b"),
+        ("stem logits_2 fc", "stem logits fc", "stem logits fc"),
+        ("logits_2 logits_2_2 fc", "logits logits_2 fc", "logits logits_2 fc"),
+        ("conv conv_2 input_2", "conv conv_2 input", "conv conv_2 input"),
+        ("stem other fc", "stem fc", "stem other fc"),
+        ("stem other_2 fc", "stem fc", "stem other_2 fc"),
+    ],
+)
+def test_names_of_a_file(names: str, own: str, found: str) -> None:
+    assert names_in_run(names.split(), own.split()) == found.split()

@@ -42,7 +42,7 @@ def glue_choices(folder: Path | None) -> Glue | None:
 
 def torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[str, float]:
     """Return the accuracy of the float and the fake-quantized network at the file's bits."""
-    from qtool.core.selection import LayerBits, Selection
+    from qtool.checking.file_layers import selection_in_run
     from qtool.networks import load_deployed, load_float
     from qtool.runs.run import Run
     from qtool.training.evaluation import accuracy
@@ -50,8 +50,7 @@ def torch_accuracy(model: Model, folder: Path | None, data: DataSet) -> dict[str
     if folder is None:
         return {}
     run = Run.open(folder)
-    layers = {name: LayerBits(*bits) for name, bits in model.facts["layers"].items()}
-    prepared = load_deployed(run, Selection(layers))
+    prepared = load_deployed(run, selection_in_run(run, model.facts))
     return {
         "float": accuracy(load_float(run), data.test),
         "fake_quant": accuracy(prepared, data.test),

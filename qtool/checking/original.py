@@ -13,10 +13,10 @@ import onnx_ir as ir
 from passes.emit.facts import describe
 from passes.raw_pixels import UseRawPixels
 from qtool.checking.collect import Checked, fed
+from qtool.checking.file_layers import selection_in_run
 from qtool.checking.models import Model
 from qtool.core.dialect import read_program
 from qtool.core.errors import UnsupportedError, UserError
-from qtool.core.selection import LayerBits, Selection
 from qtool.data.images import DataSet
 from qtool.data.random_inputs import RandomInputs
 from qtool.export.adaptive import RunSource
@@ -97,8 +97,7 @@ def compare_original(
 def _beside_run(model: Model, folder: Path, chosen: Chosen, answers: Answers) -> WitnessRecord:
     """Compare with the networks of the run in `folder` at the files' bits."""
     run, facts = Run.open(folder), model.facts
-    bits = {name: LayerBits(*pair) for name, pair in facts["layers"].items()}
-    selection = Selection(bits)
+    selection = selection_in_run(run, facts)
     dialect = integer_model_at(RunSource(run), selection, bool(facts["islands"]))
     if facts["input_kind"] == "uint8":
         UseRawPixels()(dialect)
