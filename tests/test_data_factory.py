@@ -67,6 +67,27 @@ def fewer():
     return twice((PIXELS, LABELS[:3]))
 def names():
     return twice((PIXELS, list("abcdefgh")))
+def negative():
+    return twice((PIXELS, np.array([0, 1, -1, 2, 3, -1, 0, 1])))
+def negative_source():
+    return twice(Images(PIXELS, LABELS - 1))
+def empty():
+    return twice((PIXELS[:0], LABELS[:0]))
+def empty_lists():
+    return twice(([], []))
+def empty_source():
+    images = Images(PIXELS[:0], LABELS[:0])
+    return DataSet("mine", Images(PIXELS, LABELS), images, 4)
+def empty_mapped():
+    class Empty(Mapped):
+        def __len__(self):
+            return 0
+    return twice(Empty(pil))
+def unlabelled():
+    class Unlabelled(Mapped):
+        def __getitem__(self, row):
+            return pil(PIXELS[row])
+    return twice(Unlabelled(pil))
 def normalised():
     return twice(Mapped(lambda x: torch.from_numpy(x) / 100 - 1))
 def classes():
@@ -117,6 +138,13 @@ def test_one_channel_and_a_size_that_the_recipe_sets(code: dict) -> None:
         ("wide", "train: 8 images are float64, with 8 labels; expected uint8"),
         ("fewer", "8 images are uint8, with 3 labels"),
         ("names", "labels are <U1 .8,., expected class numbers"),
+        ("negative", "train: the label of image 2 is -1, expected class numbers from 0"),
+        ("negative_source", "train: the label of image 0 is -1, expected class numbers"),
+        ("empty", "train: there are no images"),
+        ("empty_lists", "train: there are no images"),
+        ("empty_source", "test: there are no images"),
+        ("empty_mapped", "train: there are no images"),
+        ("unlabelled", "train: item 0 is a Image, expected .image, label."),
         ("normalised", "image values from -?[0-9.]+ to [0-9.]+, expected .0, 1.: normalise"),
         ("classes", "got 3 classes, labels need 4"),
         ("differing", r"training images are \(3, 6, 6\), test \(3, 6, 3\)"),

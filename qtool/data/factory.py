@@ -72,7 +72,7 @@ def _called(what: str, factory: Callable[..., Any], image_size: int) -> Any:
 
 def _source(what: str, value: Any) -> Source:
     if isinstance(value, tuple | list) and len(value) == 2:
-        pixels, labels = layout(what, to_array(what, value[0]), 4), _labels(what, value[1])
+        labels, pixels = _labels(what, value[1]), layout(what, to_array(what, value[0]), 4)
         if pixels.dtype != np.uint8 or len(pixels) != len(labels):
             raise UserError(
                 f"{what}: {len(pixels)} images are {pixels.dtype}, with {len(labels)} labels; "
@@ -81,9 +81,10 @@ def _source(what: str, value: Any) -> Source:
         return Images(pixels, labels)
     if hasattr(value, "load") and hasattr(value, "labels") and hasattr(value, "shape"):
         source: Source = value
+        _labels(what, source.labels)
         _check_source(what, source)
         return source
-    if hasattr(value, "__len__") and hasattr(value, "__getitem__") and len(value):
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__"):
         labels = _labels(what, _all_labels(what, value))
         return MappedImages(
             value, labels, item_pixels(what, _item(what, value, 0)).shape, what
@@ -97,6 +98,7 @@ def _source(what: str, value: Any) -> Source:
 def _checked(what: str, data: DataSet) -> DataSet:
     """Return `data`, whose sources are the user's own code."""
     for part, source in (("train", data.train), ("test", data.test)):
+        _labels(f"{what}, {part}", source.labels)
         _check_source(f"{what}, {part}", source)
         most = int(np.max(source.labels, initial=0)) + 1
         if data.classes < most:
@@ -132,22 +134,28 @@ def _all_labels(what: str, value: Any) -> Any:
         known = getattr(value, key, None)
         if known is not None and np.ndim(known) == 1 and len(known) == len(value):
             return known
-    items = (_item(what, value, row) for row in range(len(value)))
-    return [item[1] if isinstance(item, tuple | list) and len(item) > 1 else -1
-            for item in items]  # fmt: skip
+    labels = []
+    for row in range(len(value)):
+        item = _item(what, value, row)
+        if not isinstance(item, tuple | list) or len(item) < 2:
+            raise UserError(f"{what}: item {row} is {kind_of(item)}, expected (image, label)")
+        labels.append(item[1])
+    return labels
 
 
 def _labels(what: str, value: Any) -> NDArray[np.int64]:
     labels = np.asarray(value)
-    if (
-        labels.ndim != 1
-        or not len(labels)
-        or labels.dtype.kind not in "iu"
-        or labels.min() < 0
-    ):
+    if labels.shape[:1] == (0,):
+        raise UserError(f"{what}: there are no images; expected at least one")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(
             f"{what}: labels are {labels.dtype} {labels.shape}, expected class numbers (N,) "
             "from 0"
+        )
+    if labels.min() < 0:
+        row = int(np.argmax(labels < 0))
+        raise UserError(
+            f"{what}: the label of image {row} is {labels[row]}, expected class numbers from 0"
         )
     return labels.astype(np.int64)
 
