@@ -149,6 +149,23 @@ class UnreadPart(Net):
         return y
 
 
+class Auxiliary(Net):
+    """A head and a layer for nobody, and one whose result is added in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.b = nn.Linear(8, 5), nn.Conv2d(3, 8, 1)
+        self.lost = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        y = y.add_(self.b(x))
+        self.head(torch.relu(self.lost(y)).mean((2, 3)))
+        y = torch.relu(self.get_submodule("a")(torch.relu(y)))
+        result: Tensor = self.fc(y.mean((2, 3)))
+        return result
+
+
 class Hooked(Net):
     """A hook that looks and changes nothing."""
 
@@ -205,6 +222,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     ),
     "shared_statistics": SharedStatistics,
     "unread_part": UnreadPart,
+    "unread_layers": Auxiliary,
     "buffered": Buffered,
     "hooked": Hooked,
     "channels_last": lambda: Net().to(memory_format=torch.channels_last),  # type: ignore[call-overload]

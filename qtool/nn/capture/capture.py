@@ -3,7 +3,8 @@
 1. torch.fx's symbolic trace; modules of torch.nn stay calls.
 2. Where that fails (control flow on sizes, several arguments with defaults, ...):
    torch.export, whose operators become calls again (`qtool.nn.capture.exported`).
-3. Functional layers on parameters become modules (`qtool.nn.capture.modularise`).
+3. Functional layers on parameters become modules (`qtool.nn.capture.modularise`), and layers
+   that nobody reads are left out (`qtool.nn.capture.unread`).
 Computed weights are stored and shared ones copied first (`qtool.models.owned`).
 The model is traced in evaluation mode, and its parts keep their own modes: what differs in
 training (BatchNorm, Dropout) stays a module call, so that the result can do both.
@@ -23,6 +24,7 @@ from qtool.nn.capture.exported import calls_of
 from qtool.nn.capture.modularise import modularise
 from qtool.nn.capture.operators import IDENTITY_IN_EVALUATION, is_plain
 from qtool.nn.capture.place import require_free_names
+from qtool.nn.capture.unread import drop_unread
 
 
 def capture(model: nn.Module, input_shape: Sequence[int] | None = None) -> fx.GraphModule:
@@ -48,6 +50,7 @@ def capture(model: nn.Module, input_shape: Sequence[int] | None = None) -> fx.Gr
                 ) from error
             graph_module = _export(plain, input_shape)
         modularise(graph_module, plain)
+        drop_unread(graph_module)
     originals = dict(model.named_modules())
     for name, module in graph_module.named_modules():
         module.training = originals.get(name, model).training
