@@ -1,12 +1,19 @@
 """In-place operators: the network that is captured computes what they do, or is refused."""
 
+import logging
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
+from conftest import run_qtool
 from exact import require_equal, traced
-from torch import Tensor, nn
+from tiny_training import tiny_config
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from qtool.core.errors import UnsupportedError
@@ -15,7 +22,9 @@ from qtool.nn.capture.capture import capture
 from qtool.nn.control import calibrate, select
 from qtool.nn.prepare.admit import why_not
 from qtool.nn.prepare.prepare import QuantSpec, prepare
+from qtool.training.losses import Objective
 
+HERE = "test_in_place"
 SHAPE, CLASSES = (3, 6, 6), 4
 F = functional
 Form = Callable[[Any, Tensor], Tensor]
@@ -300,7 +309,10 @@ def test_the_effect_is_kept(name: str, kind: type[Net]) -> None:
     assert net.relu.inplace and net.dropped.inplace
 
 
-@pytest.mark.parametrize("name", [name for name in FORMS if name != "views_taken_before"])
+INTEGERS = ("image", "identity", "modules", "statements", "disjoint_parts", "keywords")
+
+
+@pytest.mark.parametrize("name", INTEGERS)
 def test_integers_are_those_of_the_effect(name: str) -> None:
     net = made(Net, FORMS[name])
     assert why_not(net, QuantSpec(), SHAPE, CLASSES) == []
@@ -321,3 +333,74 @@ def test_writes_that_only_other_tensors_show_are_refused(name: str, kind: type[N
     assert "\n" not in str(error.value)
     found = why_not(net, QuantSpec(), SHAPE, CLASSES, allow_float=True)
     assert found == [str(error.value)]
+
+
+@fx.wrap
+def hidden(y: Tensor) -> Tensor:
+    return y[:, :4]
+
+
+def test_writes_that_the_graph_does_not_show_are_named() -> None:
+    def form(net: Any, x: Tensor) -> Tensor:
+        y: Tensor = net.a(x)
+        F.relu_(hidden(y))
+        z: Tensor = net.b(y)
+        return z
+
+    (found,) = why_not(made(Net, form), QuantSpec(), SHAPE, CLASSES, allow_float=True)
+    assert "layer b differs from the network's own by" in found
+    assert "operators work in place (relu_); let them make new tensors instead" in found
+
+
+def test_torch_s_loggers_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    logger, handler = logging.getLogger("torch"), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    monkeypatch.setattr(logger, "handlers", [handler])
+
+    def refuse(*_: object, **__: object) -> None:
+        logging.getLogger("torch.fx").warning("Unable to find user code corresponding to {u0}")
+        raise RuntimeError("Could not guard")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    with pytest.raises(UnsupportedError, match="Could not guard"):
+        capture(made(Exported, identity), SHAPE)
+    assert told == []
+    logger.warning("others are heard")
+    assert told == ["others are heard"]
+
+
+def test_a_teacher_leaves_the_images_alone() -> None:
+    teacher = made(Net, lambda net, x: net.a(x.zero_()))
+    x, labels = torch.rand(4, *SHAPE), torch.zeros(4, dtype=torch.int64)
+    config, before = tiny_config("distill_weight=1"), x.clone()
+    Objective(config, lambda *_: teacher).on(x, labels)(torch.zeros(4, CLASSES))
+    assert torch.equal(x, before)
+
+
+def network() -> nn.Module:
+    return made(Net, image)
+
+
+def data() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], int]:
+    x = np.random.default_rng(0).integers(0, 256, (16, *SHAPE), np.uint8)
+    return (x, np.arange(16) % CLASSES), (x, np.arange(16) % CLASSES), CLASSES
+
+
+def test_a_file_has_the_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, HERE, sys.modules[__name__])
+    monkeypatch.chdir(tmp_path)
+    torch.save(network().state_dict(), "w.pt")
+    done = run_qtool(
+        "train", "qat", "--model", f"{HERE}:network", "--data", f"{HERE}:data", "--out", "run",
+        "--set", "weights=w.pt", "--set", "epochs=0", "--set", "bits=w8a8",
+        "--set", "batch_size=8",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    done = run_qtool("export", "run", "--target", "onnx", "-o", "m.onnx")
+    assert done.code == 0, done.err
+    x = data()[1][0].astype(np.float32) / 255
+    session = ort.InferenceSession("m.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x})
+    wanted = own(network(), torch.from_numpy(x)).numpy()
+    assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
