@@ -39,7 +39,7 @@ def known_of_run(run: Run, selection: Selection, x: Floats) -> Known:
         return Known(exact=exact, exact_output=exact_output)
     network = load_float(run).eval()
     with _read(network, [layer.name for layer in called_layers(deployed)]) as floats:
-        output = _array(network(images))
+        output = _array(network(images.clone()))  # it may write to its images in place
     return Known(floats, exact, output, exact_output)
 
 

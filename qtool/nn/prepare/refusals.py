@@ -13,8 +13,8 @@ import torch
 from torch import fx, nn
 
 from qtool.nn.capture.arguments import floating, lost
-from qtool.nn.capture.exported import ORIGIN
 from qtool.nn.capture.operators import Kind, argument, called
+from qtool.nn.capture.place import place_of
 from qtool.nn.prepare.graph_view import FLOAT, GraphView
 
 # Of `Kind.OTHER`, since they need no grids of their own, and yet integers on the device:
@@ -143,13 +143,3 @@ def _is_other_form(node: fx.Node, module: nn.Module | None) -> bool:
 def _operands(node: fx.Node) -> list[fx.Node]:
     values = (*node.args, *node.kwargs.values())
     return [value for value in values if isinstance(value, fx.Node)]
-
-
-def place_of(node: fx.Node) -> str:
-    """Return where `node` is in the user's network: a path, or the module that computes it."""
-    if node.op == "call_module":
-        return str(node.target)
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = ["", *(path for path, _ in stack.values()), node.meta.get(ORIGIN, "")]
-    path = next((path for path in reversed(paths) if path), "")
-    return f"{node.name} in {path}" if path else str(node.name)
