@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_qtool
+from image_sets import write_folders
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from qtool.models import model_factory
 from qtool.nn.capture.capture import capture
@@ -159,6 +161,99 @@ def test_a_norm_without_a_layer_before_it_is_named() -> None:
     )
 
 
+class OfWeights(nn.Module):
+    """A layer whose result `use` computes of a map and of weights."""
+
+    def __init__(self, use: Callable[["OfWeights", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.use = nn.Conv2d(3, 8, 3, padding=1), use
+        self.w, self.g = (
+            nn.Parameter(torch.rand(8, 8, 1, 1)),
+            nn.Parameter(torch.rand(8, 1, 1)),
+        )
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.use(self, torch.relu(self.a(x))).mean((2, 3)))
+        return y
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation, computed in each forward()."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Map(nn.Module):
+    """A linear layer on the positions of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.m, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.m(torch.relu(self.a(x)).flatten(2).transpose(1, 2))
+        y: Tensor = self.fc(x.transpose(1, 2).unflatten(2, (14, 14)).mean((2, 3)))
+        return y
+
+
+ALWAYS_REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "weights of a layer": (
+        lambda: nn.Sequential(Standardised(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                              nn.Linear(8, CLASSES)),
+        "conv2d in 0: forward() computes its weights (mean, sub) from 0.weight; let a "
+        "parametrization (torch.nn.utils.parametrize) compute what is stored",
+    ),
+    "weights of a function": (
+        lambda: OfWeights(lambda net, y: functional.conv2d(y, net.w * net.g[..., None])),
+        "conv2d: forward() computes its weights (mul) from w, g; let a parametrization",
+    ),
+    "normalised weights": (
+        lambda: OfWeights(lambda net, y: functional.conv2d(y, functional.normalize(net.w))),
+        "conv2d: forward() computes its weights (normalize) from w; let a",
+    ),
+    "a factor": (
+        lambda: OfWeights(lambda net, y: y * (net.g * 2)),
+        "forward() computes its constant (mul) from g; let a",
+    ),
+    "a map": (Map, "layer m: Linear of a tensor (N, 196, 8); (N, features) is supported: "),
+    "nothing of the image": (
+        lambda: OfWeights(lambda net, y: torch.zeros(y.shape[0], 8, 2, 2)),
+        "its output does not depend on the image",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALWAYS_REFUSED)
+def test_what_no_file_can_hold_is_refused_even_as_islands(name: str) -> None:
+    make, words = ALWAYS_REFUSED[name]
+    for allow_float in (False, True):
+        (found,) = why_not(make(), QuantSpec(), SHAPE, CLASSES, allow_float)
+        assert words in found and "allow_float" not in found
+
+
+def test_the_remedy_for_computed_weights_is_admitted() -> None:
+    class Standardise(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight - weight.mean((1, 2, 3), keepdim=True)
+
+    conv = nn.Conv2d(3, 8, 3)
+    parametrize.register_parametrization(conv, "weight", Standardise())
+    net = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    assert not why_not(net, QuantSpec(), SHAPE, CLASSES)
+
+
+def test_weights_that_are_only_moved_stay_islands() -> None:
+    def use(net: OfWeights, y: Tensor) -> Tensor:
+        return functional.conv2d(y, net.w.transpose(0, 1))
+
+    assert not why_not(OfWeights(use), QuantSpec(), SHAPE, CLASSES, allow_float=True)
+    (found,) = why_not(OfWeights(use), QuantSpec(), SHAPE, CLASSES)
+    assert "conv2d with computed weights has no integer form" in found
+
+
 def test_names_of_torch_fx_are_refused() -> None:
     net = nn.Sequential()
     net.add_module("graph", nn.Conv2d(3, 5, 16))
@@ -269,6 +364,11 @@ def plain(classes: int = 5) -> nn.Module:
     return net
 
 
+def pair() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(4, 2))  # fmt: skip
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
@@ -364,3 +464,22 @@ def test_folders_that_do_not_fit_the_network(
             Image.new(mode, (size, size), 7).save(place / "a.png")
     line = train("qat", "plain", "--data", folder / "images", "--set", f"image_size={size}")
     assert words in line
+
+
+def test_a_refused_training_leaves_nothing(folder: Path) -> None:
+    bad = write_folders(folder / "images")
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:200])
+    torch.save(pair().state_dict(), "w.pt")
+    command = (
+        "train", "ptq", "--model", f"{HERE}:pair", "--data", folder / "images", "--out",
+        "a/run", "--set", "image_size=16", "--set", "weights=w.pt",
+    )  # fmt: skip
+    refused = run_qtool(*command)
+    assert refused.code == 2 and str(bad) in refused.err and not (folder / "a").exists()
+    Path("a/run").mkdir(parents=True)
+    Path("a/run/notes.txt").write_text("mine")
+    assert run_qtool(*command).code == 2 and os.listdir("a/run") == ["notes.txt"]
+    bad.write_bytes(whole)
+    done = run_qtool(*command)
+    assert done.code == 0, done.err

@@ -490,5 +490,5 @@ def test_a_norm_behind_a_norm_is_folded_once_the_first_one_is() -> None:
     assert step(model).modified
     assert all(node.op_type != "BatchNormalization" for node in model.graph)
     assert not step(model).modified
-    with pytest.raises(UserError, match="only Conv can absorb it"):
+    with pytest.raises(UserError, match="only Conv, or a linear layer of"):
         FoldBatchNorm().call(normalised_twice())

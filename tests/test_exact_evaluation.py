@@ -109,6 +109,10 @@ FUNCTIONS = {
     "square": lambda y: y * y,
     "twice": lambda y: functional.interpolate(y, scale_factor=2.0),
     "parts": lambda y: torch.cat([part.relu() for part in y.split(3, 1)], 1),
+    "parts, one unread": lambda y: torch.cat(y.split([1, 2, 3], 1)[::2], 1),
+    "one part": lambda y: y.split([4, 2], 1)[0].relu(),
+    "the last part": lambda y: functional.silu(y.chunk(4, 1)[-1]),
+    "a part of a part": lambda y: y.chunk(2, 1)[1].chunk(3, 1)[1] + y.chunk(2, 1)[0],
 }
 
 
@@ -119,6 +123,27 @@ def test_functions(name: str, seed: int) -> None:
     model = Body(FUNCTIONS[name])
     model.eval()(torch.rand(1, 3, 7, 7))
     compare(model, (3, 7, 7), seed, SPECS[seed])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("bias", [True, False])
+def test_norms_behind_linear_layers(bias: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(54, 12, bias), nn.BatchNorm1d(12), nn.ReLU(),
+        nn.Linear(12, 7, bias), nn.BatchNorm1d(7, affine=False), nn.SiLU(),
+        nn.Linear(7, 5, bias), nn.BatchNorm1d(5),
+    )  # fmt: skip
+    for norm in (model[4], model[7], model[10]):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.1, 3)
+        if norm.affine:
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+    with torch.no_grad():
+        model[4].weight[2] = 0
+    assert compare(model, (3, 5, 5), seed, SPECS[seed]) > 100
 
 
 @pytest.mark.parametrize("channels", [32, 256, 3000])

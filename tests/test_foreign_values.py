@@ -59,6 +59,20 @@ RIGHT: dict[str, tuple[str, str, Arrays]] = {
         + " c = BatchNormalization (d, g, b, m, u)", "1, 4, 8, 8",
         W | {"bq": np.array([100, -90, 3, 50], np.int8)},
     ),
+    "BatchNorm behind a Gemm": (
+        FLAT + "d = Gemm (f, vf, b)\n c = BatchNormalization (d, g, b, m, u)", "1, 4", K,
+    ),
+    "BatchNorm behind a turned Gemm": (
+        "f = Flatten (x)\n vf = DequantizeLinear <axis = 0> (k, ws)\n"
+        "d = Gemm <transB = 1> (f, vf)\n c = BatchNormalization (d, g, b, m, u)", "1, 4",
+        {"k": codes(1, 4, 256, top=20)},
+    ),
+    "BatchNorm behind a MatMul of a turned weight": (
+        "f = Flatten (x)\n vh = DequantizeLinear <axis = 0> (k, ws)\n"
+        "vf = Transpose <perm = [1, 0]> (vh)\n"
+        "d = MatMul (f, vf)\n c = BatchNormalization (d, g, b, m, u)", "1, 4",
+        {"k": codes(1, 4, 256, top=20)},
+    ),
     "Pad on int8 codes": (
         "p = QuantizeLinear (x, s, o)\n pp = Pad (p, n, j)\n c = DequantizeLinear (pp, s, o)",
         "1, 4, 11, 9", SIDES | {"o": np.asarray(np.int8(3)), "j": np.asarray(np.int8(-9))},

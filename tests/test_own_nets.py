@@ -120,6 +120,33 @@ class Buffered(Net):
         return y
 
 
+class SharedStatistics(Net):
+    """Two norms with one set of running statistics, behind different layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
+        first, second = self.norms
+        second.running_mean, second.running_var = first.running_mean, first.running_var
+        second.num_batches_tracked = first.num_batches_tracked
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norms[0](self.stem(x)))
+        x = torch.relu(self.norms[1](self.get_submodule("a")(x)))
+        y: Tensor = self.fc(x.mean((2, 3)))
+        return y
+
+
+class UnreadPart(Net):
+    """Of three parts of a tensor the second is for nobody."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, _, last = torch.relu(self.stem(x)).split([2, 3, 3], 1)
+        x = self.get_submodule("a")(torch.cat([last, first, last], 1))
+        y: Tensor = self.fc(x.mean((2, 3)))
+        return y
+
+
 class Hooked(Net):
     """A hook that looks and changes nothing."""
 
@@ -164,6 +191,18 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "norm_without_bias": lambda: _convolutions(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, bias=False), nn.ReLU()
     ),
+    "linear_norm": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 16, bias=False),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Linear(16, 5),
+        nn.BatchNorm1d(5),
+    ),
+    "shared_statistics": SharedStatistics,
+    "unread_part": UnreadPart,
     "buffered": Buffered,
     "hooked": Hooked,
     "channels_last": lambda: Net().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
@@ -174,7 +213,9 @@ def make(name: str) -> nn.Module:
     """Return network `name` in evaluation, its norms with statistics."""
     torch.manual_seed(0)
     network = NETS[name]()
-    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+    for norm in (
+        m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)
+    ):
         nn.init.normal_(norm.running_mean, std=0.1)
         nn.init.uniform_(norm.running_var, 0.5, 2)
         nn.init.normal_(norm.weight, 1, 0.2)

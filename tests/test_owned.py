@@ -48,6 +48,17 @@ def test_the_user_s_module_stays_and_the_result_computes_the_same(name: str) -> 
     assert plain.get_parameter("fc.weight") is network.get_parameter("fc.weight")
 
 
+def test_norms_that_share_statistics_have_their_own() -> None:
+    network = make("shared_statistics").eval()
+    first, second = (owned(network).get_submodule(f"norms.{index}") for index in (0, 1))
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        one, other = first.get_buffer(name), second.get_buffer(name)
+        assert one is network.get_buffer(f"norms.0.{name}")
+        assert one is not other and torch.equal(one, other)
+    x = torch.rand(3, 3, 16, 16)
+    assert torch.equal(owned(network)(x), network(x))
+
+
 @pytest.mark.parametrize("name", ["hook_norm", "weight_norm", "tied"])
 def test_gradients_reach_plain_weights(name: str) -> None:
     captured = capture(make(name), (3, 16, 16))
@@ -72,7 +83,10 @@ def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
-@pytest.mark.parametrize("name", ["hook_norm", "spectral_norm", "tied", "norm_act"])
+_LONG = [pytest.param(n, marks=pytest.mark.nightly) for n in ("spectral_norm", "norm_act")]
+
+
+@pytest.mark.parametrize("name", ["hook_norm", "tied", *_LONG])
 def test_they_are_trained_resumed_and_exported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,7 +144,10 @@ def test_fold_refuses_batchnorm_after_something_else() -> None:
     )
     with pytest.raises(UserError) as error:
         FoldBatchNorm()(model)
-    assert "BatchNorm after Relu; only Conv can absorb it" in reason(error)
+    assert (
+        "BatchNorm after Relu; only Conv, or a linear layer of (N, features), can absorb it"
+        in reason(error)
+    )
 
 
 def test_clip_becomes_an_integer_window() -> None:

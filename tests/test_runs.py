@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import STEPS, tiny_run, train_tiny
+from tiny_training import STEPS, tiny_config, tiny_data, tiny_run, train_tiny
 
 from qtool.core.errors import UserError
 from qtool.core.progress import Silent
 from qtool.models.weights import load_weights
+from qtool.runs.attempt import begun
 from qtool.tensor_file import load_tensors, save_tensors
 
 # Every kind of state that a checkpoint has to hold.
@@ -273,3 +274,35 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(
     with pytest.raises(UserError, match=r"tiny epoch 2: .*the last good checkpoint is kept"):
         train_tiny(run, Poison())
     assert run.path("checkpoint.safetensors").read_bytes() == checkpoints[0]
+
+
+def begin(folder: Path, error: BaseException, resume: bool = False, saved: str = "") -> None:
+    """Begin a run, save a file of it, and fail."""
+    arguments = (tiny_config(), tiny_data(), resume, False)
+    with pytest.raises(type(error)), begun(folder, *arguments) as run:
+        assert run.path("recipe.json").exists()
+        run.add_metrics(phase="float", loss=1.0)
+        if saved:
+            run.path(saved).write_bytes(b"tensors")
+        raise error
+
+
+def test_what_failed_before_it_kept_anything_is_taken_back(tmp_path: Path) -> None:
+    begin(tmp_path / "a" / "run", UserError("a picture"))
+    assert not (tmp_path / "a").exists()
+    begin(tmp_path / "a" / "run", ValueError("a network"))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("saved", ["checkpoint.safetensors", "float.safetensors"])
+def test_what_can_be_continued_stays(saved: str, tmp_path: Path) -> None:
+    begin(tmp_path / "run", UserError("a picture"), saved=saved)
+    assert (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_an_interrupted_run_and_one_that_goes_on_stay(tmp_path: Path) -> None:
+    begin(tmp_path / "run", KeyboardInterrupt())
+    kept = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert "recipe.json" in kept
+    begin(tmp_path / "run", UserError("a picture"), resume=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == kept

@@ -6,7 +6,7 @@ Cases:
 2. Reshape of (N, C, ...) to (N, rest), by whatever shape arithmetic: ``Flatten(x, axis=1)``;
    to other shapes that keep the batch: ``Reshape(x, [0, ...])`` with constant sizes.
 3. ``Mul(x, Sigmoid(x))``: ``Swish(x)``.
-4. Split: one Slice per result.
+4. Split: one Slice for each result that is read.
 5. Resize to sizes or scales that are whole multiples: constant scales.
 Anything else is left as it is.
 """
@@ -97,24 +97,50 @@ def _split(graph: ir.Graph, node: ir.Node) -> bool:
     if shape is None or node.attributes.get_int("num_outputs", parts) != parts:
         return False
     axis, start = node.attributes.get_int("axis", 0) % len(shape), 0
-    sizes = [list(out.shape)[axis] if out.shape is not None else None for out in node.outputs]
-    if not all(isinstance(size, int) for size in sizes):
+    sizes = _split_sizes(node, shape[axis], axis)
+    if sizes is None:
         return False
     for index, (out, size) in enumerate(zip(list(node.outputs), sizes, strict=True)):
-        ends = start + int(size)  # type: ignore[arg-type]
-        bounds = [
-            add_constant(graph, f"{out.name}.{what}", np.array([value], np.int64))
-            for what, value in (("start", start), ("end", ends), ("axis", axis))
-        ]
-        piece = ir.node("Slice", [operand(node, 0), *bounds], name=f"{node.name}/{index}")
-        graph.insert_before(node, piece)
-        result = piece.outputs[0]
-        result.shape, result.type = out.shape, out.type
-        result.name = fresh_name(graph, f"{out.name}/piece")
-        out.replace_all_uses_with(result, replace_graph_outputs=True)
-        start = ends
+        if out.uses() or out.is_graph_output():
+            piece = _piece(graph, out, (start, start + size, axis), f"{node.name}/{index}")
+            out.replace_all_uses_with(piece, replace_graph_outputs=True)
+        start += size
     graph.remove(node, safe=True)
     return True
+
+
+def _split_sizes(node: ir.Node, whole: object, axis: int) -> list[int] | None:
+    """Return how much of `axis` each result is: by its shape, which an unread one may lack."""
+    known = [list(out.shape)[axis] if out.shape is not None else None for out in node.outputs]
+    sizes = [size for size in known if isinstance(size, int)]
+    if len(sizes) == len(known):
+        return sizes
+    stated = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if stated is not None:
+        return [int(size) for size in stated.reshape(-1)]
+    if not isinstance(whole, int) or len(node.inputs) > 1 or "split" in node.attributes:
+        return None
+    size = -(-whole // len(known))
+    return [min(size, whole - start) for start in range(0, size * len(known), size)]
+
+
+def _piece(
+    graph: ir.Graph, out: ir.Value, bounds: tuple[int, int, int], name: str
+) -> ir.Value:
+    """Return the part of a Split's input that is `out`: from, to and along (`bounds`)."""
+    split = out.producer()
+    if split is None:
+        raise ValueError(f"{out.name} is no result")
+    constants = [
+        add_constant(graph, f"{out.name}.{what}", np.array([value], np.int64))
+        for what, value in zip(("start", "end", "axis"), bounds, strict=True)
+    ]
+    piece = ir.node("Slice", [operand(split, 0), *constants], name=name)
+    graph.insert_before(split, piece)
+    result = piece.outputs[0]
+    result.shape, result.type = out.shape, out.type
+    result.name = fresh_name(graph, f"{out.name}/piece")
+    return result
 
 
 def _resize(graph: ir.Graph, node: ir.Node) -> bool:

@@ -24,13 +24,13 @@ def layer_name(node: ir.Node) -> str:
     """Return the layer's name in the user's model, or the node's own."""
     if LAYER_KEY in node.metadata_props:
         return node.metadata_props[LAYER_KEY]
-    weight = _weight_node(node)
+    weight = weight_node(node)
     if weight is not None and LAYER_KEY in weight.metadata_props:
         return weight.metadata_props[LAYER_KEY]
     return str(node.name or node.outputs[0].name)
 
 
-def _weight_node(node: ir.Node) -> ir.Node | None:
+def weight_node(node: ir.Node) -> ir.Node | None:
     """Return the DequantizeLinear of the weight, perhaps behind a Transpose."""
     if len(node.inputs) < 2 or node.inputs[1] is None:
         return None
@@ -42,7 +42,7 @@ def _weight_node(node: ir.Node) -> ir.Node | None:
 
 def has_integer_weight(node: ir.Node) -> bool:
     """True when the weight of a Conv, Gemm or MatMul is a DequantizeLinear of codes."""
-    weight = _weight_node(node)
+    weight = weight_node(node)
     if weight is None or weight.op_type != "DequantizeLinear":
         return False
     return LAYER_KEY in weight.metadata_props or _is_stored(operand(weight, 0))
@@ -63,7 +63,7 @@ def read_layer(node: ir.Node, fallback: str) -> Layer:
         UnsupportedError: float weights, weights with a zero point, anything computed at run
             time.
     """
-    weight = _weight_node(node)
+    weight = weight_node(node)
     if weight is None or weight.op_type != "DequantizeLinear":
         raise UnsupportedError(f"layer {fallback}: {node.op_type} has float weights")
     name = weight.metadata_props.get(LAYER_KEY, fallback)

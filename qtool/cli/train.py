@@ -45,14 +45,13 @@ def train(
     config = complete(override(load_recipe(recipe), settings), data)
     loaded = load_data(config, data)
     from qtool.parallel.together import joined
-    from qtool.runs.run import Run
+    from qtool.runs.attempt import begun
     from qtool.training.frontend import load_frontend
 
     frontend = load_frontend(config.frontend)
     with joined() as job:
         frontend.check(config, loaded)
-        run = Run.create(out, config, loaded, resume, force)
-        with progress_shown() as progress:
+        with begun(out, config, loaded, resume, force) as run, progress_shown() as progress:
             table = frontend.train(run, loaded, progress, resume)
     if job.is_main:
         if table is not None:

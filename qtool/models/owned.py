@@ -6,7 +6,8 @@
 2. A parameter that several layers have: each gets its own, of the same value. On the device it
    is in each layer's units anyway, and what is corrected or trained for one layer's grid must
    not change another's.
-3. A BatchNorm with a weight and no bias: gets a bias of 0 that is not trained.
+3. Running statistics that several BatchNorms have: likewise, since each folds into its layer.
+4. A BatchNorm with a weight and no bias: gets a bias of 0 that is not trained.
 
 The user's module stays as it is: the result is a copy of its structure that shares all other
 parameters and buffers. A network that needs none of this is returned itself.
@@ -31,7 +32,7 @@ _OWN_DICTS = (
 def owned(model: nn.Module) -> nn.Module:
     """Return `model` with stored weights, none of them shared between layers."""
     computes = any(_is_computed(m) or _lacks_bias(m) for m in model.modules())
-    if not computes and not shared_parameters(model):
+    if not computes and not shared_parameters(model) and not _share_statistics(model):
         return model
     return _Copier().copy(model)
 
@@ -48,6 +49,17 @@ def shared_parameters(model: nn.Module) -> list[tuple[str, str]]:
     return pairs
 
 
+def _share_statistics(model: nn.Module) -> bool:
+    """True where a buffer is that of two BatchNorms of `model`."""
+    norms = [module for module in model.modules() if _is_norm(module)]
+    buffers = [id(b) for norm in norms for b in norm.buffers(recurse=False)]
+    return len(buffers) > len({*buffers})
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
 def _is_computed(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module) or any(_hooks(module))
 
@@ -60,8 +72,7 @@ def _hooks(module: nn.Module) -> Iterator[tuple[int, Any]]:
 
 
 def _lacks_bias(module: nn.Module) -> bool:
-    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    return is_norm and module.weight is not None and module.bias is None
+    return _is_norm(module) and module.weight is not None and module.bias is None
 
 
 def without_children(module: nn.Module) -> nn.Module:
@@ -99,6 +110,9 @@ class _Copier:
             new._parameters["bias"] = nn.Parameter(zeros, requires_grad=False)
         for name, parameter in new._parameters.items():
             new._parameters[name] = self._own(parameter)
+        if _is_norm(new):
+            for name, buffer in new._buffers.items():
+                new._buffers[name] = self._own_buffer(buffer)
         for name, child in new._modules.items():
             new._modules[name] = None if child is None else self.copy(child)
         return new
@@ -109,6 +123,13 @@ class _Copier:
             self.taken.add(id(parameter))
             return parameter
         return nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+
+    def _own_buffer(self, buffer: Tensor | None) -> Tensor | None:
+        """Return `buffer`, or a copy where another norm has it already."""
+        if buffer is None or id(buffer) not in self.taken:
+            self.taken.add(id(buffer))
+            return buffer
+        return buffer.detach().clone()
 
 
 def _store_hooked(module: nn.Module, new: nn.Module) -> None:

@@ -260,6 +260,7 @@ _OWN_FILES = (
     *(stage.file for stage in Stage), CHECKPOINT, "bits.json", METRICS, SEARCH,
     WITNESS, SAMPLE, "adaptive.onnx",
 )  # fmt: skip
+RUN_FILES = ("recipe.json", *_OWN_FILES)
 
 _MACHINE = ("workers", "device", "checkpoint_minutes", "checkpoint_steps")
 

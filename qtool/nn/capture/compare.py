@@ -10,6 +10,7 @@ compared behind it.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,11 +98,14 @@ def _places(model: nn.Module, captured: nn.Module) -> dict[str, str]:
     """Return, by path in `model`, the path in `captured` of what computes the same."""
     others = dict(captured.named_modules())
     plain = {p: m for p, m in model.named_modules() if is_plain(m)}
-    norms = {
-        id(module.running_mean): path
+    statistics = [
+        (id(module.running_mean), path)
         for path, module in plain.items()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    }
+    ]
+    shared = Counter(key for key, _ in statistics)
+    # Of norms that share theirs, all but one have others in `captured`.
+    norms = {key: path for key, path in statistics if shared[key] == 1}
     places = {"": ""}
     for path in plain:
         other = others.get(path)

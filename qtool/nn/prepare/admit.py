@@ -23,10 +23,11 @@ from qtool.models.state import unusable_tensors, wrong_values
 from qtool.nn.capture.capture import capture
 from qtool.nn.capture.compare import Difference, compare, evaluating, sample_images
 from qtool.nn.capture.in_place import IN_PLACE
+from qtool.nn.prepare.constants import computed_constants, ignores_image
 from qtool.nn.prepare.graph_view import GraphView
 from qtool.nn.prepare.normal_form import normalise
 from qtool.nn.prepare.prepare import prepare, sizes_of
-from qtool.nn.prepare.refusals import float_operators, layer_refusals
+from qtool.nn.prepare.refusals import float_operators, layer_refusals, shape_refusals
 from qtool.nn.prepare.spec import QuantSpec
 
 _ISLANDS = (
@@ -211,11 +212,15 @@ def _graph_faults(
     if difference:
         return [_unlike(model, captured, difference)]
     view, faults = GraphView(captured, spec.input_step is None), []
+    if ignores_image(view):
+        return ["its output does not depend on the image: forward() does not use its values"]
+    sizes = sizes_of(view, shape)
     try:
-        normalise(view, sizes_of(view, shape))
+        normalise(view, sizes)
     except UnsupportedError as error:
         faults.append(str(error))
-    faults += layer_refusals(view)
+    faults += [*layer_refusals(view), *shape_refusals(view, sizes)]
+    faults += computed_constants(view).values()
     floats = [] if allow_float else float_operators(view)
     if floats:
         floats[-1] += f" ({_ISLANDS})"

@@ -2,7 +2,8 @@
 
 1. Layers that cannot be quantized (`layer_refusals`): called twice, padded with something else
    than zeros, a BatchNorm without running statistics.
-2. Operators that would run in floating point (`float_operators`): those of `Kind.OTHER`, and
+2. Linear layers of other tensors than (N, features) (`shape_refusals`).
+3. Operators that would run in floating point (`float_operators`): those of `Kind.OTHER`, and
    sums and products with constants, which no grid closes.
 """
 
@@ -15,7 +16,14 @@ from torch import fx, nn
 from qtool.nn.capture.arguments import floating, lost
 from qtool.nn.capture.operators import Kind, argument, called
 from qtool.nn.capture.place import place_of
+from qtool.nn.prepare.constants import (
+    LAYER_FUNCTIONS,
+    alive,
+    computed_constants,
+    dependent,
+)
 from qtool.nn.prepare.graph_view import FLOAT, GraphView
+from qtool.nn.prepare.normal_form import Sizes
 
 # Of `Kind.OTHER`, since they need no grids of their own, and yet integers on the device:
 # tables, bounds, moves, and what changes nothing.
@@ -68,6 +76,21 @@ def _faults_of(name: str, module: nn.Module) -> Iterator[str]:
         )
 
 
+def shape_refusals(view: GraphView, sizes: Sizes) -> list[str]:
+    """Return which linear layers of `view` are given tensors of other ranks than 2."""
+    found = []
+    for node in view.nodes:
+        if isinstance(view.module(node), nn.Linear):
+            size = sizes(view.source(node))
+            if size is not None and len(size) != 2:
+                shape = ", ".join(map(str, ("N", *size[1:])))
+                found.append(
+                    f"layer {node.target}: Linear of a tensor ({shape}); (N, features) is "
+                    "supported: flatten it, or use a 1x1 Conv2d on (N, channels, H, W)"
+                )
+    return found
+
+
 def float_operators(view: GraphView) -> list[str]:
     """Return every operator of `view` that would run in floating point, and what to use."""
     places: dict[str, list[str]] = {}
@@ -84,7 +107,7 @@ def _what(view: GraphView, node: fx.Node) -> str:
         return f"{name} {node.meta[FLOAT]},"
     if view.kind(node) is Kind.NORM:
         return f"{name} that no linear layer before it takes in"
-    if name in ("conv2d", "linear", "batch_norm"):  # of parameters, they would be modules
+    if name in LAYER_FUNCTIONS:
         return f"{name} with computed weights"
     if view.kind(node) in (Kind.ADD, Kind.MUL):
         return f"{name} with a constant"
@@ -98,16 +121,9 @@ def _sentence(what: str, where: list[str]) -> str:
 
 def _computing(view: GraphView) -> list[fx.Node]:
     """Return the nodes that the result depends on, and that depend on the image, in order."""
-    alive: set[fx.Node] = set()
-    for node in reversed(view.nodes):
-        if node.op == "output" or node in alive:
-            alive.add(node)
-            alive.update(node.all_input_nodes)
-    moving: set[fx.Node] = set()
-    for node in view.nodes:
-        if node.op == "placeholder" or moving.intersection(node.all_input_nodes):
-            moving.add(node)
-    return [node for node in view.nodes if node in alive & moving]
+    refused = [n for n in computed_constants(view) if called(n, None) in LAYER_FUNCTIONS]
+    moving = dependent(view, by_size=True)
+    return [node for node in alive(view) if node in moving and node not in refused]
 
 
 def _is_float(view: GraphView, node: fx.Node) -> bool:
