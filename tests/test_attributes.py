@@ -250,7 +250,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, np.ndarray], str]] = {
     "indices": (
         f"c0, n = MaxPool <{WINDOW}> (x)\n d = Cast <to = 1> (n)\n c = Add (c0, d)",
         "1, 4, 4, 4", {},
-        "layer c: Add reads d, which is float",
+        "node c0: MaxPool with result 2 that is read; the first one is supported",
     ),
     "alpha": (
         LINEAR.format(1, "Gemm <alpha = 0.5>"), "1, 4", {"k": codes(0, 256, 4)},

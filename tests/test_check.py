@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from conftest import Result, run_qtool
 from test_cli_errors import refused
@@ -217,3 +218,19 @@ def testtop1_of_clips_is_that_of_their_mean_logits() -> None:
     frames = np.array([[0.0, 5.0], [1.0, 0.0], [0.0, 2.0], [3.0, 0.0]], np.float32)
     assert top1(frames, clips) == 100.0
     assert top1(frames[::2], clips) == 50.0
+
+
+@pytest.mark.parametrize("option", ["--min-snr", "--min-accuracy"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_bars_are_finite(option: str, value: str, exported: Path) -> None:
+    done = run_qtool("check", exported / "model.onnx", option, value)
+    assert done.code == 2 and f"'{value}' is not a finite number" in done.err
+
+
+def test_a_fixed_batch_is_refused(exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported / "model.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 7
+    onnx.save(model, tmp_path / "seven.onnx")
+    done = run_qtool("check", tmp_path / "seven.onnx")
+    assert done.code == 2 and done.err.count("\n") == 1
+    assert "seven.onnx: its batch is fixed at 7; qtool import" in done.err

@@ -1,5 +1,6 @@
 """Evaluation of a prepared network gives the very integers of the exported file."""
 
+import copy
 import random
 
 import numpy as np
@@ -280,3 +281,43 @@ def test_contexts_change_no_integer(context: object) -> None:
         expected = prepared(x)
         with context:  # type: ignore[attr-defined]
             assert torch.equal(prepared(x), expected)
+
+
+def test_a_copy_gives_plain_numbers_too() -> None:
+    net = FuzzNet(1)
+    prepared = prepare(net, SPECS[0], (3, net.size, net.size))
+    x = torch.rand(2, 3, net.size, net.size)
+    calibrate(prepared, x)
+    select(prepared.eval(), Selection())
+    with torch.no_grad():
+        assert type(copy.deepcopy(prepared)(x)) is Tensor
+
+
+def test_what_was_computed_before_a_change_stays() -> None:
+    x = on_grid(torch.tensor([[-3.0, 3.0]]), GRID)
+    clamped = functional.relu(x)
+    joined = torch.cat([clamped, x])
+    x.mul_(2)
+    assert quantized(joined, GRID).codes.tolist() == [[0, 3], [-3, 3]]
+    assert torch.equal(torch.erf(clamped), torch.erf(torch.tensor([[0.0, 3 * 0.1]])))
+
+
+@pytest.mark.parametrize("low", [0.3, -0.9])
+def test_bounds_behind_a_pad_bound_the_padding(low: float) -> None:
+    torch.manual_seed(0)
+    bounds = sorted((low, low / 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ZeroPad2d(1), nn.Hardtanh(*bounds),
+        nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(100, 3),
+    )  # fmt: skip
+    compare(model, (3, 7, 7), 0)
+    seen: list[Tensor] = []
+    prepared = prepare(model, QuantSpec((8,), (8,)), (3, 7, 7))
+    x = torch.rand(4, 3, 7, 7)
+    calibrate(prepared, x)
+    select(prepared.eval(), Selection())
+    layer = prepared.get_submodule("4")
+    layer.input_quant.register_forward_hook(lambda *a: seen.append(a[2].detach()))
+    with torch.no_grad():
+        prepared(x)
+    assert (seen[0][:, :, 0] - bounds[0 if low > 0 else 1]).abs().max() < 0.01

@@ -32,6 +32,10 @@ RIGHT: dict[str, tuple[str, str, Arrays]] = {
         "p = QuantizeLinear (x, s1, z1)\n c = DequantizeLinear (p, s1, z1)", "1, 4, 8, 8",
         {"s1": np.array([0.03], np.float32), "z1": np.array([9], np.uint8)},
     ),
+    "bounds behind a Pad that bound its 0": (
+        CONV.replace("c =", "d =") + "e = Pad (d, n)\n c = Clip (e, low, high)", "1, 4, 11, 9",
+        W | SIDES | {"low": np.float32(0.1307 * 3), "high": np.float32(0.1307 * 50)},
+    ),
     "codes read on another grid": ("c = DequantizeLinear (q, t, z)", "1, 4, 8, 8", {}),
     "a product and a number": (
         FLAT + "d = MatMul (f, vf)\n c = Add (d, v)", "1, 4", K,

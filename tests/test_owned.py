@@ -83,7 +83,10 @@ def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
-@pytest.mark.parametrize("name", ["hook_norm", "spectral_norm", "tied", "norm_act"])
+_LONG = [pytest.param(n, marks=pytest.mark.nightly) for n in ("spectral_norm", "norm_act")]
+
+
+@pytest.mark.parametrize("name", ["hook_norm", "tied", *_LONG])
 def test_they_are_trained_resumed_and_exported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

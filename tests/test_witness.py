@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import foreign_check
 import foreign_files
 import numpy as np
 import onnx
@@ -102,6 +103,11 @@ def data() -> tuple[object, object, int]:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 3, 12, 12), np.uint8)
     labelled = (pixels, np.arange(48) % 5)
     return labelled, labelled, 5
+
+
+def darker() -> tuple[object, object, int]:
+    (pixels, labels), _, classes = data()  # type: ignore[misc]
+    return (pixels // 3, labels), (pixels // 3, labels), classes
 
 
 def small() -> tuple[object, object, int]:
@@ -416,6 +422,28 @@ def test_a_softmax_that_is_left_out_is_left_out_of_the_comparison(tmp_path: Path
     model.graph.node.append(onnx.helper.make_node("Softmax", ["logits_"], ["logits"]))
     onnx.save(model, tmp_path / "in.onnx")
     assert looked(tmp_path / "in.onnx").fallen == ()
+
+
+def test_a_softmax_of_quantized_logits_too(tmp_path: Path) -> None:
+    body = "f = Flatten (x)\n wf = DequantizeLinear <axis = 1> (k, ws)\n c = MatMul (f, wf)"
+    model = foreign_check.small(body, "1, 4", k=foreign_files.codes(1, 256, 4, top=20))
+    model.graph.node[-1].output[0] = "logits"
+    model.graph.node.append(onnx.helper.make_node("Softmax", ["logits"], ["y"]))
+    onnx.save(model, tmp_path / "in.onnx")
+    record = looked(tmp_path / "in.onnx")
+    assert record.fallen == () and record.lowest_db is not None and record.lowest_db > 37
+
+
+def test_kept_comparisons_are_of_the_same_images(run: Path, tmp_path: Path) -> None:
+    lines = []
+    for name in ("data", "darker"):
+        done = run_qtool(
+            "export", run, "--target", "onnx", "-o", tmp_path / f"{name}.onnx", "--bits",
+            "w8a4", "--data", f"test_witness:{name}",
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        lines.append(done.err.replace(name, ""))
+    assert "output" in lines[0] and lines[0] != lines[1]
 
 
 def test_an_original_that_cannot_run_is_said(tmp_path: Path) -> None:

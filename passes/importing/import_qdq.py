@@ -30,7 +30,7 @@ from passes.lower.moves import is_move, lower_move, sources
 from passes.lower.operators import ACTIVATIONS
 from passes.lower.tables import gather
 from passes.packing.packing import code_width, holds
-from passes.twins import note_twins
+from passes.twins import note_twins, output_of
 from qtool.core.accumulator import Layer
 from qtool.core.dialect import (
     BITS_KEY,
@@ -71,7 +71,7 @@ class ImportQDQ(InPlacePass):
         for node in model.graph:
             importer.visit(node)
         outputs = [importer.output(value) for value in model.graph.outputs]
-        note_twins(model, importer.twins())
+        note_twins(model, importer.twins(model))
         importer.walk.build.commit(model, outputs)
         return PassResult(model, True)
 
@@ -133,10 +133,13 @@ class _Importer:
         self._mark_layer(twin, node)
         return twin
 
-    def twins(self) -> Iterator[tuple[str, str, Quantized]]:
+    def twins(self, model: ir.Model) -> Iterator[tuple[str, str, Quantized]]:
         """Yield the file's quantized tensors, values and codes, with what they became."""
+        outputs = set(model.graph.outputs) if output_of(model) else set()
         for value, twin in self.walk.quantized.items():
             node = value.producer()
+            if value in outputs:  # the name is that of what was left out behind it
+                continue
             if node is not None and node.op_type == "DequantizeLinear":
                 yield "values", value_name(value), twin
         for value, twin in self.codes.items():

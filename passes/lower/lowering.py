@@ -173,7 +173,11 @@ class Lowering:
                 self.lower(source, grid, window, f"{name}/{index}", bits)
                 for index, source in enumerate(sources(node))
             ]
-            return lower_move(self.build, node, xs, name)
+            moved = lower_move(self.build, node, xs, name)
+            if window.lo <= grid.zero_point <= window.hi:
+                return moved
+            # A Pad has put the code of 0 beside the window, where the bounds behind it bound.
+            return self._on_grid(moved, core, grid, window, f"{name}/bounded", bits)
         if node.op_type not in OPERATORS:
             raise UnsupportedError(
                 f"layer {layer_name(node)}: operator {node.op_type} has no integer form; it "

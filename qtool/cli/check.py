@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from qtool.cli.options import FILE, FOLDER, data_option
+from qtool.cli.options import FILE, FOLDER, NUMBER, data_option
 from qtool.cli.session import progress_shown, show
 from runtimes.registry import RUNTIMES
 
@@ -20,14 +20,14 @@ from runtimes.registry import RUNTIMES
     "--original", type=click.Path(path_type=Path), metavar="FILE|RUN",
     help="Compare every tensor with the imported FILE or with RUN's torch networks.",
 )  # fmt: skip
-@click.option("--min-accuracy", type=float, metavar="P", help="Required top-1 in percent.")
+@click.option("--min-accuracy", type=NUMBER, metavar="P", help="Required top-1 in percent.")
 @click.option("--max-bops", metavar="B", help="Required BOPs: 5.3G, 300M, 1.2e9.")
 @click.option("--require-parity", is_flag=True, help="Require 0 differing integers.")
 @click.option(
     "--require-original", is_flag=True, help="Require what import and export require of it."
 )
 @click.option(
-    "--min-snr", type=float, metavar="DB",
+    "--min-snr", type=NUMBER, metavar="DB",
     help="Required signal-to-noise ratio of the output against --original.",
 )  # fmt: skip
 @click.option("--json", "output", type=FILE, help="Write the report.")

@@ -1,5 +1,6 @@
 """Options that several commands of the command line share."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,21 @@ from passes.emit.registry import TARGETS
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class _Number(click.ParamType):  # type: ignore[type-arg]
+    """A finite number: nothing is below NaN, so that every bar would be passed."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = float(click.FLOAT.convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+NUMBER = _Number()
 
 
 def _data_place(_: click.Context, __: click.Parameter, value: str | None) -> Path | str | None:

@@ -31,12 +31,23 @@ def read_onnx(path: Path, allow_float: bool = False) -> Program:
 def read_dialect(path: Path, allow_float: bool = False) -> ir.Model:
     """Return an ONNX QDQ file as the graph of the integer dialect; see `read_onnx`."""
     model = load_graph(path)
+    _require_free_batch(path, model)
     try:
         dialect = import_qdq(model, allow_float)
         check_program(read_program(dialect))
         return dialect
     except UserError as error:
         raise type(error)(f"model {path}: {one_line(error)}") from None
+
+
+def _require_free_batch(path: Path, model: ir.Model) -> None:
+    shapes = [value.shape for value in model.graph.inputs]
+    for shape in shapes:
+        if shape is not None and len(shape) > 0 and isinstance(shape[0], int):
+            raise UserError(
+                f"model {path}: its batch is fixed at {shape[0]}; qtool import {path} -o "
+                "OUT.onnx makes one of any batch"
+            )
 
 
 def load_graph(

@@ -32,7 +32,7 @@ def count_macs(
         weight_of: tells which modules count, and their weight (C_out, C_in / groups, ...).
     """
     counts: dict[str, int] = {}
-    twin = copy.deepcopy(owned(model)).to("meta").eval()
+    twin = copy.deepcopy(owned(model)).eval().to("meta")
     for name, module in twin.named_modules():
         weight = weight_of(module)
         if weight is not None:

@@ -116,7 +116,8 @@ def plain_phase(
 
     def losses(batch: Batch) -> Iterator[Pass]:
         x, labels = batch
-        logits = clip_logits(model(x), len(labels))
+        # A network of the user's may write to its images in place; a teacher sees them too.
+        logits = clip_logits(model(x.clone()), len(labels))
         yield Pass(objective.on(x, labels)(logits), logits, labels)
 
     def step(batch: Batch, averages: Averages) -> str:

@@ -77,5 +77,6 @@ class Objective:
         if self._teacher is None and self._load is not None:
             made = self._load(tuple(x.shape[1:]), classes)
             self._teacher = made.to(x.device).requires_grad_(False).eval()
-        logits: Tensor = self._teacher(x) if self._teacher is not None else x
+        # It is the user's, and may write to its images in place.
+        logits: Tensor = self._teacher(x.clone()) if self._teacher is not None else x
         return logits

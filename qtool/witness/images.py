@@ -1,5 +1,6 @@
 """The few images that origin and artifact are both given."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,11 @@ class Chosen:
     values: NDArray[Any]
     text: str
     are_real: bool
+
+    @property
+    def digest(self) -> str:
+        """Return the hash of the values."""
+        return hashlib.sha256(np.ascontiguousarray(self.values).tobytes()).hexdigest()
 
     def fed(self, kind: str) -> Inputs:
         """Return them as a model takes them: "uint8" or "float32"."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from passes.twins import Key
 from qtool.core.selection import Selection
 from qtool.networks import load_deployed, load_float
+from qtool.nn.capture.operators import is_plain
 from qtool.nn.control import called_layers, quantizers
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
@@ -38,7 +39,7 @@ def known_of_run(run: Run, selection: Selection, x: Floats) -> Known:
         return Known(exact=exact, exact_output=exact_output)
     network = load_float(run).eval()
     with _read(network, [layer.name for layer in called_layers(deployed)]) as floats:
-        output = _array(network(images))
+        output = _array(network(images.clone()))  # it may write to its images in place
     return Known(floats, exact, output, exact_output)
 
 
@@ -64,7 +65,8 @@ def quantized(model: nn.Module) -> Iterator[dict[Key, Floats]]:
 def _read(model: nn.Module, layers: list[str]) -> Iterator[dict[Key, Floats]]:
     """Within this context, keep what the user's layers read.
 
-    A layer that is no module of its own in the user's network is left out.
+    A layer that is no module of its own in the user's network is left out, and so is one that
+    computes something before it convolves: what it is given is not what the device reads.
     """
     kept: dict[Key, Floats] = {}
     modules = dict(model.named_modules())
@@ -75,7 +77,7 @@ def _read(model: nn.Module, layers: list[str]) -> Iterator[dict[Key, Floats]]:
 
         return keep
 
-    known = [name for name in layers if name in modules]
+    known = [name for name in layers if name in modules and is_plain(modules[name])]
     hooks = [modules[name].register_forward_pre_hook(keeper(name)) for name in known]
     try:
         yield kept

@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import qtool
 from qtool.core.errors import UserError
 from qtool.core.files import read_json, write_json
 from qtool.core.records import from_json, to_json
@@ -30,7 +31,7 @@ class Seen:
         """Return the hash of the run and of `parts`."""
         path = self.run.path(Stage.FLOAT.file)
         weights = hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
-        text = " ".join((origin_key(self.run), weights, *parts))
+        text = " ".join((qtool.__version__, origin_key(self.run), weights, *parts))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def find(self, key: str) -> WitnessRecord | None:

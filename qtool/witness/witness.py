@@ -26,7 +26,10 @@ from qtool.witness.record import WitnessRecord
 from qtool.witness.seen import Seen
 from qtool.witness.verdict import Required, Setting, judge, require, sentence, shown
 
-ADVICE = "--accept-differences writes it all the same"
+ADVICE = (
+    "where that is rounding (few calibration images, inputs unlike its own: --data), "
+    "--accept-differences writes it all the same"
+)
 # What may differ from the fake-quantized network, as a share of a tensor's integers: nothing.
 DIFFERING = 0.0
 # Of a network quantized after training, at 8 bits, on images that it was calibrated for. No
@@ -88,7 +91,7 @@ class RunLook:
         """Return the record; None without torch."""
         program, seen = read_program(dialect), Seen(self.run)
         chosen = images_of_run(self.run, self.asked)
-        key = seen.key(program.digest(), self.form, chosen.text)
+        key = seen.key(program.digest(), self.form, chosen.text, chosen.digest)
         known_record = seen.find(key)
         if known_record is not None:
             return known_record
@@ -122,8 +125,9 @@ def judge_run(
     if not ptq:  # trained on: what its layers read is no approximation of the float network's
         known = replace(known, floats={})
     widths = [cost.bits for cost in program.layer_costs()]
-    is_full = all(min(b.weight, b.activation) >= _FULL_BITS for b in widths)
-    floor = FLOOR_DB if ptq and is_full and chosen.are_real else None
+    narrowest = min([run.config.glue_bits, *(min(b.weight, b.activation) for b in widths)])
+    is_judged = ptq and narrowest >= _FULL_BITS and chosen.are_real
+    floor = FLOOR_DB if is_judged else None
     setting = Setting(
         f"run {run.folder}", chosen.text, len(chosen.values), Required(floor, DIFFERING)
     )

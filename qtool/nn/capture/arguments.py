@@ -7,8 +7,8 @@ all of its arguments. Those in `names` are read: by the rewrites of `modularise`
     only      values that have a faithful form; with others the operator is refused, by name
     integer   values that have an integer form; with others it is an operator in floating point
 
-`inplace` changes no value that is used again, `out` would. A test compares the table with the
-signatures and operator schemas of the torch that is installed.
+`inplace` is False by then (`qtool.nn.capture.in_place`), `out` would be lost. A test compares
+the table with the signatures and operator schemas of the torch that is installed.
 """
 
 import inspect

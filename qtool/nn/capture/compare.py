@@ -59,7 +59,7 @@ def compare(model: nn.Module, captured: nn.Module, x: Tensor) -> Difference | No
     """
     places = _places(model, captured)
     with evaluating(model), evaluating(captured), torch.no_grad():
-        own = _outputs(model, places.keys(), x)
+        own = _outputs(model, places.keys(), x.clone())  # it may write to its images
         found = _outputs(captured, places.values(), x)
     for path in own:
         other = found.get(places.get(path, ""))

@@ -3,7 +3,7 @@
 ``aten.conv2d.default(x, p_stem_weight, None, [2, 2])`` ->
 ``functional.conv2d(x, stem.weight, None, [2, 2])``. An aten operator that the table lacks is
 called as it is. Checks that torch.export inserts are dropped.
-Refuses a program that changes its buffers, or contains another program.
+Refuses a program that contains another program. Nothing in it writes in place any more.
 """
 
 import operator
@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.nn import functional
 
 from qtool.core.errors import UnsupportedError
+from qtool.nn.capture.place import ORIGIN
 
 _F = functional
 # aten operator: the function, and which of the operator's arguments it takes, in order.
@@ -52,8 +53,6 @@ _CALLS: dict[str, tuple[Callable[..., Any], str]] = {
     "upsample_nearest2d": (_F.interpolate, "input output_size scale_factors"),
     "expand": (torch.broadcast_to, "self size"), "softmax": (torch.softmax, "self dim"),
 }  # fmt: skip
-# Key of a node's meta: the path of the user's module that computes it.
-ORIGIN = "qtool_origin"
 # Arguments that change no value.
 NEUTRAL = ("cudnn_enabled", "implicit", "layout", "device", "pin_memory", "memory_format")
 _SAME = ("contiguous", "clone", "alias", "detach", "detach_", "lift_fresh_copy")
@@ -121,19 +120,10 @@ class _Converter:
             given = _named(target, args, kwargs)
             if name in _SAME:
                 return given["self"]
-            self._refuse_state(name, given.get("self"))
             target, args, kwargs = _functional(name, target, given) or (target, args, kwargs)
             if target == "size":
                 return self.graph.create_node("call_method", target, args, name=node.name)
         return self.graph.create_node("call_function", target, args, kwargs, name=node.name)
-
-    def _refuse_state(self, name: str, changed: Any) -> None:
-        in_place = name.endswith("_") and isinstance(changed, fx.Node)
-        if in_place and changed.op == "get_attr":
-            raise UnsupportedError(
-                f"model {self._model_name()} changes {changed.target} in evaluation; a "
-                "deployed model has no state"
-            )
 
 
 def _origin(node: fx.Node) -> str:
@@ -153,7 +143,7 @@ def _functional(name: str, op: Any, given: dict[str, Any]) -> tuple[Any, Any, An
         return operator.getitem, (given["self"], (*index, cut)), {}
     if name == "constant_pad_nd":
         return functional.pad, (given["self"], given["pad"], "constant", given["value"]), {}
-    known = _CALLS.get(name if name in _CALLS else name.removesuffix("_"))
+    known = _CALLS.get(name)
     if known is None:
         return None
     function, names = known

@@ -5,6 +5,8 @@ from torch import fx, nn
 from qtool.core.errors import UnsupportedError
 from qtool.models.owned import without_children
 
+# Key of a node's meta: the path of the user's module that computes it.
+ORIGIN = "qtool_origin"
 _TORCH_FX = {*dir(fx.GraphModule(nn.Module(), fx.Graph()))} - {*dir(nn.Module())}
 _UNWRITABLE = ('"', "\\", "\n", "\r")
 
@@ -70,3 +72,13 @@ def take_out(gm: fx.GraphModule, name: str) -> None:
         put(gm, name, nn.Module())
     else:
         gm.delete_submodule(name)
+
+
+def place_of(node: fx.Node) -> str:
+    """Return where `node` is in the user's network: a path, or the module that computes it."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = ["", *(path for path, _ in stack.values()), node.meta.get(ORIGIN, "")]
+    path = next((path for path in reversed(paths) if path), "")
+    return f"{node.name} in {path}" if path else str(node.name)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from qtool.core.folding import AFFINE_CODE, affine_layer
 from qtool.nn.modules.fake_quant import FakeQuantizer
-from qtool.nn.modules.quant_layer import norm_affine, norm_values, round_to_unit
+from qtool.nn.modules.quant_layer import layer_result, norm_affine, norm_values, round_to_unit
 from qtool.nn.modules.switch_norm import SwitchNorm
-from qtool.nn.ops.on_grid import OnGrid, layer_result, values
+from qtool.nn.ops.on_grid import OnGrid, values
 from qtool.nn.ops.shapes import shaped_like
 
 

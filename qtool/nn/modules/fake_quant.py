@@ -13,7 +13,7 @@ from qtool.core.grids import MIN_STEP, activation_window
 from qtool.nn.modules.prologue import Prologue
 from qtool.nn.modules.quantizer import Quantizer, Role
 from qtool.nn.ops.int_grid import IntGrid
-from qtool.nn.ops.on_grid import quantized
+from qtool.nn.ops.on_grid import quantized, values
 from qtool.quantizers import activation_quantizer
 from qtool.quantizers.activation import UniformArgs
 from qtool.quantizers.lsq_plus import zero_points
@@ -169,7 +169,9 @@ class FakeQuantizer(Quantizer):
                     return prologue.quantize(x, self.uniform_args(self.selected, x.numel()))
                 x = prologue.apply(x)
         if self.follows_device(x):
-            return quantized(x, self.int_grid())
+            found = quantized(x, self.int_grid())
+            # Whoever reads the network's output wants plain numbers.
+            return values(found) if self.role == "output" else found
         return self.quantize(x)
 
     def int_grid(self) -> IntGrid:

@@ -6,6 +6,7 @@ accumulator's unit, ``xs * ws * |gamma / sigma|``. So the fake-quantized and the
 agree.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
@@ -20,7 +21,8 @@ from qtool.core.folding import NormValues, fold_norm
 from qtool.nn.modules.quantizer import Quantizer
 from qtool.nn.modules.switch_norm import SwitchBias, SwitchNorm
 from qtool.nn.modules.weight_quant import WeightQuantizer
-from qtool.nn.ops.on_grid import OnGrid, layer_result, values
+from qtool.nn.ops.int_grid import LinearMap, accumulate
+from qtool.nn.ops.on_grid import Lazy, OnGrid, lazy, values
 from qtool.nn.ops.saved_codes import input_as_codes
 from qtool.nn.ops.shapes import shaped_like
 
@@ -80,7 +82,7 @@ class QuantLayer(nn.Module):
         """(N, C_in, H, W) -> (N, C, H', W'), or (N, C_in) -> (N, C)."""
         x = self.input_quant(x)
         weight = self.weight_quant(self.layer.weight)
-        if isinstance(x, OnGrid) and self.weight_quant.is_on:
+        if isinstance(x, OnGrid) and self.weight_quant.is_on and self._fits(x):
             return layer_result(
                 self._folded(weight), x, lambda codes, w: self._linear_map(codes, w, None),
                 lambda: self._approximate(values(x), weight),
@@ -103,6 +105,10 @@ class QuantLayer(nn.Module):
             step = quantizer.scale(bits)
         return input_as_codes(x, step, *quantizer.limits(bits))
 
+    def _fits(self, x: Tensor) -> bool:
+        """True where the device has this layer: a linear one of (N, features)."""
+        return x.ndim == 2 or not isinstance(self.layer, nn.Linear)
+
     def _is_evaluated(self) -> bool:
         quantized = self.input_quant.is_on and self.weight_quant.is_on
         return quantized and not self.training and not torch.onnx.is_in_onnx_export()
@@ -114,10 +120,11 @@ class QuantLayer(nn.Module):
         )
         codes = (weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).round()
         channels = len(weight)
-        bias = np.zeros(channels, np.float32) if self.bias is None else self.bias.cpu().numpy()
+        added = torch.zeros(channels) if self.bias is None else self.bias
+        bias = added.detach().float().cpu().numpy()
         layer = IntLayer(
-            self.name, codes.cpu().numpy().astype(np.int8),
-            np.broadcast_to(scale.cpu().numpy(), channels), bias, None,
+            self.name, codes.float().cpu().numpy().astype(np.int8),
+            np.broadcast_to(scale.float().cpu().numpy(), channels), bias, None,
         )  # fmt: skip
         return layer if self.norm is None else fold_norm(layer, norm_values(self.norm))
 
@@ -134,10 +141,16 @@ class QuantLayer(nn.Module):
             sums = sums.round_()  # x / x_scale may miss its integer by a rounding
         unit = x_scale * (w_scale * factor.abs()).float()
         bias = round_to_unit(shift, unit) / torch.where(unit > 0, unit, 1.0).double()
-        sums = sums * shaped_like(factor.sign().float(), sums)
-        y = (sums + shaped_like(bias.float(), sums)) * shaped_like(unit, sums)
+        sums = sums * self._spread(factor.sign().float(), sums)
+        y = (sums + self._spread(bias.float(), sums)) * self._spread(unit, sums)
         # A channel of gamma 0 is its shift alone.
-        return torch.where(shaped_like(unit > 0, y), y, shaped_like(shift.float(), y))
+        return torch.where(self._spread(unit > 0, y), y, self._spread(shift.float(), y))
+
+    def _spread(self, per_channel: Tensor, y: Tensor) -> Tensor:
+        """Return (C,) in the shape of a result `y`: channels of a linear layer are last."""
+        return (
+            per_channel if isinstance(self.layer, nn.Linear) else shaped_like(per_channel, y)
+        )
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """Return BatchNorm and bias as (factor, shift), each (C,), float64."""
@@ -154,6 +167,21 @@ class QuantLayer(nn.Module):
         return functional.conv2d(
             x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups
         )
+
+
+def layer_result(
+    layer: IntLayer, x: OnGrid, linear_map: LinearMap, plain: Callable[[], Tensor]
+) -> Lazy:  # fmt: skip
+    """Return what a layer makes of `x`.
+
+    Args:
+        layer: its codes, scale and bias, BatchNorm folded.
+        x: its input.
+        linear_map: of input and weight, without the bias.
+        plain: computes the float values.
+    """
+    sums = accumulate(layer, x.codes, x.grid, linear_map)
+    return lazy(sums.sums, sums.sums.shape, sums.requantize, plain)
 
 
 def norm_values(norm: AnyNorm) -> NormValues:

@@ -21,9 +21,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from qtool.core import numerics
-from qtool.core.accumulator import Layer
 from qtool.nn.ops import int_grid
-from qtool.nn.ops.int_grid import IntGrid, LinearMap
+from qtool.nn.ops.int_grid import IntGrid
 
 Make = Callable[[IntGrid], Tensor]
 Function = Callable[..., Any]
@@ -47,8 +46,9 @@ class Lazy(Tensor):
     ) -> Any:
         """Compute `func` on integers where the device does."""
         name, given = getattr(func, "__name__", ""), dict(kwargs or {})
-        if not args and "input" in given:
-            args = (given.pop("input"),)
+        first = next((key for key in ("input", "tensors", "self") if key in given), None)
+        if not args and first is not None:
+            args = (given.pop(first),)
         in_place = given.pop("inplace", False)
         if args and isinstance(args[0], Lazy) and (in_place or _changes(name)):
             return _overwritten(args[0], func, name, args[1:], given)
@@ -118,21 +118,6 @@ def values(x: Any) -> Any:
     return x.known
 
 
-def layer_result(
-    layer: Layer, x: OnGrid, linear_map: LinearMap, plain: Callable[[], Tensor]
-) -> Lazy:  # fmt: skip
-    """Return what a layer makes of `x`.
-
-    Args:
-        layer: its codes, scale and bias, BatchNorm folded.
-        x: its input.
-        linear_map: of input and weight, without the bias.
-        plain: computes the float values.
-    """
-    sums = int_grid.accumulate(layer, x.codes, x.grid, linear_map)
-    return lazy(sums.sums, sums.sums.shape, sums.requantize, plain)
-
-
 def _changes(name: str) -> bool:
     """True for functions that write to their first argument: ``relu_``, ``x[:, 0] = y``."""
     return name == "__setitem__" or (name[-1:] == "_" and name[:2] != "__")
@@ -169,11 +154,19 @@ def _overwritten(x: Lazy, func: Any, name: str, args: tuple[Any, ...], kwargs: A
     return x
 
 
+def _floats(x: Lazy) -> Callable[[], Tensor]:
+    """Return what computes the float values that `x` has now: it may be written to later."""
+    known, plain = x.known, x.plain
+    return lambda: plain() if known is None else known
+
+
 # What torch's functions are on integers: None where the device computes floats.
 
 
-def _move(func: Function, x: Any, *args: Any, **kwargs: Any) -> Any:
-    if not isinstance(x, Lazy):
+def _move(
+    func: Function, x: Any, *args: Any, return_indices: bool = False, **kwargs: Any
+) -> Any:
+    if return_indices or not isinstance(x, Lazy):
         return None
 
     def moved(tensor: Tensor) -> Any:
@@ -182,18 +175,15 @@ def _move(func: Function, x: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(x, OnGrid):
         grid = x.grid
         return tree_map(lambda codes: on_grid(codes, grid), moved(x.codes))
-    shapes, make = moved(torch.empty(x.shape, device="meta")), x.make
+    shapes = moved(torch.empty(x.shape, device="meta"))
+    make, floats = x.make, _floats(x)
     if isinstance(shapes, Tensor):
-        return lazy(x, shapes.shape, lambda g: moved(make(g)), lambda: moved(values(x)))
+        return lazy(x, shapes.shape, lambda g: moved(make(g)), lambda: moved(floats()))
 
     def part(index: int, shape: Any) -> Lazy:
-        return lazy(x, shape, lambda g: moved(make(g))[index], lambda: moved(values(x))[index])
+        return lazy(x, shape, lambda g: moved(make(g))[index], lambda: moved(floats())[index])
 
     return tuple(part(index, made.shape) for index, made in enumerate(shapes))
-
-
-def _max_pool(func: Function, x: Any, *args: Any, **kwargs: Any) -> Any:
-    return None if kwargs.get("return_indices") else _move(func, x, *args, **kwargs)
 
 
 def _dropout(
@@ -205,7 +195,11 @@ def _dropout(
 def _pad(
     func: Function, x: Any, pad: Any, mode: str = "constant", value: float | None = None
 ) -> Any:
-    return None if mode != "constant" or value else _move(func, x, pad)
+    padded = None if mode != "constant" or value else _move(func, x, pad)
+    if padded is None or isinstance(padded, OnGrid):
+        return padded
+    make = padded.make  # bounds that come behind bound the 0 too
+    return lazy(x, padded.shape, lambda g: g.clip(make(g)), padded.plain)
 
 
 def _interpolate(func: Function, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -222,18 +216,11 @@ def _concat(func: Function, parts: Any, *args: Any, **kwargs: Any) -> Any:
         return result
 
     shape = joined(torch.empty(part.shape, device="meta") for part in parts).shape
+    makes, floats = [part.make for part in parts], [_floats(part) for part in parts]
     return lazy(
-        parts[0], shape, lambda g: joined(part.make(g) for part in parts),
-        lambda: joined(map(values, parts)),
+        parts[0], shape, lambda g: joined(make(g) for make in makes),
+        lambda: joined(each() for each in floats),
     )  # fmt: skip
-
-
-def _relu(func: Function, x: Lazy) -> Lazy:
-    return _bounded(x, 0.0, torch.inf)
-
-
-def _relu6(func: Function, x: Lazy) -> Lazy:
-    return _bounded(x, 0.0, 6.0)
 
 
 def _hardtanh(func: Function, x: Lazy, min_val: float = -1.0, max_val: float = 1.0) -> Lazy:
@@ -248,9 +235,9 @@ def _clamp(func: Function, x: Any, min: Any = None, max: Any = None) -> Lazy | N
 
 
 def _bounded(x: Lazy, low: float, high: float) -> Lazy:
-    make = x.make
+    make, floats = x.make, _floats(x)
     return lazy(
-        x, x.shape, lambda g: make(g.narrowed(low, high)), lambda: values(x).clamp(low, high)
+        x, x.shape, lambda g: make(g.narrowed(low, high)), lambda: floats().clamp(low, high)
     )
 
 
@@ -269,11 +256,12 @@ def _combined(name: str, func: Function, a: Any, b: Any) -> Lazy | None:
     # A broadcast operand is ONNX Runtime's second.
     one, other = (a, b) if a.shape == shape else (b, a)
     pairs = one.codes, one.grid, other.codes, other.grid
+    first, second = _floats(a), _floats(b)
     return lazy(
         a,
         shape,
         lambda g: int_grid.combine(name, *pairs, g),
-        lambda: func(values(a), values(b)),
+        lambda: func(first(), second()),
     )
 
 
@@ -284,24 +272,24 @@ def _average_pool(
     varies = ceil_mode or (not count_include_pad and np.any(padding))
     if varies or divisor_override is not None or not isinstance(x, OnGrid):
         return None
-    codes = x.codes
+    codes, floats = x.codes, _floats(x)
     sums = func(codes, kernel_size, stride, padding, False, True, 1)
     count = int(np.prod(np.broadcast_to(kernel_size, 2)))
     found = int_grid.Accumulator(
         sums, x.grid.scale, np.full(x.shape[1], 1 / count, np.float32)
     )
     return lazy(
-        x, sums.shape, found.requantize, lambda: func(values(x), kernel_size, stride, padding)
+        x, sums.shape, found.requantize, lambda: func(floats(), kernel_size, stride, padding)
     )
 
 
 def _global_average(func: Function, x: Any, output_size: Any) -> Lazy | None:
     if not isinstance(x, OnGrid) or tuple(np.broadcast_to(output_size, 2)) != (1, 1):
         return None
-    codes, grid = x.codes, x.grid
+    codes, grid, floats = x.codes, x.grid, _floats(x)
     return lazy(
         x, (*x.shape[:2], 1, 1), lambda g: int_grid.average(codes, grid, g),
-        lambda: func(values(x), output_size),
+        lambda: func(floats(), output_size),
     )  # fmt: skip
 
 
@@ -310,10 +298,10 @@ def _table(
 ) -> Lazy | None:
     if not isinstance(x, OnGrid):
         return None
-    codes, grid = x.codes, x.grid
+    codes, grid, floats = x.codes, x.grid, _floats(x)
     return lazy(
         x, x.shape, lambda g: int_grid.look_up(codes, grid, g, function),
-        lambda: func(values(x), *args, **kwargs),
+        lambda: func(floats(), *args, **kwargs),
     )  # fmt: skip
 
 
@@ -335,10 +323,12 @@ _MOVES = (
     "narrow", "chunk", "split", "clone", "contiguous", "channel_shuffle", "__getitem__",
 )  # fmt: skip
 _HANDLERS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(_MOVES, _move), "max_pool2d": _max_pool, "pad": _pad,
+    **dict.fromkeys(_MOVES, _move), "max_pool2d": _move, "pad": _pad,
     "interpolate": _interpolate, "upsample": _interpolate, "dropout": _dropout,
     "dropout2d": _dropout, "cat": _concat, "concat": _concat, "concatenate": _concat,
-    "relu": _relu, "relu6": _relu6, "hardtanh": _hardtanh, "clamp": _clamp, "clip": _clamp,
+    "relu": lambda func, x: _bounded(x, 0.0, torch.inf),
+    "relu6": lambda func, x: _bounded(x, 0.0, 6.0),
+    "hardtanh": _hardtanh, "clamp": _clamp, "clip": _clamp,
     "add": _add, "mul": _mul, "multiply": _mul, "avg_pool2d": _average_pool,
     "adaptive_avg_pool2d": _global_average, "leaky_relu": _leaky, "hardsigmoid": _hard_sigmoid,
     "sigmoid": _function(numerics.sigmoid), "silu": _function(numerics.silu),

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from qtool.core.errors import UnsupportedError
 from qtool.core.importing import reason
 from qtool.models.state import unusable_tensors, wrong_values
 from qtool.nn.capture.capture import capture
 from qtool.nn.capture.compare import Difference, compare, evaluating, sample_images
+from qtool.nn.capture.in_place import IN_PLACE
 from qtool.nn.prepare.constants import computed_constants, ignores_image
 from qtool.nn.prepare.graph_view import GraphView
 from qtool.nn.prepare.normal_form import normalise
@@ -209,7 +210,7 @@ def _graph_faults(
     except Exception as error:  # the user's operators may raise anything
         return [f"traced, it fails: {reason(error)}"]
     if difference:
-        return [_unlike(model, difference)]
+        return [_unlike(model, captured, difference)]
     view, faults = GraphView(captured, spec.input_step is None), []
     if ignores_image(view):
         return ["its output does not depend on the image: forward() does not use its values"]
@@ -229,11 +230,12 @@ def _graph_faults(
 
 
 def _prepared_faults(model: nn.Module, spec: QuantSpec, x: Tensor) -> list[str]:
-    difference = compare(model, prepare(model, spec, tuple(x.shape[1:])), x)
-    return [_unlike(model, difference)] if difference else []
+    prepared = prepare(model, spec, tuple(x.shape[1:]))
+    difference = compare(model, prepared, x)
+    return [_unlike(model, prepared, difference)] if difference else []
 
 
-def _unlike(model: nn.Module, difference: Difference) -> str:
+def _unlike(model: nn.Module, traced: fx.GraphModule, difference: Difference) -> str:
     """Return where a graph differs, and the likely reason: hooks are what graphs leave out."""
     hooked = [
         path or type(model).__name__
@@ -242,6 +244,9 @@ def _unlike(model: nn.Module, difference: Difference) -> str:
     ]
     if hooked:
         why = f"forward hooks ({', '.join(hooked)}) are not part of its graph; use modules"
+    elif places := traced.meta.get(IN_PLACE):
+        listed = ", ".join(dict.fromkeys(places))
+        why = f"operators work in place ({listed}); let them make new tensors instead"
     else:
         why = "an option or a state of its forward() is not part of its graph"
     return f"prepared for quantization, {difference}: {why}"

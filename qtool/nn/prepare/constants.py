@@ -7,8 +7,8 @@ would be computed there, for each image anew; a parametrization of the module is
 
 from torch import fx
 
-from qtool.nn.capture.exported import ORIGIN
 from qtool.nn.capture.operators import Kind, called
+from qtool.nn.capture.place import place_of
 from qtool.nn.prepare.graph_view import GraphView
 
 # Of parameters, they would be modules.
@@ -56,16 +56,6 @@ def dependent(view: GraphView, by_size: bool) -> set[fx.Node]:
             if by_size or view.kind(node) is not Kind.SHAPE:
                 found.add(node)
     return found
-
-
-def place_of(node: fx.Node) -> str:
-    """Return where `node` is in the user's network: a path, or the module that computes it."""
-    if node.op == "call_module":
-        return str(node.target)
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = ["", *(path for path, _ in stack.values()), node.meta.get(ORIGIN, "")]
-    path = next((path for path in reversed(paths) if path), "")
-    return f"{node.name} in {path}" if path else str(node.name)
 
 
 def _ancestors(view: GraphView, nodes: list[fx.Node]) -> list[fx.Node]:

@@ -15,12 +15,12 @@ from torch import fx, nn
 
 from qtool.nn.capture.arguments import floating, lost
 from qtool.nn.capture.operators import Kind, argument, called
+from qtool.nn.capture.place import place_of
 from qtool.nn.prepare.constants import (
     LAYER_FUNCTIONS,
     alive,
     computed_constants,
     dependent,
-    place_of,
 )
 from qtool.nn.prepare.graph_view import FLOAT, GraphView
 from qtool.nn.prepare.normal_form import Sizes
