@@ -153,6 +153,16 @@ def products(net: Any, x: Tensor) -> Tensor:
 
 
 @good
+def overloads(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y.sigmoid_().sub_(0.5)
+    y.pow_(2)
+    y.add_(net.d(x), alpha=2)
+    y -= 0.1
+    return net.b(y.masked_fill_(y < 0, 0))
+
+
+@good
 def options(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
     F.silu(y, True)
@@ -269,6 +279,13 @@ def perhaps_a_view(net: Any, x: Tensor) -> Tensor:
 def dropped_out(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
     F.relu_(net.drop(y))
+    return net.b(y)
+
+
+@bad
+def told_where_to(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    torch.sub(y, 0.1, out=y)
     return net.b(y)
 
 

@@ -72,9 +72,7 @@ def without_write(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] 
     if called(node, None) == "copy_":
         return None
     if isinstance(target, torch._ops.OpOverload):
-        packet = getattr(torch.ops.aten, _stem(target.overloadpacket.__name__), None)
-        found = getattr(packet, target._overloadname, None)
-        found = None if found is target else found
+        found: Any = _aten_without_write(target)
     elif node.op == "call_method":
         found = _stem(target) if callable(getattr(torch.Tensor, _stem(target), None)) else None
     elif target in PURE:
@@ -85,6 +83,21 @@ def without_write(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] 
         forms = (getattr(place, _stem(target.__name__), None) for place in _TORCH)
         found = next((form for form in forms if form is not None), None)
     return None if found is None else (found, node.args, dict(node.kwargs))
+
+
+def _aten_without_write(op: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """Return the operator that takes what `op` takes; its overload may be called otherwise."""
+    packet = getattr(torch.ops.aten, _stem(op.overloadpacket.__name__), None)
+    for name in () if packet is None else packet.overloads():
+        found: torch._ops.OpOverload = getattr(packet, name)
+        if not found._schema.is_mutable and _taken(found) == _taken(op):
+            return found
+    return None
+
+
+def _taken(op: torch._ops.OpOverload) -> list[tuple[str, str]]:
+    """Return names and types; the first is called self, or input."""
+    return [(a.name if i else "", str(a.type)) for i, a in enumerate(op._schema.arguments)]
 
 
 def _stem(name: str) -> str:

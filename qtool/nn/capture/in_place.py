@@ -26,6 +26,7 @@ from qtool.nn.capture.aliases import (
     without_write,
     writes,
 )
+from qtool.nn.capture.arguments import ARGUMENTS
 from qtool.nn.capture.operators import called
 from qtool.nn.capture.place import place_of
 
@@ -78,6 +79,8 @@ class _Rewriter:
     def visit(self, node: fx.Node) -> None:
         module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
         changes, memory = writes(node, module), shared(node, module)
+        if isinstance(node.kwargs.get("out"), fx.Node) and node.target not in ARGUMENTS:
+            raise _told_to_make_new(node)
         self.calls[node] = node.args, node.kwargs
         node.args, node.kwargs = self._read_all(node, node)
         if memory is not None:
@@ -161,13 +164,17 @@ class _Rewriter:
         )
 
 
+def _told_to_make_new(node: fx.Node) -> UnsupportedError:
+    return UnsupportedError(
+        f"{place_of(node)} writes to a tensor in place; make a new one, y = ..., instead, "
+        "and put parts together with torch.cat"
+    )
+
+
 def _become_pure(node: fx.Node) -> None:
     found = without_write(node)
     if found is None:
-        raise UnsupportedError(
-            f"{place_of(node)} writes to a tensor in place; make a new one, y = ..., instead, "
-            "and put parts together with torch.cat"
-        )
+        raise _told_to_make_new(node)
     node.target, node.args, node.kwargs = found
 
 
