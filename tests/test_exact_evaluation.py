@@ -1,6 +1,7 @@
 """Evaluation of a prepared network gives the very integers of the exported file."""
 
 import copy
+import pickle
 import random
 
 import numpy as np
@@ -213,6 +214,16 @@ def test_unknown_functions_see_floats() -> None:
         assert type(result) is Tensor
     assert torch.equal(x.sum(), torch.tensor([[1.0, -2.0]]).mul(0.1).sum())
     assert x.shape == (1, 2) and x.dtype == torch.float32 and x.size(1) == 2
+
+
+def test_hooks_may_take_a_lazy_tensor_out_of_torch() -> None:
+    x = functional.relu(on_grid(torch.tensor([[1.0, -2.0]]), GRID))
+    wanted = np.array([[np.float32(0.1), 0]], np.float32)
+    assert np.array_equal(x.numpy(), wanted) and np.array_equal(np.asarray(x), wanted)
+    assert x.tolist() == wanted.tolist() and x[0, 0].item() == wanted[0, 0]
+    for copied in (copy.deepcopy(x), pickle.loads(pickle.dumps(x)), x.detach()):
+        assert type(copied) is Tensor and np.array_equal(copied.numpy(), wanted)
+    assert "0.1" in repr(x)
 
 
 def test_moves_keep_the_grid() -> None:

@@ -49,6 +49,8 @@ class Lazy(Tensor):
         first = next((key for key in ("input", "tensors", "self") if key in given), None)
         if not args and first is not None:
             args = (given.pop(first),)
+        if name in _LEAVING:
+            return func(*map(values, args), **given)
         in_place = given.pop("inplace", False)
         if args and isinstance(args[0], Lazy) and (in_place or _changes(name)):
             return _overwritten(args[0], func, name, args[1:], given)
@@ -318,6 +320,16 @@ def _function(function: numerics.Function) -> Function:
     return partial(_table, partial(numerics.lookup_table, function))
 
 
+# What takes a tensor out of torch.
+_LEAVING = (
+    "numpy",
+    "tolist",
+    "item",
+    "__array__",
+    "__deepcopy__",
+    "__reduce_ex__",
+    "__repr__",
+)
 _MOVES = (
     "flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "unflatten",
     "narrow", "chunk", "split", "clone", "contiguous", "channel_shuffle", "__getitem__",
