@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_map
 
 from qtool.core.errors import UnsupportedError
 from qtool.nn.capture.capture import capture
+from qtool.nn.capture.compare import evaluating
 from qtool.nn.capture.operators import Kind
 from qtool.nn.capture.place import fresh, part_at, put, take_out
 from qtool.nn.modules.affine import QuantAffine
@@ -93,18 +94,13 @@ def sizes_of(view: GraphView, input_shape: Sequence[int] | None) -> Sizes:
 
 
 def _propagate(gm: fx.GraphModule, input_shape: Sequence[int]) -> None:
-    modes = {module: module.training for module in gm.modules()}
-    gm.eval()
     try:
-        with torch.no_grad():
+        with evaluating(gm), torch.no_grad():
             ShapeProp(gm).propagate(torch.zeros(1, *input_shape))
     except RuntimeError as error:
         shape = "x".join(map(str, input_shape))
         reason = str(error).strip().splitlines()[0]
         raise UnsupportedError(f"input {shape} does not fit the model: {reason}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 class _Preparer:
