@@ -65,7 +65,9 @@ def drawn_bits(model: nn.Module, draw: random.Random) -> Selection:
 
 
 def jitter_steps(model: nn.Module) -> None:
-    """Leave steps as training would: calibrated ones are simple fractions."""
+    """Leave steps as training would: a calibrated one is a simple fraction of the largest
+    value, and equal values then lie on a rounding boundary, all together.
+    """
     with torch.no_grad():
         for quantizer in quantizers(model):
             for parameter in quantizer.parameters(recurse=False):

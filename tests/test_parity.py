@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from exact import jitter_steps
 from torch import Tensor, nn
 
 from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
@@ -17,7 +18,7 @@ from qtool.core.dialect import read_program
 from qtool.core.selection import LayerBits, Selection
 from qtool.export.trace import trace
 from qtool.models import MODELS, model_entry, model_factory
-from qtool.nn.control import calibrate, quant_layers, quantizers, select
+from qtool.nn.control import calibrate, quant_layers, select
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 from runtimes.compare import Parity
 from runtimes.ort import OrtRuntime
@@ -71,16 +72,6 @@ def randomise_norms(model: nn.Module) -> None:
             assert norm.running_mean is not None and norm.running_var is not None
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.1, 3)
-
-
-def jitter_steps(prepared: nn.Module) -> None:
-    """Leave steps as training would: a calibrated one is a simple fraction of the largest
-    value, and equal values then lie on a rounding boundary, all together.
-    """
-    for quantizer in quantizers(prepared):
-        if isinstance(quantizer.step, nn.Parameter):
-            with torch.no_grad():
-                quantizer.step.mul_(torch.empty_like(quantizer.step).uniform_(0.9, 1.1))
 
 
 def compare(model: nn.Module, shape: tuple[int, ...], seed: int, folder: Path) -> None:

@@ -171,7 +171,7 @@ class QuantLayer(nn.Module):
 
 def layer_result(
     layer: IntLayer, x: OnGrid, linear_map: LinearMap, plain: Callable[[], Tensor]
-) -> Lazy:  # fmt: skip
+) -> Lazy:
     """Return what a layer makes of `x`.
 
     Args:
