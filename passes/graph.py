@@ -24,6 +24,7 @@ class FakeQuant:
     """Typed view of a ``qtool::FakeQuant`` node; `steps` is (candidates, channels).
 
     `zero_points` has one entry a candidate, or none where all are the windows' usual ones.
+    `keeps`: it has its first candidate whatever a selection's default asks.
     """
 
     node: ir.Node
@@ -34,6 +35,7 @@ class FakeQuant:
     zero_points: tuple[int, ...]
     steps: NDArray[np.float32]
     scheme: str
+    keeps: bool = False
 
     @property
     def source(self) -> ir.Value:
@@ -70,6 +72,7 @@ def as_fake_quant(node: ir.Node | None) -> FakeQuant | None:
         node, name, attributes.get_string("role", ""), tuple(attributes.get_ints("bits", ())),
         bool(attributes.get_int("signed", 0)), tuple(attributes.get_ints("zero_points", ())),
         steps, attributes.get_string("scheme", "symmetric"),
+        bool(attributes.get_int("keeps", 0)),
     )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from qtool.core.cost import LayerCost, total_bops, total_macs
 from qtool.core.errors import UserError
+from qtool.core.grids import FLOAT_WIDTHS
+from qtool.core.pairs import default_pair, pair_key
 from qtool.core.selection import LayerBits, Selection, layers_to_json
 from qtool.models import model_factory
 from qtool.models.normalised import Normalised, normalised
@@ -104,11 +106,18 @@ def quant_spec(config: Config, layers: Mapping[str, LayerBits] | None = None) ->
         layers: bits of single layers, whatever the recipe says.
     """
     return QuantSpec(
-        config.activation_bits, config.weight_bits, config.first_last_bits, config.glue_bits,
+        _grids(config.activation_bits), _grids(config.weight_candidates),
+        config.first_last_bits, config.glue_bits,
         asymmetric=config.asymmetric, layers=layers or {}, quantizer=config.quantizer,
         weight_quantizer=config.weight_quantizer,
         activation_quantizer=config.activation_quantizer,
+        shared=config.shared_steps, ends_keep=config.ends_keep,
     )  # fmt: skip
+
+
+def _grids(candidates: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the candidates that have a grid; floating point needs none."""
+    return tuple(bits for bits in candidates if bits not in FLOAT_WIDTHS)
 
 
 def bits_content(costs: Sequence[LayerCost]) -> dict[str, Any]:
@@ -124,8 +133,8 @@ def bits_content(costs: Sequence[LayerCost]) -> dict[str, Any]:
 def load_adaptive(run: Run) -> nn.Module:
     """Return the run's prepared network with everything that it has for any selection.
 
-    Tensors of their own that the run holds for some bits (corrections) are rows of norms and
-    biases; those of ``model.safetensors`` are the default ones.
+    Tensors of their own that the run holds for some bits (corrections, statistics) are rows of
+    norms and biases; those of ``model.safetensors`` are the default ones.
     """
     model = build_prepared(run)
     load_state(model, run, Stage.MODEL)
@@ -133,6 +142,10 @@ def load_adaptive(run: Run) -> nn.Module:
         rows = split_corrections(run.load_weights(Stage.CORRECTIONS))
         own = run.settings(PtqConfig).bits
         add_rows(model, own, rows, f"run {run.folder}: {Stage.CORRECTIONS.file}")
+    if run.has_weights(Stage.NORMS):
+        rows = split_corrections(run.load_weights(Stage.NORMS))
+        own = pair_key(default_pair(run.config.weight_candidates, run.config.activation_bits))
+        add_rows(model, own, rows, f"run {run.folder}: {Stage.NORMS.file}", is_exact=True)
     select(model, Selection())
     return model
 

@@ -237,10 +237,9 @@ def test_evaluating_leaves_random_numbers_alone(joint_run: Path) -> None:
 
 def test_stages_are_the_files_of_a_run() -> None:
     files = [stage.file for stage in Stage]
-    assert files == [
-        f"{name}.safetensors" for name in ("float", "meta", "searched", "model", "corrections")
-    ]
-    assert sys.modules["qtool.runs.run"]._OWN_FILES[:5] == tuple(files)
+    names = ("float", "meta", "searched", "model", "corrections", "norms")
+    assert files == [f"{name}.safetensors" for name in names]
+    assert sys.modules["qtool.runs.run"]._OWN_FILES[:6] == tuple(files)
 
 
 def test_a_search_without_a_meta_state_leaves_nothing_behind(joint_run: Path) -> None:

@@ -26,6 +26,7 @@ _PARTS = ("bias", "weight", "running_mean", "running_var")
 class NormRows:
     """Typed view of a ``qtool::Norm`` node.
 
+    `is_exact`: a row serves only what it was taken with, the whole network at its key's bits.
     `banks` has the rows (keys or 1, channels) of "bias" and, of a BatchNorm, of "weight",
     "running_mean" and "running_var".
     """
@@ -34,6 +35,7 @@ class NormRows:
     name: str
     layer: str
     keys: tuple[str, ...]
+    is_exact: bool
     banks: dict[str, NDArray[Any]]
 
     def row(self, part: str, index: int) -> NDArray[Any]:
@@ -65,7 +67,8 @@ def _view(node: ir.Node) -> NormRows:
             raise UnsupportedError(
                 f"Norm {name}: {part} is {list(bank.shape)}, expected 1 or {len(keys)} rows"
             )
-    view = NormRows(node, name, attributes.get_string("layer", name), tuple(keys), known)
+    layer, is_exact = attributes.get_string("layer", name), attributes.get_int("exact", 0)
+    view = NormRows(node, name, layer, tuple(keys), bool(is_exact), known)
     if len(known) == 1:
         _layer_before(view)
     return view

@@ -10,7 +10,9 @@ rule of `qtool.core.choose`. Cases:
 3. No word about the layer: its first candidate.
 4. Weights of 16 or 32 bits stay float (`passes.adaptive.freeze_weights`); an input of 16 or 32
    bits keeps the widest grid that was trained. Both are always among the candidates.
-Refuses when the bits are not among the candidates, or a name or pattern is about no layer.
+5. A layer that keeps its bits (attribute ``keeps``): its first candidate, unless it is named.
+Refuses when the bits are not among the candidates, a name or pattern is about no layer, or
+exact rows are of other bits.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from passes.adaptive.norm_rows import NormRows, keep_row, norm_rows
 from passes.conditions import ensure, several_widths, unpicked_rows
 from passes.graph import FakeQuant, add_constant, as_fake_quant, fake_quants, operand
 from passes.lower.moves import is_move
-from qtool.core.choose import Candidates, choose, choose_rows
+from qtool.core.choose import Candidates, choose, choose_rows, given_bits
 from qtool.core.dialect import ACTIVATION_BITS_KEY
 from qtool.core.grids import FLOAT_WIDTHS
 from qtool.core.selection import Selection
@@ -83,22 +85,23 @@ def _bits(view: FakeQuant, selection: Selection, is_end: bool) -> int:
         return view.bits[0]
     is_weight, may_differ = view.role == "weight", is_end and view.name not in selection.layers
     wanted = chosen.weight if is_weight else chosen.activation
-    return choose(view.bits, wanted, is_weight, may_differ, view.name)
+    return choose(view.bits, wanted, is_weight, may_differ, view.name, view.keeps)
 
 
 def _rows(norms: list[NormRows], views: list[FakeQuant], selection: Selection) -> list[int]:
     """Return the row of every norm; what is not known of the bits has been refused."""
     if not norms:
         return []
-    weights = {view.name: view.bits for view in views if view.role == "weight"}
+    weights = {view.name: view for view in views if view.role == "weight"}
     inputs = {view.name: view.bits for view in views if view.role == "activation"}
     layers = {
-        name: Candidates(bits, inputs[name])
-        for name, bits in weights.items()
+        name: Candidates(view.bits, inputs[name], view.keeps)
+        for name, view in weights.items()
         if name in inputs
     }
-    given = {name: bits.given(selection.of(name)) for name, bits in layers.items()}
-    found = {keys: choose_rows(keys, layers, given) for keys in {n.keys for n in norms}}
+    given = given_bits(layers, selection)
+    exact = {norm.keys: norm.is_exact for norm in norms}
+    found = {keys: choose_rows(keys, layers, given, exact[keys]) for keys in exact}
     return [found[norm.keys].get(norm.layer, found[norm.keys][""]) for norm in norms]
 
 

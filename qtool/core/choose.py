@@ -3,9 +3,12 @@
 Bits, by `choose`:
 
 1. Nothing is asked: the first candidate.
-2. 16 or 32 bits are asked: weights stay floating point, and an input keeps its widest grid.
-3. What is asked is among the candidates: just that.
-4. It is not, and only the selection's default asks for it, of the first or the last layer or
+2. Only the selection's default asks, and the layer keeps its bits whatever that says, as the
+   first and the last layer do in MEBQAT: its first candidate.
+3. 16 or 32 bits are asked: weights stay floating point, and an input keeps its widest grid
+   (but see `qtool.nn.control.select` for networks whose tensors may be floats).
+4. What is asked is among the candidates: just that.
+5. It is not, and only the selection's default asks for it, of the first or the last layer or
    of one that reads the image: that layer's first candidate, which it was trained with.
 Anything else is refused.
 
@@ -17,7 +20,9 @@ a. The bits that all layers really get are those of one key, asked of every laye
    with the whole network at these bits.
 b. A mixed selection: each layer takes the row of its own bits; a pair comes before one width.
 c. No such row: the first one, the default.
-What belongs to no layer takes the row of case a, else the default.
+What belongs to no layer takes the row of case a, else the default. Rows of *exact* banks, such
+as statistics that were taken with the whole network at one pair, serve case a only: anything
+else is refused.
 """
 
 import re
@@ -26,11 +31,16 @@ from dataclasses import dataclass
 
 from qtool.core.errors import UserError
 from qtool.core.grids import FLOAT_WIDTHS
-from qtool.core.selection import LayerBits
+from qtool.core.selection import LayerBits, Selection
 
 
 def choose(
-    candidates: Sequence[int], asked: int | None, is_weight: bool, may_differ: bool, name: str
+    candidates: Sequence[int],
+    asked: int | None,
+    is_weight: bool,
+    may_differ: bool,
+    name: str,
+    keeps: bool = False,
 ) -> int:
     """Return the bits that a layer's weight or input gets; 16 or 32 for float weights.
 
@@ -40,11 +50,12 @@ def choose(
         is_weight: of a weight; else of an input.
         may_differ: it is of such a layer, which no name or pattern is about.
         name: of the layer, for the error.
+        keeps: where it may differ, it does (case 2).
 
     Raises:
         UserError: `asked` is not among the candidates.
     """
-    if asked is None:
+    if asked is None or (keeps and may_differ):
         return candidates[0]
     if asked in FLOAT_WIDTHS:
         return asked if is_weight else max(candidates)
@@ -60,26 +71,50 @@ def choose(
 
 @dataclass(frozen=True)
 class Candidates:
-    """Bits that a layer's weight and its input may get; the first ones are their defaults."""
+    """Bits that a layer's weight and its input may get; the first ones are their defaults.
+
+    `keeps`: it has these whatever a selection's default asks (case 2).
+    """
 
     weight: tuple[int, ...]
     activation: tuple[int, ...]
+    keeps: bool = False
 
-    def given(self, asked: LayerBits | None) -> LayerBits:
-        """Return the bits that the layer gets; where it lacks those `asked`, its defaults."""
+    def given(self, asked: LayerBits | None, named: bool = False) -> LayerBits:
+        """Return the bits that the layer gets; where it lacks those `asked`, its defaults.
+
+        Args:
+            asked: None where the selection says nothing of the layer.
+            named: a name or pattern asks, not the selection's default.
+        """
         default = LayerBits(self.weight[0], self.activation[0])
         if default.is_float:  # so the products are too
             return LayerBits(default.weight, default.weight)
-        if asked is None or asked.is_float:
-            return asked or default
-        return LayerBits(
-            choose(self.weight, asked.weight, True, True, ""),
-            choose(self.activation, asked.activation, False, True, ""),
-        )
+        if asked is None or (self.keeps and not named):
+            return default
+        if asked.is_float:
+            return asked
+        weight = choose(self.weight, asked.weight, True, True, "")
+        if asked.activation in FLOAT_WIDTHS:  # of tensors that may be floats
+            return LayerBits(weight, asked.activation)
+        return LayerBits(weight, choose(self.activation, asked.activation, False, True, ""))
+
+
+def given_bits(
+    layers: Mapping[str, Candidates], selection: Selection
+) -> dict[str, LayerBits]:
+    """Return the bits that `selection`, of names and a default, gives every layer."""
+    return {
+        name: candidates.given(selection.of(name), name in selection.layers)
+        for name, candidates in layers.items()
+    }
 
 
 def choose_rows(
-    keys: Sequence[str], layers: Mapping[str, Candidates], given: Mapping[str, LayerBits]
+    keys: Sequence[str],
+    layers: Mapping[str, Candidates],
+    given: Mapping[str, LayerBits],
+    exact: bool = False,
 ) -> dict[str, int]:
     """Return which row of a bank each layer takes (see the module).
 
@@ -87,18 +122,24 @@ def choose_rows(
         keys: of the rows, the default one first: ``w4a4``, ``w4``, ``a4``.
         layers: of the whole network.
         given: the bits that they really get.
+        exact: only case a will do.
 
     Returns:
         Rows by layer; that of ``""`` is for what belongs to no layer.
 
     Raises:
-        UserError: keys of another form.
+        UserError: keys of another form; `exact`, and there is no row of these bits.
     """
     asked = [parse_key(key) for key in keys]
     for row, key in enumerate(asked):
         wanted = {name: key.completed(bits) for name, bits in given.items()}
         if all(layers[name].given(bits) == given[name] for name, bits in wanted.items()):
             return dict.fromkeys(("", *given), row)
+    if exact:
+        raise UserError(
+            "BatchNorm statistics were never taken at these bits; they were at "
+            f"{_listed(keys)}: ask for one of these, or take them now with --calibration DIR"
+        )
     # Pairs first: they say more of a layer than one width.
     order = sorted(range(len(asked)), key=lambda row: not asked[row].is_pair)
     own = {
@@ -106,6 +147,14 @@ def choose_rows(
         for name, bits in given.items()
     }
     return {"": 0, **own}
+
+
+def _listed(keys: Sequence[str]) -> str:
+    shown = ", ".join(keys[:_SHOWN])
+    return shown if len(keys) <= _SHOWN else f"{shown} and {len(keys) - _SHOWN} more pairs"
+
+
+_SHOWN = 12
 
 
 @dataclass(frozen=True)

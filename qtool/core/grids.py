@@ -13,6 +13,7 @@ MIN_STEP = 1e-7
 WEIGHT_BITS = range(1, 9)
 # Weights that stay floating point, in a float island: float16 and float32 as they are stored.
 FLOAT_WIDTHS = (16, 32)
+HALF = 16
 
 
 @dataclass(frozen=True)

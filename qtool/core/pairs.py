@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from qtool.core.cost import FLOAT_BITS
 from qtool.core.errors import UserError
-from qtool.core.grids import ACTIVATION_BITS, WEIGHT_BITS
+from qtool.core.grids import ACTIVATION_BITS, FLOAT_WIDTHS, WEIGHT_BITS
 from qtool.core.selection import LayerBits, parse_uniform
 
 ALL, FLOAT = "all", "fp"
@@ -38,6 +38,17 @@ def _goes(bits: LayerBits) -> bool:
     return bits.activation != 1
 
 
+def default_pair(weights: Sequence[int], activations: Sequence[int]) -> LayerBits:
+    """Return the pair of the first candidates that are integers: what no selection gives."""
+    first = [next(b for b in some if b not in FLOAT_WIDTHS) for some in (weights, activations)]
+    return LayerBits(*first)
+
+
+def pair_key(bits: LayerBits) -> str:
+    """Return ``w4a8``, the key of a pair's row in a bank."""
+    return f"w{bits.weight}a{bits.activation}"
+
+
 def deployable(bits: LayerBits) -> bool:
     """True where an integer runtime computes the pair: at most 8 bits of both."""
     return bits.weight in WEIGHT_BITS and bits.activation in ACTIVATION_BITS
@@ -45,7 +56,7 @@ def deployable(bits: LayerBits) -> bool:
 
 def pair_name(bits: LayerBits) -> str:
     """Return ``w4a8``, or ``fp`` for 32 bits of both."""
-    return FLOAT if bits == FLOAT_BITS else f"w{bits.weight}a{bits.activation}"
+    return FLOAT if bits == FLOAT_BITS else pair_key(bits)
 
 
 def width_name(width: int) -> str:

@@ -22,6 +22,7 @@ from qtool.runs.stage import Stage
 
 _KEY = "qtool.traced_from"
 _FORMAT = 2
+_DEPLOYED = (Stage.MODEL, Stage.CORRECTIONS, Stage.NORMS)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _trace(run: Run, key: str) -> ir.Model:
 def origin_key(run: Run) -> str:
     """Return the hash of what the graph depends on: recipe, weights, qtool's version."""
     state = hashlib.sha256(f"{_FORMAT} {qtool.__version__}".encode())
-    for name in ("recipe.json", Stage.MODEL.file, Stage.CORRECTIONS.file):
+    for name in ("recipe.json", *(stage.file for stage in _DEPLOYED)):
         path = run.path(name)
         content = path.read_bytes() if path.exists() else b""
         state.update(hashlib.sha256(content).digest())

@@ -8,7 +8,7 @@ candidate) and ``signed``; ``steps`` is (candidates, channels). Where zero point
 `qtool.core.grids.activation_window`, ``zero_points`` has one for each candidate. Where weights
 are not rounded as they are, ``scheme`` says how, x is what is rounded (normalised weights:
 torch computed it, so that no other tanh can differ), and a third input ``plain`` is the
-weight.
+weight. ``keeps`` is 1 where the first candidate is the layer's whatever a default asks.
 BatchNorm is not folded.
 Which bits and rows are used is decided later, by `passes.adaptive.resolve_bits`.
 """
@@ -50,6 +50,7 @@ def _schema() -> defs.OpSchema:
             attribute("bits", kinds.INTS, ""), attribute("signed", kinds.INT, ""),
             attribute("zero_points", kinds.INTS, "", required=False),
             attribute("scheme", kinds.STRING, "", required=False),
+            attribute("keeps", kinds.INT, "", required=False),
         ],
     )  # fmt: skip
 
@@ -67,10 +68,13 @@ def _translate(
     zero_points: Sequence[int],
     scheme: str,
     plain: Any = None,
+    keeps: bool = False,
 ) -> Any:
     optional: dict[str, Any] = {"zero_points": list(zero_points)} if zero_points else {}
     if scheme != "symmetric":
         optional["scheme"] = scheme
+    if keeps:
+        optional["keeps"] = 1
     inputs = (x, steps) if plain is None else (x, steps, plain)
     return _FAKE_QUANT(
         *inputs, name=name, role=role, bits=list(bits), signed=int(signed), **optional

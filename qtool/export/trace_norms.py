@@ -3,7 +3,9 @@
 ``qtool::Norm`` is a norm or a bias with a row for each of its ``keys``: inputs (x, bias), and
 of a BatchNorm (scale, mean, var), each (rows, channels), or (1, channels) where all rows are
 the same; attributes ``name``, ``layer`` (whose bits choose the row), ``keys`` and, of a
-BatchNorm, ``epsilon``. `passes.adaptive.norm_rows` leaves one row.
+BatchNorm, ``epsilon``; ``exact`` is 1 where a row serves no other bits. Rows of pairs that no
+integer runtime has (inputs of 16 or 32 bits) stay behind. `passes.adaptive.norm_rows` leaves
+one row.
 
 torch traces what the picked row computes, so that its operators need no placeholder here.
 """
@@ -13,7 +15,9 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from qtool.core.choose import parse_key
 from qtool.core.errors import UnsupportedError
+from qtool.core.grids import FLOAT_WIDTHS
 from qtool.nn.modules.switch_norm import Switch, SwitchBias, SwitchNorm
 
 _DOMAIN = "qtool"
@@ -73,12 +77,19 @@ def _move_bias(graph: ir.Graph, layer: ir.Node, switch: SwitchBias) -> None:
 def _norm(graph: ir.Graph, x: ir.Value | None, switch: SwitchNorm | SwitchBias) -> ir.Node:
     """Return a Norm node of `x` with the rows of `switch`, not in the graph yet."""
     name = f"{switch.name}.rows"
-    banks = [_bank(graph, f"{name}.{part}", rows) for part, rows in switch.parts().items()]
+    keys = switch.bank.keys
+    kept = [i for i, key in enumerate(keys) if parse_key(key).activation not in FLOAT_WIDTHS]
+    banks = [
+        _bank(graph, f"{name}.{part}", [rows[index] for index in kept])
+        for part, rows in switch.parts().items()
+    ]
     attributes: dict[str, ir.Attr] = {
         "name": ir.AttrString("name", switch.name),
         "layer": ir.AttrString("layer", switch.layer),
-        "keys": ir.AttrStrings("keys", list(switch.bank.keys)),
+        "keys": ir.AttrStrings("keys", [keys[index] for index in kept]),
     }
+    if switch.is_exact:
+        attributes["exact"] = ir.AttrInt64("exact", 1)
     if isinstance(switch, SwitchNorm):
         attributes["epsilon"] = ir.AttrFloat32("epsilon", switch.picked.eps)
     return ir.node("Norm", [x, *banks], attributes, domain=_DOMAIN, name=name)

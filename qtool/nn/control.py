@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx, nn
 
-from qtool.core.choose import choose
+from qtool.core.choose import choose, given_bits
 from qtool.core.cost import LayerCost
 from qtool.core.grids import FLOAT_WIDTHS
 from qtool.core.selection import LayerBits, Selection
@@ -16,7 +16,7 @@ from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.quant_layer import QuantLayer
 from qtool.nn.modules.quantizer import Quantizer
 from qtool.nn.modules.shared_grid import SharedGrid
-from qtool.nn.norm_rows import pick_rows
+from qtool.nn.norm_rows import layer_candidates, pick_rows
 
 
 def quantizers(model: nn.Module) -> list[Quantizer]:
@@ -46,7 +46,12 @@ def activation_quantizers(model: nn.Module) -> list[FakeQuantizer]:
     return [module for module in model.modules() if isinstance(module, FakeQuantizer)]
 
 
-def select(model: nn.Module, selection: Selection, weights: bool = True) -> None:
+def select(
+    model: nn.Module,
+    selection: Selection,
+    weights: bool = True,
+    float_tensors: bool = False,
+) -> None:
     """Turn every quantizer on, each at its selected bits.
 
     Args:
@@ -55,45 +60,55 @@ def select(model: nn.Module, selection: Selection, weights: bool = True) -> None
             `qtool.core.choose`, as for the pass that resolves bits. Quantizers of other
             tensors have one candidate.
         weights: quantize weights too; else they stay floating point, whatever is selected.
+        float_tensors: inputs that are asked at 16 or 32 bits are floats too, as MEBQAT trains
+            them, and so is then every tensor between layers; else they keep their widest
+            grid, as the device has them.
 
     Raises:
         UserError: bits that a layer does not have, or a name or pattern that is about none;
             nothing is changed then.
     """
-    chosen = _choices(model, selection, weights)
+    selection = selection.resolve(layer.name for layer in called_layers(model))
+    chosen = _choices(model, selection, weights, float_tensors)
+    floats = any(
+        bits in FLOAT_WIDTHS and quantizer.role == "activation"
+        for quantizer, bits in chosen.items()
+    )
     for quantizer in quantizers(model):
-        quantizer.mix = None
-        quantizer.selected = chosen.get(quantizer, quantizer.default)
+        other = None if floats else quantizer.default
+        quantizer.choose(chosen.get(quantizer, other))
     pick_rows(model, selection)
 
 
 def _choices(
-    model: nn.Module, selection: Selection, weights: bool
+    model: nn.Module, selection: Selection, weights: bool, float_tensors: bool
 ) -> dict[Quantizer, int | None]:
-    """Return what every layer's quantizers get; None: floating point."""
-    layers, chosen = called_layers(model), dict[Quantizer, int | None]()
-    selection = selection.resolve(layer.name for layer in layers)
-    for layer in layers:
+    """Return what layers' quantizers get; None, 16 and 32: floating point."""
+    chosen = dict[Quantizer, int | None]()
+    for layer in called_layers(model):
         asked = selection.of(layer.name)
         may_differ = layer.is_end and layer.name not in selection.layers
-        chosen[layer.input_quant] = choose(
-            layer.input_quant.bits, None if asked is None else asked.activation, False,
-            may_differ, layer.name,
-        )  # fmt: skip
+        keeps = layer.weight_quant.keeps_bits
+        inputs = None if asked is None else asked.activation
+        if float_tensors and inputs in FLOAT_WIDTHS and not (keeps and may_differ):
+            chosen[layer.input_quant] = inputs
+        else:
+            chosen[layer.input_quant] = choose(
+                layer.input_quant.bits, inputs, False, may_differ, layer.name, keeps
+            )
         chosen[layer.weight_quant] = None
         if weights:
-            bits = choose(
+            chosen[layer.weight_quant] = choose(
                 layer.weight_quant.bits, None if asked is None else asked.weight, True,
-                may_differ, layer.name,
+                may_differ, layer.name, keeps,
             )  # fmt: skip
-            chosen[layer.weight_quant] = None if bits in FLOAT_WIDTHS else bits
     return chosen
 
 
 def turn_off(model: nn.Module) -> None:
     """Turn every quantizer off: the network computes in floating point."""
     for quantizer in quantizers(model):
-        quantizer.selected, quantizer.mix = None, None
+        quantizer.choose(None)
 
 
 @torch.no_grad()
@@ -165,30 +180,13 @@ def layer_macs(model: nn.Module, shape: Sequence[int]) -> list[tuple[str, int]]:
 
 
 def selected_bits(model: nn.Module, selection: Selection) -> dict[str, LayerBits]:
-    """Return the bits that `select` gives every layer."""
+    """Return the bits that `select` gives every layer; those asked, where that is float."""
     select(model, selection)
-    return {layer.name: _layer_bits(layer, selection) for layer in quant_layers(model)}
+    selection = selection.resolve(layer.name for layer in called_layers(model))
+    return given_bits(layer_candidates(model), selection)
 
 
 def bit_costs(model: nn.Module, shape: Sequence[int], selection: Selection) -> list[LayerCost]:
     """Return every layer's MACs and the bits that `select` gives it."""
     bits = selected_bits(model, selection)
     return [LayerCost(name, macs, bits[name]) for name, macs in layer_macs(model, shape)]
-
-
-def _layer_bits(layer: QuantLayer, selection: Selection) -> LayerBits:
-    asked = selection.of(layer.name)
-    if asked is not None and asked.is_float and layer.weight_quant.default is not None:
-        return asked
-    return layer_bits(layer)
-
-
-def layer_bits(layer: QuantLayer) -> LayerBits:
-    """Return the selected bits of `layer`, its first candidates where none are."""
-    if layer.weight_quant.default is None:  # float weights, so the products are too
-        return LayerBits(layer.weight_quant.bits[0], layer.weight_quant.bits[0])
-    return LayerBits(_bits(layer.weight_quant), _bits(layer.input_quant))
-
-
-def _bits(quantizer: Quantizer) -> int:
-    return quantizer.bits[0] if quantizer.selected is None else quantizer.selected

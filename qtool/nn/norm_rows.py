@@ -5,12 +5,12 @@ The modules are `qtool.nn.modules.switch_norm`'s; which row a layer takes is the
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qtool.core.choose import Candidates, choose_rows
+from qtool.core.choose import Candidates, choose_rows, given_bits
 from qtool.core.errors import UserError
 from qtool.core.selection import Selection
 from qtool.models.normalised import ConstantNorm
@@ -26,23 +26,37 @@ def switches(model: nn.Module) -> list[Switch]:
     return [module for module in model.modules() if isinstance(module, Switch)]
 
 
-def give_rows(model: nn.Module, keys: tuple[str, ...]) -> None:
+def give_rows(
+    model: nn.Module,
+    keys: tuple[str, ...],
+    is_exact: bool = False,
+    without: Collection[nn.Module] = (),
+) -> None:
     """Give every BatchNorm of a prepared `model` a row for each key, all as it is now.
 
     Args:
         model: prepared; a constant norm, of the image, stays as it is.
         keys: the default one first (`qtool.core.choose.parse_key`); of a single one nothing
             comes.
+        is_exact: as of `qtool.nn.modules.switch_norm.Switch`.
+        without: norms that stay as they are.
     """
     if len(keys) < 2:
         return
     for _, owner in _owners(model):
         norm = owner.norm
-        if isinstance(norm, _BatchNorm) and not isinstance(norm, ConstantNorm):
-            _switch(owner, {key: {} for key in keys})
+        is_fixed = isinstance(norm, ConstantNorm) or norm in without
+        if isinstance(norm, _BatchNorm) and not is_fixed:
+            _switch(owner, {key: {} for key in keys}, is_exact)
 
 
-def add_rows(model: nn.Module, default: str, rows: Mapping[str, Tensors], where: str) -> None:
+def add_rows(
+    model: nn.Module,
+    default: str,
+    rows: Mapping[str, Tensors],
+    where: str,
+    is_exact: bool = False,
+) -> None:
     """Give norms and biases of a prepared `model` further rows.
 
     Args:
@@ -52,6 +66,7 @@ def add_rows(model: nn.Module, default: str, rows: Mapping[str, Tensors], where:
             own (``conv1.norm.weight``), or the bias of a layer without one
             (``fc.layer.bias``).
         where: the tensors are from, for the error.
+        is_exact: as of `qtool.nn.modules.switch_norm.Switch`.
 
     Raises:
         UserError: a tensor of another name or shape, or a key of another form.
@@ -66,16 +81,20 @@ def add_rows(model: nn.Module, default: str, rows: Mapping[str, Tensors], where:
             del left[name]
             if any(t[name].shape != known[name].shape for t in rows.values() if name in t):
                 raise UserError(f"{where}: {name} has another shape than the model's")
-        own: dict[str, Tensors] = {default: {}} | {
-            key: {n.removeprefix(prefix): t for n, t in tensors.items() if n in mine}
-            for key, tensors in rows.items()
-        }
         if mine:
-            _switch(owner, own)
-    if left:
+            own: dict[str, Tensors] = {default: {}} | {
+                key: {n.removeprefix(prefix): t for n, t in tensors.items() if n in mine}
+                for key, tensors in rows.items()
+            }
+            _switch(owner, own, is_exact)
+    _require_none(left, where)
+
+
+def _require_none(left: Collection[str], where: str) -> None:
+    for name in left:
         raise UserError(
-            f"{where}: {next(iter(left))} is neither of a BatchNorm nor the bias of a layer "
-            "without one, so that it cannot have rows"
+            f"{where}: {name} is neither of a BatchNorm nor the bias of a layer without one, "
+            "so that it cannot have rows"
         )
 
 
@@ -85,14 +104,16 @@ def _owners(model: nn.Module) -> Iterator[tuple[str, QuantLayer | QuantAffine]]:
             yield path, module
 
 
-def _switch(owner: QuantLayer | QuantAffine, rows: Mapping[str, Tensors]) -> None:
+def _switch(
+    owner: QuantLayer | QuantAffine, rows: Mapping[str, Tensors], is_exact: bool
+) -> None:
     """Give `owner`'s norm, or else its bias, `rows`: what differs, by key; "" is the bias."""
     norm = owner.norm
     if isinstance(norm, SwitchNorm):
         raise ValueError(f"norm {owner.name} has rows already")
     if norm is not None:
         layer = owner.name if isinstance(owner, QuantLayer) else owner.layer
-        owner.norm = SwitchNorm(owner.name, layer, _norms(norm, rows))
+        owner.norm = SwitchNorm(owner.name, layer, _norms(norm, rows), is_exact)
     elif isinstance(owner, QuantLayer):
         _switch_bias(owner, rows)
 
@@ -116,19 +137,32 @@ def _switch_bias(owner: QuantLayer, rows: Mapping[str, Tensors]) -> None:
     owner.layer.bias = None
 
 
+def layer_candidates(model: nn.Module) -> dict[str, Candidates]:
+    """Return what every layer's weight and input may get, by layer."""
+    return {
+        layer.name: Candidates(
+            layer.weight_quant.bits, layer.input_quant.bits, layer.weight_quant.keeps_bits
+        )
+        for layer in model.modules()
+        if isinstance(layer, QuantLayer)
+    }
+
+
 def pick_rows(model: nn.Module, selection: Selection) -> None:
-    """Pick the row of every norm and bias that has several, at the bits of `selection`."""
+    """Pick the row of every norm and bias that has several, at the bits of `selection`.
+
+    Args:
+        model: prepared.
+        selection: of names and a default, no patterns.
+    """
     found = switches(model)
     if not found:
         return
-    layers = {m.name: m for m in model.modules() if isinstance(m, QuantLayer)}
-    candidates = {
-        name: Candidates(layer.weight_quant.bits, layer.input_quant.bits)
-        for name, layer in layers.items()
-    }
-    given = {name: bits.given(selection.of(name)) for name, bits in candidates.items()}
+    candidates = layer_candidates(model)
+    given = given_bits(candidates, selection)
+    exact = {switch.bank.keys: switch.is_exact for switch in found}
     by_keys = {
-        keys: choose_rows(keys, candidates, given) for keys in {s.bank.keys for s in found}
+        keys: choose_rows(keys, candidates, given, exact[keys]) for keys in exact
     }
     for switch in found:
         rows = by_keys[switch.bank.keys]

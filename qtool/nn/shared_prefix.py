@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qtool.nn.modules.quantizer import Quantizer
 from qtool.nn.modules.switch_norm import Switch
@@ -23,17 +24,25 @@ class SharedPrefix:
 
     Args:
         model: result of `qtool.nn.prepare.prepare.prepare`; its modules are used, not copied.
+        float_tensors: as of `qtool.nn.control.select`: what is selected may turn any
+            quantizer off but those that keep their bits.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, float_tensors: bool = False) -> None:
         if not isinstance(model, fx.GraphModule):
             raise TypeError(f"got a {type(model).__name__}, expected a prepared network")
-        fixed = _fixed_nodes(model)
+        fixed = _fixed_nodes(model, float_tensors)
         split = split_module(model, model, lambda node: int(node not in fixed))
         self._parts = [part for _, part in sorted(split.named_children())]
         whole = all(node in fixed for node in model.graph.nodes if node.op == "call_module")
         self.is_empty = len(self._parts) < 2 or whole
         self._model = model
+
+    def norms(self) -> list[nn.Module]:
+        """Return the BatchNorms of the shared part."""
+        if self.is_empty:
+            return []
+        return [m for m in self._parts[0].modules() if isinstance(m, _BatchNorm)]
 
     @contextmanager
     def passes(self, x: Tensor) -> Iterator[Callable[[], Tensor]]:
@@ -63,20 +72,21 @@ class SharedPrefix:
             torch.autograd.backward([tensors[i] for i in used], [leaves[i].grad for i in used])
 
 
-def _fixed_nodes(model: fx.GraphModule) -> set[fx.Node]:
+def _fixed_nodes(model: fx.GraphModule, float_tensors: bool) -> set[fx.Node]:
     """Return the nodes whose results do not depend on which candidates are selected."""
     fixed: set[fx.Node] = set()
     for node in model.graph.nodes:
         if all(source in fixed for source in node.all_input_nodes) and not _varies(
-            model, node
+            model, node, float_tensors
         ):
             fixed.add(node)
     return fixed
 
 
-def _varies(model: fx.GraphModule, node: fx.Node) -> bool:
+def _varies(model: fx.GraphModule, node: fx.Node, float_tensors: bool) -> bool:
     if node.op != "call_module":
         return False
     modules = list(model.get_submodule(str(node.target)).modules())
     several = any(isinstance(m, Quantizer) and len(m.bits) > 1 for m in modules)
-    return several or any(isinstance(m, (*_RANDOM, Switch)) for m in modules)
+    off = float_tensors and any(isinstance(m, Quantizer) and not m.keeps_bits for m in modules)
+    return several or off or any(isinstance(m, (*_RANDOM, Switch)) for m in modules)

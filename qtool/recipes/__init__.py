@@ -5,6 +5,13 @@ from dataclasses import replace
 
 from qtool.core.errors import unknown_name
 from qtool.recipes import generic
+from qtool.recipes.mebqat import (
+    mebqat_fashion,
+    mebqat_mobilenet_v2_cifar,
+    mebqat_mobilenet_v2_small_cifar,
+    mebqat_preact_resnet20_cifar,
+    mebqat_svhn,
+)
 from qtool.recipes.metamix import (
     metamix_fashion,
     metamix_mobilenet_v2,
@@ -110,6 +117,11 @@ GENERIC: dict[str, Callable[[], Config]] = {
     "qat": generic.qat,
 }
 RECIPES: dict[str, Callable[[], Config]] = {
+    "mebqat_fashion": mebqat_fashion,
+    "mebqat_mobilenet_v2_cifar": mebqat_mobilenet_v2_cifar,
+    "mebqat_mobilenet_v2_small_cifar": mebqat_mobilenet_v2_small_cifar,
+    "mebqat_preact_resnet20_cifar": mebqat_preact_resnet20_cifar,
+    "mebqat_svhn": mebqat_svhn,
     "metamix_fashion": metamix_fashion,
     "metamix_mobilenet_v2": metamix_mobilenet_v2,
     "metamix_mobilenet_v2_cifar": metamix_mobilenet_v2_cifar,

@@ -6,6 +6,7 @@
     searched.safetensors   prepared model after bit-search (where fine-tuning starts)
     model.safetensors      prepared model as it is deployed now
     corrections.safetensors  rows of norms and biases for other uniform bits: w4a4/NAME
+    norms.safetensors      BatchNorm statistics of every other pair of bits: w4a4/NAME
     adaptive.onnx          traced graph of all bits, since the first export (`qtool.export`)
     sample.npy             a few training images, to compare exports with the network on
     witness.json           comparisons of exports with the network (`qtool.witness.seen`)

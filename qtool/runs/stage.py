@@ -12,6 +12,8 @@ class Stage(StrEnum):
         SEARCHED: prepared network after a search, where fine-tuning starts.
         MODEL: prepared network as it is deployed now.
         CORRECTIONS: tensors that replace those of `MODEL` at other uniform bits: w4a4/NAME.
+        NORMS: BatchNorm's statistics at every other pair of bits that they were taken at,
+            which `MODEL` may be deployed at and no others: w4a4/NAME.
     """
 
     FLOAT = "float"
@@ -19,6 +21,7 @@ class Stage(StrEnum):
     SEARCHED = "searched"
     MODEL = "model"
     CORRECTIONS = "corrections"
+    NORMS = "norms"
 
     @property
     def file(self) -> str:

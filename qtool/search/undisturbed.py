@@ -19,14 +19,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         model: a float or a prepared network.
     """
     modes = [(module, module.training) for module in model.modules()]
-    selected = [(q, q.selected, q.mix) for q in quantizers(model)]
+    selected = [(q, q.selected, q.mix, q.is_half) for q in quantizers(model)]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.eval()
     try:
         yield
     finally:
         model.load_state_dict(state)
-        for quantizer, bits, mix in selected:
-            quantizer.selected, quantizer.mix = bits, mix
+        for quantizer, bits, mix, is_half in selected:
+            quantizer.selected, quantizer.mix, quantizer.is_half = bits, mix, is_half
         for module, training in modes:
             module.training = training

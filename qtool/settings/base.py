@@ -7,7 +7,7 @@ and the check read is in their common base. What a field means and may be stands
 
 import math
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from qtool.core.errors import UserError
 from qtool.core.grids import ACTIVATION_BITS, FLOAT_WIDTHS, WEIGHT_BITS
@@ -62,6 +62,9 @@ class Config:
         choices=_OTHERS,
         looks="as quantizer",
     )
+    shared_steps: bool = setting(
+        False, "a layer's candidates share a step, alpha or offset, or each has one"
+    )
     allow_float: bool = setting(
         False, "train though operators have no integer form: export with --allow-float"
     )
@@ -71,6 +74,15 @@ class Config:
     frames: int = setting(0, "images a clip of video; 0: 8", 0, 256)
     # Up to here, what torch is seeded with (`qtool.training.loop`) stays below 2**63.
     seed: int = setting(0, "of everything that is drawn at random", 0, 10**10)
+
+    @property
+    def weight_candidates(self) -> tuple[int, ...]:
+        """`weight_bits` as candidates."""
+        bits = self.weight_bits
+        return (bits,) if isinstance(bits, int) else bits
+
+    # The first and the last layer keep their bits whatever a pair says of all layers.
+    ends_keep: ClassVar[bool] = False
 
     def require_consistent(self) -> None:
         """Refuse settings that contradict each other."""

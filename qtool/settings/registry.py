@@ -6,11 +6,13 @@ from typing import Any
 
 from qtool.core.errors import UserError
 from qtool.settings.base import Config, ConfigT
+from qtool.settings.mebqat import MebqatConfig
 from qtool.settings.metamix import MetaMixConfig
 from qtool.settings.ptq import PtqConfig
 from qtool.settings.qat import QatConfig
 
 CONFIGS: dict[str, type[Config]] = {
+    "mebqat": MebqatConfig,
     "metamix": MetaMixConfig,
     "ptq": PtqConfig,
     "qat": QatConfig,

@@ -1,7 +1,11 @@
 """Evaluation, and the BatchNorm statistics that it needs."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qtool.data.batch_source import BatchSource
 from qtool.data.batches import Batch, to_batch
@@ -51,15 +55,23 @@ def recalibrate_norms(model: nn.Module, batches: BatchSource[Batch], count: int)
     The averages that training leaves behind belong to weights and bits of many steps ago. Of
     norms with several rows, those of the bits that are selected are replaced.
     """
-    norms = active_norms(model)
+    model.train()
+    device = device_of(model)
+    with fresh_statistics(active_norms(model)), seeded(batches.seed):  # of Dropout
+        for _, (x, _labels) in zip(range(count), batches.epoch(0), strict=False):
+            model(x.to(device))
+
+
+@contextmanager
+def fresh_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within this context the BatchNorms among `modules` average anew, all batches alike."""
+    norms = [module for module in modules if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-    model.train()
-    device = device_of(model)
-    with seeded(batches.seed):  # of Dropout
-        for _, (x, _labels) in zip(range(count), batches.epoch(0), strict=False):
-            model(x.to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

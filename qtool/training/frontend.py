@@ -45,6 +45,7 @@ class Frontend:
 
 # Module of each one's `FRONTEND`.
 FRONTENDS = {
+    "mebqat": "qtool.frontends.mebqat.frontend",
     "metamix": "qtool.frontends.metamix.frontend",
     "ptq": "qtool.frontends.ptq.frontend",
     "qat": "qtool.frontends.qat",

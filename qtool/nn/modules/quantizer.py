@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from qtool.core.bank import Bank
-from qtool.core.grids import FLOAT_WIDTHS
+from qtool.core.grids import FLOAT_WIDTHS, HALF
 from qtool.nn.ops.fake_quant_op import fake_quant_op
+from qtool.nn.ops.half import half
 from qtool.nn.ops.mixture import mixed, mixed_fixed
 
 # What the adaptive graph says of the tensor; no code here asks for it.
@@ -38,6 +39,10 @@ class Quantizer(nn.Module, ABC):
         self.name, self.role, self.bank, self.signed = name, role, bank, signed
         self.selected: int | None = None
         self.mix: Tensor | None = None
+        # Where nothing is selected: values are rounded to float16.
+        self.is_half = False
+        # The layer has its first candidate whatever a selection's default asks.
+        self.keeps_bits = False
         # Of `mix`: nothing but its weights is trained.
         self.is_fixed = False
 
@@ -86,7 +91,15 @@ class Quantizer(nn.Module, ABC):
         """Return `x` on the selected grid, or a mixture of grids (same shape and dtype)."""
         if self.mix is not None:
             return (mixed_fixed if self.is_fixed else mixed)(self, x, self.mix)
-        return x if self.selected is None else self.quantize_at(x, self.selected)
+        if self.selected is None:
+            return half(x) if self.is_half else x
+        return self.quantize_at(x, self.selected)
+
+    def choose(self, bits: int | None) -> None:
+        """Apply `bits` from now on; 16 and 32, or None, are floating point."""
+        self.mix = None
+        self.selected = None if bits in FLOAT_WIDTHS else bits
+        self.is_half = bits == HALF
 
     def unrounded(self, x: Tensor) -> Tensor:
         """Return what ``forward`` rounds when it is given `x`."""
@@ -111,7 +124,7 @@ class Quantizer(nn.Module, ABC):
         steps = cast(Tensor, self.step) if baked is None else baked
         out: Tensor = fake_quant_op(
             x, steps, self.name, self.role, list(self.bits), self.signed, list(zero_points),
-            scheme, plain,
+            scheme, plain, self.keeps_bits,
         )  # fmt: skip
         return out
 

@@ -28,11 +28,15 @@ class Switch(nn.Module):
         name: its own, in the user's model.
         layer: whose bits choose the row; "" for what belongs to none.
         keys: of the rows, the default one first (`qtool.core.choose.parse_key`).
+        is_exact: a row serves only the whole network at its key's bits.
     """
 
-    def __init__(self, name: str, layer: str, keys: tuple[str, ...]) -> None:
+    def __init__(
+        self, name: str, layer: str, keys: tuple[str, ...], is_exact: bool = False
+    ) -> None:
         super().__init__()
         self.name, self.layer, self.bank = name, layer, Bank(keys)
+        self.is_exact = is_exact
         self.key = keys[0]
 
     def pick(self, row: int) -> None:
@@ -48,10 +52,13 @@ class SwitchNorm(Switch):
         layer: whose bits choose the row.
         norms: a BatchNorm for each key, the default one first; they differ in parameters and
             statistics alone.
+        is_exact: as of `Switch`.
     """
 
-    def __init__(self, name: str, layer: str, norms: Mapping[str, BatchNorm]) -> None:
-        super().__init__(name, layer, tuple(norms))
+    def __init__(
+        self, name: str, layer: str, norms: Mapping[str, BatchNorm], is_exact: bool = False
+    ) -> None:
+        super().__init__(name, layer, tuple(norms), is_exact)
         kinds = {(type(n), n.num_features, n.eps, n.affine) for n in norms.values()}
         if len(kinds) > 1:
             raise ValueError(f"norm {name}: its rows differ in kind, size, eps or affine")

@@ -15,6 +15,7 @@ def fake_quant_op(
     zero_points: list[int],
     scheme: str,
     plain: Tensor | None = None,
+    keeps: bool = False,
 ) -> Tensor:
     """Placeholder that `qtool.export.trace` translates; only its shape matters."""
     return x.clone()
@@ -31,5 +32,6 @@ def _(
     zero_points: list[int],
     scheme: str,
     plain: Tensor | None = None,
+    keeps: bool = False,
 ) -> Tensor:
     return torch.empty_like(x)

@@ -175,6 +175,7 @@ class _Preparer:
         input_quant = self._quantizer(
             name, "activation", plan.activation_bits, source, plan.activation
         )
+        weight_quant.keeps_bits = input_quant.keeps_bits = is_end and spec.ends_keep
         quantized = QuantLayer(name, layer, norm, input_quant, weight_quant, is_end)
         put(self.gm, name, quantized)
         if norm_node is not None:
@@ -235,3 +236,4 @@ def _share(reader: nn.Module | None, grid: FakeQuantizer) -> None:
         mine = (own.bits, own.signed, own.asymmetric, own.kind)
         if mine == (grid.bits, grid.signed, grid.asymmetric, grid.kind):
             reader.input_quant = SharedGrid(reader.name, grid)
+            reader.input_quant.keeps_bits = own.keeps_bits

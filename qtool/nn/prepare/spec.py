@@ -68,6 +68,8 @@ class QuantSpec:
         per_channel: a scale for each output channel of a weight (True), one for the tensor
             (False), or what the quantizer's paper does (None).
         shared: candidates share a step, alpha or offset (MEBQAT); else each has its own.
+        ends_keep: the first and the last layer have `first_last_bits` whatever a selection
+            says of all layers, floating point included (MEBQAT).
     """
 
     activation_bits: tuple[int, ...] = (8, 4, 3)
@@ -82,6 +84,7 @@ class QuantSpec:
     activation_quantizer: str = ""
     per_channel: bool | None = None
     shared: bool = False
+    ends_keep: bool = False
 
     def of(self, layer: str, is_end: bool) -> LayerPlan:
         """Return what `layer` gets; `is_end`: as `QuantLayer` has it."""

@@ -1,0 +1,1 @@
+"""MEBQAT: bit-widths as tasks of meta-learning."""

@@ -1,0 +1,66 @@
+"""Settings of MEBQAT: one model for every bit-width."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qtool.core.errors import UserError
+from qtool.core.grids import FLOAT_WIDTHS
+from qtool.settings.base import ACTIVATIONS, WEIGHTS, TrainConfig
+from qtool.settings.setting import differ, setting
+
+
+@dataclass(frozen=True)
+class MebqatConfig(TrainConfig):
+    """MEBQAT (arXiv 2207.10188): bit-widths are the tasks of meta-learning."""
+
+    frontend: str = "mebqat"
+    activation_bits: tuple[int, ...] = setting(
+        (8, 6, 5, 4, 3, 2, 32), "candidates of every inner layer's input; 16, 32: float",
+        *ACTIVATIONS, also=FLOAT_WIDTHS, check=differ,
+    )  # fmt: skip
+    weight_bits: int | tuple[int, ...] = setting(
+        (8, 6, 5, 4, 3, 2, 32), "candidates of every inner layer's weights; 16, 32: float",
+        *WEIGHTS, also=FLOAT_WIDTHS, check=differ,
+    )  # fmt: skip
+    shared_steps: bool = True
+    tasks: int = setting(
+        4, "pairs of bits a batch: float, 1-bit ones where there are any, drawn ones", 2, 64
+    )
+    self_distillation: float = setting(
+        1.0, "weight of the cross-entropy towards what the float task predicts", 0
+    )
+    clamp: float = setting(10.0, "largest magnitude of a gradient's element; 0: any", 0)
+    weights: str = setting("", "float weights to start from: FILE or RUN")
+    float_epochs: int = setting(0, "epochs of float training before, without weights", 0)
+    float_lr: float = setting(0.1, "learning rate of float training", 0)
+    epochs: int = setting(10, "epochs of training on pairs of bits", 0)
+    lr: float = setting(0.01, "learning rate of the weights in them", 0)
+    calibration_images: int = setting(
+        512, "training images, the first ones, for first grids", 1
+    )
+    norm_batches: int = setting(
+        4, "training batches that BatchNorm's statistics at a pair are from", 1
+    )
+
+    ends_keep: ClassVar[bool] = True
+
+    def require_consistent(self) -> None:
+        """Refuse candidates without an integer, and a teacher: the float task is it."""
+        super().require_consistent()
+        weights = self.weight_candidates
+        for name, bits in (("weight", weights), ("activation", self.activation_bits)):
+            if all(b in FLOAT_WIDTHS for b in bits):
+                raise UserError(
+                    f"recipe setting {name}_bits: got {','.join(map(str, bits)) or 'none'}, "
+                    "expected a candidate of 1 to 8 bits at least, such as 8,4,2,32"
+                )
+        if (1 in weights) != (1 in self.activation_bits) and 1 in self.activation_bits:
+            raise UserError(
+                "recipe setting activation_bits: 1-bit inputs go with 1-bit weights only: add "
+                "1 to weight_bits"
+            )
+        if self.teacher:
+            raise UserError(
+                "recipe setting teacher: frontend mebqat teaches itself, from its float task: "
+                "see self_distillation"
+            )
