@@ -7,8 +7,16 @@ import click
 
 from passes.emit.base import Target
 from passes.emit.registry import TARGETS, make_target, target_for
-from qtool.cli.options import FILE, FOLDER, output_option, target_options, witness_options
-from qtool.cli.session import progress_shown
+from qtool.cli.options import (
+    FILE,
+    FOLDER,
+    calibration_option,
+    output_option,
+    target_options,
+    witness_options,
+)
+from qtool.cli.session import load_data, progress_shown
+from qtool.core.errors import UserError
 
 
 @click.command()
@@ -25,6 +33,7 @@ from qtool.cli.session import progress_shown
     "--allow-float", is_flag=True,
     help="Keep what has no integer form in floating point, as islands between DQ and Q.",
 )  # fmt: skip
+@calibration_option
 @target_options
 @witness_options
 @click.option("--force", is_flag=True, help="Replace the output files.")
@@ -32,7 +41,7 @@ from qtool.cli.session import progress_shown
 def export(
     run: Path, target: str, bits: str | None, kind: str, allow_float: bool, force: bool,
     output: Path | None, no_witness: bool, accept: bool, images: int,
-    data: Path | str | None, **given: Any,
+    data: Path | str | None, calibration: Path | str | None, **given: Any,
 ) -> None:  # fmt: skip
     """Export RUN as an integer model (see `qtool list targets`).
 
@@ -47,6 +56,9 @@ def export(
     made = make_target(target, given)
     options = ExportOptions(made, bits, kind == "uint8", allow_float)
     with progress_shown() as progress:
+        if calibration is not None:
+            made.check(output, force)
+            progress.note(_calibrate(run, bits, calibration))
         inspect, told = None, list[str]()
         if no_witness:
             told.append("no witness: nothing is compared with the run's network")
@@ -57,6 +69,31 @@ def export(
         for text in told:
             progress.note(text)
     _written(made, output)
+
+
+def _calibrate(folder: Path, bits: str | None, data: Path | str) -> str:
+    """Take statistics at the pair `bits`; return what was done."""
+    from qtool.core.pairs import pair_key
+    from qtool.core.selection import parse_uniform
+    from qtool.runs.run import Run
+    from qtool.settings.base import TrainConfig
+    from qtool.training.ingredients import make_batches
+    from qtool.training.statistics import add_statistics
+
+    pair = None if bits is None else parse_uniform(bits)
+    if pair is None:
+        raise UserError(
+            f"--calibration: statistics are of one pair for all layers, such as --bits w4a4, "
+            f"not of {bits or 'no --bits'}"
+        )
+    run = Run.open(folder)
+    config, loaded = run.settings(TrainConfig), load_data(run.config, data)
+    run.require_shape(loaded)
+    batches = make_batches(config, loaded)
+    count = min(config.norm_batches, len(batches))
+    add_statistics(run, pair, batches, count)
+    images = count * batches.size
+    return f"statistics at {pair_key(pair)}: {images:,} images of {loaded.name}"
 
 
 def _written(target: Target, output: Path | None) -> None:

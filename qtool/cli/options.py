@@ -42,6 +42,12 @@ data_option = click.option(
 )  # fmt: skip
 
 
+calibration_option = click.option(
+    "--calibration", metavar="DIR|MODULE:FACTORY", callback=_data_place,
+    help="Take BatchNorm's statistics at --bits from these training images; RUN keeps them.",
+)  # fmt: skip
+
+
 def witness_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what decides how an export or import is compared with its origin."""
     for add in (

@@ -80,6 +80,11 @@ def select(
     pick_rows(model, selection)
 
 
+def select_pair(model: nn.Module, bits: LayerBits) -> None:
+    """Select a pair of bits for all layers; tensors of 16 or 32 bits are floats."""
+    select(model, Selection(default=bits), float_tensors=True)
+
+
 def _choices(
     model: nn.Module, selection: Selection, weights: bool, float_tensors: bool
 ) -> dict[Quantizer, int | None]:

@@ -3,8 +3,8 @@
 1. The float network: `weights`, or `float_epochs` of training, or as the seed initialised it.
 2. Training on tasks (`qtool.frontends.mebqat.tasks`, `step`): pairs of weight and activation
    bits of the whole network; weights, steps and BatchNorm's factors are shared by all.
-3. BatchNorm's statistics at every pair (`statistics`), which the released code takes from the
-   test batch instead: deployed modules have no batch.
+3. BatchNorm's statistics at every pair (`qtool.training.statistics`), which the released code
+   takes from the test batch instead: deployed modules have no batch.
 
 Afterwards the network computes at any pair of its candidates: `qtool eval` measures all.
 
@@ -28,11 +28,10 @@ from qtool.data.batches import Batch, Batches, to_batch
 from qtool.data.images import DataSet
 from qtool.frontends.float_network import make_float
 from qtool.frontends.mebqat.float_form import float_state
-from qtool.frontends.mebqat.statistics import statistics_of, take_statistics
-from qtool.frontends.mebqat.step import pairs_step, select_pair
+from qtool.frontends.mebqat.step import pairs_step
 from qtool.frontends.mebqat.tasks import TaskBatches, Tasked, forced_tasks, pairs_of
 from qtool.networks import check_network, load_float, quant_spec
-from qtool.nn.control import calibrate, select
+from qtool.nn.control import calibrate, select, select_pair
 from qtool.nn.norm_rows import settle
 from qtool.nn.prepare.prepare import prepare
 from qtool.runs.run import Run
@@ -47,6 +46,7 @@ from qtool.training.ingredients import check_training, make_batches
 from qtool.training.phase import Phase
 from qtool.training.phases import run_phase
 from qtool.training.schedules import schedule_of
+from qtool.training.statistics import statistics_of, take_statistics
 
 
 def check(config: Config, data: DataSet) -> None:

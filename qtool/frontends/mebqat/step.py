@@ -15,21 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qtool.core.selection import LayerBits, Selection
 from qtool.data.batches import Batch
 from qtool.data.clips import clip_logits
 from qtool.frontends.mebqat.tasks import Tasked
-from qtool.nn.control import quantizers, select
+from qtool.nn.control import quantizers, select_pair
 from qtool.nn.shared_prefix import SharedPrefix
 from qtool.settings.mebqat import MebqatConfig
 from qtool.training.gradients import MeanOverUses
 from qtool.training.losses import task_loss
 from qtool.training.update import Losses, Pass, Update
-
-
-def select_pair(model: nn.Module, bits: LayerBits) -> None:
-    """Let a prepared `model` compute at a pair; tensors of 16 or 32 bits are floats."""
-    select(model, Selection(default=bits), float_tensors=True)
 
 
 def pairs_step(
