@@ -29,7 +29,7 @@ class Checked:
     ) -> None:  # fmt: skip
         """Run `runtime` on all images, and once more on the first ones for every tensor."""
         progress.start(name, len(range(0, len(data), _BATCH)))
-        self.outputs[name] = _outputs_of(model, runtime, data, progress)
+        self.outputs[name] = outputs_of(model, runtime, data, progress)
         progress.note(f"reading every integer tensor of {TRACED_IMAGES} images from {name}")
         self.tensors[name] = runtime.intermediates(fed(model, data, slice(TRACED_IMAGES)))
 
@@ -42,7 +42,7 @@ def fed(model: Model, data: DataSet | RandomInputs, part: slice) -> Inputs:
     return pixels if model.facts["input_kind"] == "uint8" else to_float(pixels)
 
 
-def _outputs_of(
+def outputs_of(
     model: Model, runtime: Runtime, data: DataSet | RandomInputs, progress: Progress
 ) -> Floats:
     """Return the outputs for every image."""

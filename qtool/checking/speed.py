@@ -15,11 +15,9 @@ from qtool.core.progress import Progress
 from qtool.export.export import export_float
 from runtimes.base import Artifact
 from runtimes.latency import Latency, measure
-from runtimes.registry import RUNTIMES
+from runtimes.registry import ENGINE, RUNTIMES
 
 FLOAT, ORIGINAL = "fp32 ort", "original ort"
-# What executes the float network and the original file: the runtime of ONNX files.
-_ENGINE = next(name for name, entry in RUNTIMES.items() if entry.covers)
 
 
 def latencies(
@@ -43,7 +41,7 @@ def latencies(
         progress.note(f"measuring the latency of {name}")
         fed = "float32" if name == FLOAT else kind
         try:
-            result[name] = measure(path, _ENGINE, shape, kind=fed)
+            result[name] = measure(path, ENGINE, shape, kind=fed)
         except RuntimeError as error:  # a file that fixes its batch, say
             progress.note(f"no latency of {path}: {error}")
     return result

@@ -9,6 +9,7 @@ import qtool
 from qtool.cli.analyse import analyse
 from qtool.cli.check import bops, check
 from qtool.cli.demo import demo
+from qtool.cli.eval import eval_
 from qtool.cli.export import export, import_
 from qtool.cli.list import list_
 from qtool.cli.search import search
@@ -22,7 +23,7 @@ def cli() -> None:
     """Train, search, export and check convolutional networks for integer inference."""
 
 
-for _command in (train, export, import_, check, bops, demo, analyse, search, list_):
+for _command in (train, search, eval_, export, import_, check, bops, demo, analyse, list_):
     cli.add_command(_command)
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        _fail(130, "interrupted; training commands continue with --resume")
+        _fail(130, "interrupted; training continues with --resume, eval when it is repeated")
     except click.ClickException as error:
         _fail(2, f"error: {error.format_message()}")
     except MissedBar as error:

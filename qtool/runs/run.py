@@ -10,6 +10,7 @@
     adaptive.onnx          traced graph of all bits, since the first export (`qtool.export`)
     sample.npy             a few training images, to compare exports with the network on
     witness.json           comparisons of exports with the network (`qtool.witness.seen`)
+    eval.json, eval.png    accuracy at pairs of bit-widths (`qtool eval`)
     bits.json              chosen bits (after `qtool search`)
     search.json            settings of a search that the recipe has no fields for
     metrics.jsonl          one JSON object per epoch and result
@@ -55,6 +56,7 @@ CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 SEARCH = "search.json"
 WITNESS = "witness.json"
+EVALUATION, EVALUATION_PICTURE = "eval.json", "eval.png"
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ class Run:
 
 _OWN_FILES = (
     *(stage.file for stage in Stage), CHECKPOINT, "bits.json", METRICS, SEARCH,
-    WITNESS, SAMPLE, "adaptive.onnx",
+    WITNESS, SAMPLE, "adaptive.onnx", EVALUATION, EVALUATION_PICTURE,
 )  # fmt: skip
 RUN_FILES = ("recipe.json", *_OWN_FILES)
 

@@ -11,6 +11,7 @@ from typing import ClassVar, TypeVar
 
 from qtool.core.errors import UserError
 from qtool.core.grids import ACTIVATION_BITS, FLOAT_WIDTHS, WEIGHT_BITS
+from qtool.core.selection import LayerBits
 from qtool.data.augment import AUGMENTS, parse_augment
 from qtool.quantizers import QUANTIZERS
 from qtool.settings.setting import differ, setting, told
@@ -83,6 +84,11 @@ class Config:
 
     # The first and the last layer keep their bits whatever a pair says of all layers.
     ends_keep: ClassVar[bool] = False
+
+    def pairs(self) -> list[LayerBits]:
+        """Return every pair of the candidates, weights slowest; none where bits are fixed."""
+        weights = self.weight_candidates
+        return [LayerBits(w, a) for w in weights for a in self.activation_bits]
 
     def require_consistent(self) -> None:
         """Refuse settings that contradict each other."""

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from qtool.core.cost import FLOAT_BITS
 from qtool.core.errors import UserError
 from qtool.core.grids import FLOAT_WIDTHS
+from qtool.core.pairs import allowed_pairs
+from qtool.core.selection import LayerBits
 from qtool.settings.base import ACTIVATIONS, WEIGHTS, TrainConfig
 from qtool.settings.setting import differ, setting
 
@@ -43,6 +46,11 @@ class MebqatConfig(TrainConfig):
     )
 
     ends_keep: ClassVar[bool] = True
+
+    def pairs(self) -> list[LayerBits]:
+        """Return the candidates' pairs that go together, and float: it is always trained."""
+        pairs = allowed_pairs(self.weight_candidates, self.activation_bits)
+        return list(dict.fromkeys([*pairs, FLOAT_BITS]))
 
     def require_consistent(self) -> None:
         """Refuse candidates without an integer, and a teacher: the float task is it."""
