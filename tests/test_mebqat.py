@@ -23,7 +23,7 @@ from qtool.export.export import ExportOptions, export
 from qtool.frontends.mebqat.float_form import float_state
 from qtool.frontends.mebqat.frontend import measured
 from qtool.frontends.mebqat.step import pairs_step
-from qtool.frontends.mebqat.tasks import BINARY, TaskBatches, Tasked, forced_tasks, pairs_of
+from qtool.frontends.mebqat.tasks import BINARY, TaskBatches, Tasked, forced_tasks
 from qtool.networks import build_prepared, load_adaptive, load_float
 from qtool.nn.control import (
     calibrate,
@@ -48,8 +48,8 @@ from qtool.training.statistics import take_statistics
 
 BITS = (8, 4, 2, 1, 16, 32)
 SMALL = (
-    "model=test_mebqat:network", "batch_size=20", "norm_batches=2", "calibration_images=20",
-    "float_epochs=1", "epochs=2", "weight_bits=8,4,2,1,32", "activation_bits=8,4,3,1,16,32",
+    "model=test_mebqat:network", "batch_size=20", "norm_batches=1", "calibration_images=8",
+    "float_epochs=0", "epochs=1", "weight_bits=8,4,2,1,32", "activation_bits=8,4,3,1,16,32",
 )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_pairs_are_those_of_the_paper() -> None:
 
 def test_tasks_are_drawn_alike_wherever_an_epoch_is_entered() -> None:
     data, settings = tiny_data(), config()
-    pairs = pairs_of(settings)
+    pairs = settings.pairs()
     tasks = TaskBatches(Batches(data.train, 8, 0), pairs, 4, forced_tasks(pairs))
     whole = [tasked.pairs for tasked in tasks.epoch(3)]
     assert [tasked.pairs for tasked in tasks.epoch(3, 2)] == whole[2:]
@@ -228,8 +228,8 @@ def test_statistics_of_a_pair_are_those_taken_at_it_alone() -> None:
         for mine, other in zip(quant_layers(together), quant_layers(alone), strict=True):
             if mine.batch_norm is not None and other.batch_norm is not None:
                 got, wanted = (n.batch_norm.state_dict() for n in (mine, other))
-                for name, value in wanted.items():
-                    torch.testing.assert_close(got[name], value, msg=f"{bits} {name}")
+                for name in ("running_mean", "running_var"):
+                    torch.testing.assert_close(got[name], wanted[name])
 
 
 @pytest.mark.parametrize("quantizer", ["lsq", "sat"])
@@ -357,7 +357,7 @@ def test_a_pair_without_statistics_gets_them_on_the_spot(
     shutil.copytree(mebqat_run, run)
     asked = ("export", run, "--target", "onnx", "--bits", "w1a4", "-o", tmp_path / "m.onnx")
     done = run_qtool(*asked, "--calibration", source)
-    assert done.code == 0 and "statistics at w1a4: 40 images of cifar10" in done.err, done.err
+    assert done.code == 0 and "statistics at w1a4: 20 images of cifar10" in done.err, done.err
     (record,) = check([tmp_path / "m.onnx"], source, ["reference", "ort"], None, Silent())
     report = record.to_json()
     assert report["parity"]["ort"]["mismatched"] == 0
@@ -384,8 +384,10 @@ def test_what_cannot_be_calibrated(
 
 
 @pytest.mark.parametrize(("method", "call"), [
-    ("save_checkpoint", 1), ("save_checkpoint", 3), ("save_weights", 1), ("save_weights", 2),
-    ("save_weights", 3), ("drop_checkpoint", 1),
+    ("save_checkpoint", 1), ("save_weights", 1),
+    pytest.param("save_weights", 2, marks=pytest.mark.nightly),
+    pytest.param("save_weights", 3, marks=pytest.mark.nightly),
+    pytest.param("drop_checkpoint", 1, marks=pytest.mark.nightly),
 ])  # fmt: skip
 def test_a_stopped_run_continues_to_the_same_bytes(
     source: Path,
@@ -433,12 +435,15 @@ def test_search_is_refused(mebqat_run: Path, source: Path) -> None:
     assert refused.code == 2 and "one pair of bits for all layers" in refused.err
 
 
-@pytest.mark.parametrize("quantizer", ["sat", "any_precision", "pact"])
+@pytest.mark.parametrize("quantizer", [
+    "sat", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("dorefa", "pact")),
+    "any_precision",
+])  # fmt: skip
 def test_published_quantizers_train_and_are_exact(
     source: Path, tmp_path: Path, quantizer: str
 ) -> None:
-    ends = ("first_last_bits=32",) if quantizer == "any_precision" else ()
-    done = train(source, tmp_path / "run", f"quantizer={quantizer}", "epochs=1", *ends)
+    ends = ("first_last_bits=32",) if quantizer in ("any_precision", "dorefa") else ()
+    done = train(source, tmp_path / "run", f"quantizer={quantizer}", *ends)
     assert done.code == 0, done.err
     path = tmp_path / "model.onnx"
     export(tmp_path / "run", ExportOptions(bits="w2a3", allow_float=bool(ends)), path, False)

@@ -29,7 +29,7 @@ from qtool.data.images import DataSet
 from qtool.frontends.float_network import make_float
 from qtool.frontends.mebqat.float_form import float_state
 from qtool.frontends.mebqat.step import pairs_step
-from qtool.frontends.mebqat.tasks import TaskBatches, Tasked, forced_tasks, pairs_of
+from qtool.frontends.mebqat.tasks import TaskBatches, Tasked, forced_tasks
 from qtool.networks import check_network, load_float, quant_spec
 from qtool.nn.control import calibrate, select, select_pair
 from qtool.nn.norm_rows import settle
@@ -76,7 +76,7 @@ def _train_pairs(run: Run, data: DataSet, progress: Progress, resume: bool) -> N
         update(losses, tasked, averages)
         return ""
 
-    pairs = pairs_of(config)
+    pairs = config.pairs()
     tasks = TaskBatches(batches, pairs, config.tasks, forced_tasks(pairs))
     phase = Phase(
         "pairs", config.epochs, model, [update.optimizer], step, schedule_of(config),
@@ -121,7 +121,7 @@ def measured(config: MebqatConfig) -> list[LayerBits]:
     half_float = [
         LayerBits(FLOAT_BITS.weight, bits) for bits in config.activation_bits if bits <= 8
     ]
-    return list(dict.fromkeys([default, *pairs_of(config), FLOAT_BITS, *half_float]))
+    return list(dict.fromkeys([default, *config.pairs(), FLOAT_BITS, *half_float]))
 
 
 def search_start(run: Run) -> NoReturn:

@@ -14,20 +14,13 @@ from typing import Generic
 import numpy as np
 
 from qtool.core.cost import FLOAT_BITS
-from qtool.core.pairs import allowed_pairs
 from qtool.core.selection import LayerBits
 from qtool.data.batch_source import BatchSource, BatchT
 from qtool.data.draws import uniform_draws
-from qtool.settings.base import Config
 
 BINARY = LayerBits(1, 1)
 # Tasks are drawn apart from images: batches of few rows would share their numbers.
 _SEED = 1 << 50
-
-
-def pairs_of(config: Config) -> list[LayerBits]:
-    """Return every pair of the recipe's candidates."""
-    return allowed_pairs(config.weight_candidates, config.activation_bits)
 
 
 @dataclass(frozen=True)
