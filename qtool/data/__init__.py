@@ -43,6 +43,36 @@ DATASETS = {
         "load_miniimagenet",
         "MiniImageNet's training classes, images/ and csv files in --data: 64 classes",
     ),
+    "omniglot_fewshot": (
+        "qtool.data.fewshot",
+        "load_omniglot_fewshot",
+        "Omniglot for few-shot methods: 3,856 classes to train on, 2,636 others to test",
+    ),
+    "miniimagenet_fewshot": (
+        "qtool.data.fewshot",
+        "load_miniimagenet_fewshot",
+        "MiniImageNet for few-shot methods: 64 classes to train on, 20 others to test",
+    ),
+    "imagefolder_fewshot": (
+        "qtool.data.fewshot",
+        "load_imagefolder_fewshot",
+        "train/CLASS/* and val/CLASS/* in --data, of different classes",
+    ),
+    "support_drawings": (
+        "qtool.data.support",
+        "load_drawings",
+        "CLASS/* in --data: dark ink on white paper, for what learned from omniglot_fewshot",
+    ),
+    "support_colour": (
+        "qtool.data.support",
+        "load_colour",
+        "CLASS/* in --data: whole pictures in colour, for few-shot networks",
+    ),
+    "support_grey": (
+        "qtool.data.support",
+        "load_grey",
+        "CLASS/* in --data: whole pictures in grey, for few-shot networks",
+    ),
     "imagenette": (
         "qtool.data.imagefolder",
         "load_imagenette",
@@ -85,6 +115,12 @@ _CLIPS = ("image_size", "frames")
 _SHAPED = {
     "omniglot": _SIZED,
     "miniimagenet": _SIZED,
+    "omniglot_fewshot": _SIZED,
+    "miniimagenet_fewshot": _SIZED,
+    "imagefolder_fewshot": _SIZED,
+    "support_drawings": _SIZED,
+    "support_colour": _SIZED,
+    "support_grey": _SIZED,
     "imagenette": _SIZED,
     "imagefolder": _SIZED,
     "webdataset": _SIZED,

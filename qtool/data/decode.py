@@ -113,6 +113,28 @@ class Drawing:
         return 255 - np.asarray(small)[None]
 
 
+@dataclass(frozen=True)
+class Grey:
+    """Decodes to one channel, `size` x `size`, all of the image."""
+
+    size: int
+    draws: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(1, size, size)."""
+        return 1, self.size, self.size
+
+    def __call__(
+        self, data: bytes, where: str, draws: NDArray[np.float32] | None
+    ) -> NDArray[np.uint8]:
+        """Return (1, size, size) uint8."""
+        image = open_image(data, where, "L")
+        if image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        return np.asarray(image)[None]
+
+
 def open_image(data: bytes, where: str, mode: str) -> Image.Image:
     """Return the whole decoded image in Pillow's `mode`, upright (`qtool.data.pixels`).
 

@@ -117,6 +117,16 @@ def list_classes(root: str, classes: Mapping[str, int], decode: Decoder) -> File
     return take_turns(root, names, labels, decode)
 
 
+def class_folders(root: str, decode: Decoder) -> FileImages:
+    """Return the images in all folders of `root`, classes numbered by sorted name.
+
+    Raises:
+        UserError: no folders, or one that holds no images.
+    """
+    names = subfolders(root)
+    return list_classes(root, {name: number for number, name in enumerate(names)}, decode)
+
+
 def take_turns(
     root: str, names: Names, labels: NDArray[np.int64], decode: Decoder
 ) -> FileImages:

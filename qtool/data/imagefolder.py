@@ -39,7 +39,12 @@ def load_imagenette(folder: Path | None, image_size: int = 0) -> DataSet:
     return _load("imagenette", places[0] if places else root, image_size or 128)
 
 
-def _load(name: str, root: Path, size: int) -> DataSet:
+def split_folders(name: str, root: Path) -> tuple[Path, Path]:
+    """Return the folders of training and test images in `root`; `name` is the data set.
+
+    Raises:
+        UserError: one of them is not there.
+    """
     train = root / "train"
     if not train.is_dir():
         raise UserError(
@@ -49,12 +54,17 @@ def _load(name: str, root: Path, size: int) -> DataSet:
     tests = [root / split for split in TEST_NAMES if (root / split).is_dir()]
     if not tests:
         raise UserError(f"data set {name}: {root} has no folder {' or '.join(TEST_NAMES)}")
+    return train, tests[0]
+
+
+def _load(name: str, root: Path, size: int) -> DataSet:
+    train, held = split_folders(name, root)
     classes = {label: number for number, label in enumerate(subfolders(str(train)))}
-    tested = subfolders(str(tests[0]))
+    tested = subfolders(str(held))
     for label in tested:
         if label not in classes:
-            raise UserError(f"data folder {tests[0] / label}: class without training images")
+            raise UserError(f"data folder {held / label}: class without training images")
     decode = Photograph(size)
     images = list_classes(str(train), classes, decode)
-    test = list_classes(str(tests[0]), {label: classes[label] for label in tested}, decode)
+    test = list_classes(str(held), {label: classes[label] for label in tested}, decode)
     return DataSet(name, images, test, len(classes))

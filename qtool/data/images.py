@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.core.errors import UserError
+
 Rows = NDArray[np.int64] | slice
 
 
@@ -83,12 +85,17 @@ class Images:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Training and test images, with the number of classes."""
+    """Training and test images, with the number of classes.
+
+    `unseen`: test images are of other classes, which no training image is of, numbered from 0
+    (`qtool.data.fewshot`); `classes` counts those of training.
+    """
 
     name: str
     train: Source
     test: Source
     classes: int
+    unseen: bool = False
 
     def __len__(self) -> int:
         """Number of test images."""
@@ -98,6 +105,14 @@ class DataSet:
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image."""
         return self.test.shape
+
+    def require_seen(self) -> None:
+        """Refuse test images of classes that training images do not have."""
+        if self.unseen:
+            raise UserError(
+                f"data set {self.name}: its test classes are not those of training, for "
+                "few-shot methods (frontends mebqat_pn, mebqat_maml); this one needs another"
+            )
 
 
 # Networks see pixel / 255, in [0, 1]: the first layer's 8-bit grid is then the pixel grid

@@ -86,6 +86,7 @@ def load_teacher(config: TrainConfig, shape: Sequence[int], classes: int) -> nn.
 
 def check_training(config: TrainConfig, data: DataSet) -> None:
     """Refuse, before anything is written, what training would refuse."""
+    data.require_seen()
     training_device(config)
     make_batches(config, data)
     if config.teacher:

@@ -70,6 +70,7 @@ def check(config: Config, data: DataSet) -> None:
                 f"weights {config.weight_bits} and activations {config.activation_bits}"
             )
     _require_weights(config)
+    data.require_seen()
     check_network(config, data.shape, data.classes, config.weights)
 
 
