@@ -14,6 +14,7 @@ from qtool.core.pairs import default_pair, pair_key
 from qtool.core.selection import LayerBits, Selection, layers_to_json
 from qtool.models import model_factory
 from qtool.models.normalised import Normalised, normalised
+from qtool.models.prototyped import Prototyped
 from qtool.models.weights import fit_state, load_weights
 from qtool.nn.control import select
 from qtool.nn.norm_rows import add_rows, settle
@@ -22,6 +23,7 @@ from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.nn.seeded import seeded
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
+from qtool.settings.adapted import AdaptedConfig
 from qtool.settings.base import Config
 from qtool.settings.ptq import PtqConfig
 
@@ -35,6 +37,8 @@ def build_network(config: Config, shape: Sequence[int], classes: int) -> nn.Modu
     """Return the recipe's float network for images `shape` (C, H, W), from its seed."""
     with seeded(config.seed):
         network = model_factory(config.model)(in_channels=shape[0], classes=classes)
+        if isinstance(config, AdaptedConfig) and config.prototypes:
+            network = Prototyped(network, shape, classes)
     model = normalised(network, config.mean, config.std, shape[0])
     if all(parameter.ndim != 5 for parameter in model.parameters()):  # torch refuses those
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -84,6 +88,12 @@ def check_network(config: Config, shape: Sequence[int], classes: int, weights: s
     admit(model, QuantSpec(), shape, classes, config.model, config.allow_float)
 
 
+def check_embedding(config: Config, shape: Sequence[int], classes: int) -> None:
+    """Refuse, as `check_network` does, an embedding: it may have any number of outputs."""
+    model = build_network(config, shape, classes)
+    admit(model, QuantSpec(), shape, None, config.model, config.allow_float)
+
+
 def load_float(run: Run) -> nn.Module:
     """Return the trained float network."""
     model = build_float(run)
@@ -111,7 +121,7 @@ def quant_spec(config: Config, layers: Mapping[str, LayerBits] | None = None) ->
         asymmetric=config.asymmetric, layers=layers or {}, quantizer=config.quantizer,
         weight_quantizer=config.weight_quantizer,
         activation_quantizer=config.activation_quantizer,
-        shared=config.shared_steps, ends_keep=config.ends_keep,
+        shared=config.shared_steps, ends_keep=config.ends_keep, open_end=config.open_end,
     )  # fmt: skip
 
 

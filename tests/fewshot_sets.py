@@ -1,10 +1,23 @@
-"""Tiny few-shot data."""
+"""Tiny few-shot data and networks: seconds of training, but real in every link."""
+
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from torch import nn
 
 from qtool.data.images import DataSet, Images
+from qtool.settings.episodes import PnConfig
+from qtool.settings.override import override
 
 SHAPE = (1, 8, 8)
+# Two epochs of 4 steps; statistics at 16 pairs.
+TINY = (
+    "weight_bits=8,4,2,32", "activation_bits=8,4,2,32", "epochs=2", "episodes=4", "ways=4",
+    "shots=3", "queries=2", "batch_size=20", "norm_batches=2", "calibration_images=40",
+    "test_ways=3", "test_queries=4", "test_episodes=12", "transductive_episodes=3",
+    "test_bits=w2a2,fp", "checkpoint_minutes=0", "device=cpu",
+)  # fmt: skip
 
 
 def patterns(classes: int, images: int, seed: int) -> Images:
@@ -21,3 +34,29 @@ def patterns(classes: int, images: int, seed: int) -> Images:
 def tiny_fewshot() -> DataSet:
     """Return 12 classes to train on and 6 others, of 10 images each."""
     return DataSet("tiny", patterns(12, 10, 0), patterns(6, 10, 1), 12, unseen=True)
+
+
+def embedding(in_channels: int = 1) -> nn.Module:
+    """8x8 images to 16 numbers, three quantized layers."""
+    def block(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(),
+            nn.MaxPool2d(2),
+        )  # fmt: skip
+
+    return nn.Sequential(block(in_channels, 8), block(8, 16), block(16, 16), nn.Flatten())
+
+
+def pn_config(*settings: str) -> PnConfig:
+    """Return the recipe of a tiny run, with other `settings`."""
+    config = PnConfig("tiny", "fewshot_sets:embedding", "fewshot_sets:tiny_fewshot")
+    return override(config, [*TINY, *settings])
+
+
+def write_support(folder: Path, images: Images) -> Path:
+    """Write grey pictures as CLASS/NUMBER.png."""
+    for number, label in enumerate(images.labels):
+        place = folder / f"class{label}" / f"{number:03}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images.pixels[number, 0]).save(place)
+    return folder

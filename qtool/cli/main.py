@@ -6,6 +6,7 @@ from typing import NoReturn
 import click
 
 import qtool
+from qtool.cli.adapt import adapt
 from qtool.cli.analyse import analyse
 from qtool.cli.check import bops, check
 from qtool.cli.demo import demo
@@ -23,7 +24,10 @@ def cli() -> None:
     """Train, search, export and check convolutional networks for integer inference."""
 
 
-for _command in (train, search, eval_, export, import_, check, bops, demo, analyse, list_):
+_COMMANDS = (
+    train, search, eval_, adapt, export, import_, check, bops, demo, analyse, list_,
+)  # fmt: skip
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 import qtool
 from passes.emit.facts import DATASET_KEY, FRAMES_KEY, VERSION_KEY
+from qtool.core.errors import UserError
 from qtool.core.files import write_bytes
 from qtool.core.selection import Selection
 from qtool.runs.run import Run
@@ -40,8 +41,14 @@ class RunSource:
         """Return the run's adaptive graph; the caller's own.
 
         Raises:
-            UserError: the run has no weights yet, or they are damaged.
+            UserError: the run has no weights yet, or they are damaged; or no classes.
         """
+        if self.run.config.classless:
+            raise UserError(
+                f"run {self.run.folder} is {self.run.config.classless}: give it classes with "
+                f"qtool adapt {self.run.folder} --support DIR --bits w4a4 -o ADAPTED, and "
+                "export that run"
+            )
         key = origin_key(self.run)
         known = _read(self.run, key)
         return _trace(self.run, key) if known is None else known

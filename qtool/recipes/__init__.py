@@ -12,6 +12,18 @@ from qtool.recipes.mebqat import (
     mebqat_preact_resnet20_cifar,
     mebqat_svhn,
 )
+from qtool.recipes.mebqat_fewshot import (
+    fomaml_omniglot_short,
+    mebqat_maml_miniimagenet,
+    mebqat_maml_omniglot,
+    mebqat_maml_omniglot_short,
+    mebqat_pn_miniimagenet,
+    mebqat_pn_miniimagenet_short,
+    mebqat_pn_omniglot,
+    mebqat_pn_omniglot_short,
+    pn_miniimagenet_short,
+    pn_omniglot_short,
+)
 from qtool.recipes.metamix import (
     metamix_fashion,
     metamix_mobilenet_v2,
@@ -117,9 +129,17 @@ GENERIC: dict[str, Callable[[], Config]] = {
     "qat": generic.qat,
 }
 RECIPES: dict[str, Callable[[], Config]] = {
+    "fomaml_omniglot_short": fomaml_omniglot_short,
     "mebqat_fashion": mebqat_fashion,
+    "mebqat_maml_miniimagenet": mebqat_maml_miniimagenet,
+    "mebqat_maml_omniglot": mebqat_maml_omniglot,
+    "mebqat_maml_omniglot_short": mebqat_maml_omniglot_short,
     "mebqat_mobilenet_v2_cifar": mebqat_mobilenet_v2_cifar,
     "mebqat_mobilenet_v2_small_cifar": mebqat_mobilenet_v2_small_cifar,
+    "mebqat_pn_miniimagenet": mebqat_pn_miniimagenet,
+    "mebqat_pn_miniimagenet_short": mebqat_pn_miniimagenet_short,
+    "mebqat_pn_omniglot": mebqat_pn_omniglot,
+    "mebqat_pn_omniglot_short": mebqat_pn_omniglot_short,
     "mebqat_preact_resnet20_cifar": mebqat_preact_resnet20_cifar,
     "mebqat_svhn": mebqat_svhn,
     "metamix_fashion": metamix_fashion,
@@ -129,6 +149,8 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "metamix_mobilenet_v3": metamix_mobilenet_v3,
     "metamix_resnet18": metamix_resnet18,
     "metamix_resnet20_cifar": metamix_resnet20_cifar,
+    "pn_miniimagenet_short": pn_miniimagenet_short,
+    "pn_omniglot_short": pn_omniglot_short,
     "ptq_resnet20_cifar": ptq_resnet20_cifar,
     "ptq_resnet56_cifar": ptq_resnet56_cifar,
     "qat_fashion": qat_fashion,

@@ -9,6 +9,7 @@
     norms.safetensors      BatchNorm statistics of every other pair of bits: w4a4/NAME
     adaptive.onnx          traced graph of all bits, since the first export (`qtool.export`)
     sample.npy             a few training images, to compare exports with the network on
+    classes.json           names of the classes that it was adapted to (`qtool adapt`)
     witness.json           comparisons of exports with the network (`qtool.witness.seen`)
     eval.json, eval.png    accuracy at pairs of bit-widths (`qtool eval`)
     bits.json              chosen bits (after `qtool search`)
@@ -57,6 +58,7 @@ METRICS = "metrics.jsonl"
 SEARCH = "search.json"
 WITNESS = "witness.json"
 EVALUATION, EVALUATION_PICTURE = "eval.json", "eval.png"
+CLASSES = "classes.json"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Run:
             refuse_existing(recipe, force)
         if force:
             _clear(folder)
-        _write_recipe(folder, config, data.shape, data.classes)
+        _write_recipe(folder, config, data.shape, config.outputs(data.classes))
         keep_sample(folder, data)
 
     def derive(
@@ -160,7 +162,8 @@ class Run:
 
     def require_shape(self, data: DataSet) -> None:
         """Refuse images or classes other than those that the run was trained on."""
-        if (data.shape, data.classes) != (self.input_shape, self.classes):
+        outputs = self.config.outputs(data.classes)
+        if (data.shape, outputs) != (self.input_shape, self.classes):
             raise UserError(
                 f"data set {data.name} has {data.classes} classes of images {data.shape}; run "
                 f"{self.folder} was trained on {self.classes} of {self.input_shape}"
@@ -261,7 +264,7 @@ class Run:
 
 _OWN_FILES = (
     *(stage.file for stage in Stage), CHECKPOINT, "bits.json", METRICS, SEARCH,
-    WITNESS, SAMPLE, "adaptive.onnx", EVALUATION, EVALUATION_PICTURE,
+    WITNESS, SAMPLE, CLASSES, "adaptive.onnx", EVALUATION, EVALUATION_PICTURE,
 )  # fmt: skip
 RUN_FILES = ("recipe.json", *_OWN_FILES)
 

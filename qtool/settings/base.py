@@ -84,6 +84,14 @@ class Config:
 
     # The first and the last layer keep their bits whatever a pair says of all layers.
     ends_keep: ClassVar[bool] = False
+    # The network is an embedding: a layer will follow, so that its last one is an inner one.
+    open_end: ClassVar[bool] = False
+    # What a run is that cannot be exported, as it has no classes yet; empty: it has.
+    classless: ClassVar[str] = ""
+
+    def outputs(self, classes: int) -> int:
+        """Return the number of logits that a network has for data of so many `classes`."""
+        return classes
 
     def pairs(self) -> list[LayerBits]:
         """Return every pair of the candidates, weights slowest; none where bits are fixed."""

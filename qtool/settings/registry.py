@@ -5,14 +5,19 @@ import json
 from typing import Any
 
 from qtool.core.errors import UserError
+from qtool.settings.adapted import AdaptedConfig
 from qtool.settings.base import Config, ConfigT
+from qtool.settings.episodes import MamlConfig, PnConfig
 from qtool.settings.mebqat import MebqatConfig
 from qtool.settings.metamix import MetaMixConfig
 from qtool.settings.ptq import PtqConfig
 from qtool.settings.qat import QatConfig
 
 CONFIGS: dict[str, type[Config]] = {
+    "adapted": AdaptedConfig,
     "mebqat": MebqatConfig,
+    "mebqat_maml": MamlConfig,
+    "mebqat_pn": PnConfig,
     "metamix": MetaMixConfig,
     "ptq": PtqConfig,
     "qat": QatConfig,

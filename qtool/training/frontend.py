@@ -45,7 +45,10 @@ class Frontend:
 
 # Module of each one's `FRONTEND`.
 FRONTENDS = {
+    "adapted": "qtool.frontends.adapted",
     "mebqat": "qtool.frontends.mebqat.frontend",
+    "mebqat_maml": "qtool.frontends.mebqat.maml",
+    "mebqat_pn": "qtool.frontends.mebqat.pn",
     "metamix": "qtool.frontends.metamix.frontend",
     "ptq": "qtool.frontends.ptq.frontend",
     "qat": "qtool.frontends.qat",

@@ -40,7 +40,7 @@ def admit(
     model: nn.Module,
     spec: QuantSpec,
     shape: Sequence[int],
-    classes: int,
+    classes: int | None,
     name: str,
     allow_float: bool = False,
 ) -> None:
@@ -50,7 +50,7 @@ def admit(
         model: the user's, with its weights.
         spec: what will be put into it.
         shape: (C, H, W) of an image.
-        classes: number of logits that the data set needs.
+        classes: number of logits that the data set needs; None: any, of an embedding.
         name: of the network, for the error.
         allow_float: operators without an integer form are no reason.
 
@@ -71,7 +71,7 @@ def why_not(
     model: nn.Module,
     spec: QuantSpec,
     shape: Sequence[int],
-    classes: int,
+    classes: int | None,
     allow_float: bool = False,
 ) -> list[str]:
     """Return every reason for which `admit` refuses; none: it does not."""
@@ -125,7 +125,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _forward_faults(
-    model: nn.Module, x: Tensor, classes: int, values: bool
+    model: nn.Module, x: Tensor, classes: int | None, values: bool
 ) -> tuple[bool, list[str]]:
     """Return whether `model` runs on `x`, and what is wrong with how it does."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -140,7 +140,8 @@ def _forward_faults(
         ]
     if not isinstance(result, Tensor):
         return False, [
-            f"forward() returns {_described(result)}, expected one tensor (N, {classes}): "
+            f"forward() returns {_described(result)}, expected one tensor "
+            f"(N, {'D' if classes is None else classes}): "
             "return the logits alone, or give a factory that wraps the network so"
         ]
     changed = [
@@ -157,15 +158,18 @@ def _forward_faults(
     return True, faults + _output_faults(result, len(x), classes, values)
 
 
-def _output_faults(result: Tensor, images: int, classes: int, values: bool) -> list[str]:
+def _output_faults(
+    result: Tensor, images: int, classes: int | None, values: bool
+) -> list[str]:
     """Return what is wrong with the network's output, whose values may be looked at or not."""
     if result.shape[:1] != (images,) or result.ndim != 2:
         shape = ", ".join(map(str, result.shape))
+        wanted = "D): a vector" if classes is None else f"{classes}): one logit a class"
         return [
             f"its output for {images} images is a tensor ({shape}), expected ({images}, "
-            f"{classes}): one logit a class"
+            f"{wanted}"
         ]
-    if result.shape[1] != classes:
+    if classes is not None and result.shape[1] != classes:
         return [
             f"it has {result.shape[1]} outputs, the data set {classes} classes: build the "
             f"network for {classes}, or take the data set it was made for"

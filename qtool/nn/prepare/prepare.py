@@ -115,7 +115,7 @@ class _Preparer:
             raise UnsupportedError("; ".join(refusals))
         layers = [node for node in self.view.nodes if self.view.kind(node) is Kind.LAYER]
         self.spec.check(dict.fromkeys(str(node.target) for node in layers))
-        ends = {layers[0], layers[-1]} if layers else set()
+        ends = {*layers[:1], *([] if self.spec.open_end else layers[-1:])}
         for node in layers:
             self._quantize_layer(node, node in ends)
         if integer_only:

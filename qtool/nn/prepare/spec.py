@@ -70,6 +70,8 @@ class QuantSpec:
         shared: candidates share a step, alpha or offset (MEBQAT); else each has its own.
         ends_keep: the first and the last layer have `first_last_bits` whatever a selection
             says of all layers, floating point included (MEBQAT).
+        open_end: another layer will follow, as behind an embedding: the last one is an inner
+            one.
     """
 
     activation_bits: tuple[int, ...] = (8, 4, 3)
@@ -85,6 +87,7 @@ class QuantSpec:
     per_channel: bool | None = None
     shared: bool = False
     ends_keep: bool = False
+    open_end: bool = False
 
     def of(self, layer: str, is_end: bool) -> LayerPlan:
         """Return what `layer` gets; `is_end`: as `QuantLayer` has it."""
