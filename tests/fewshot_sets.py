@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from qtool.data.images import DataSet, Images
 from qtool.settings.episodes import PnConfig
@@ -45,6 +45,23 @@ def embedding(in_channels: int = 1) -> nn.Module:
         )  # fmt: skip
 
     return nn.Sequential(block(in_channels, 8), block(8, 16), block(16, 16), nn.Flatten())
+
+
+class Residual(nn.Module):
+    """An embedding whose tensors between layers have grids, and whose norm is no layer's."""
+
+    def __init__(self, in_channels: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.norm, self.relu = nn.BatchNorm2d(8), nn.ReLU()
+        self.second, self.third = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.pool, self.flat = nn.MaxPool2d(4), nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + self.second(self.relu(self.norm(x)))
+        y: Tensor = self.flat(self.pool(x + self.third(self.relu(x))))
+        return y
 
 
 def pn_config(*settings: str) -> PnConfig:

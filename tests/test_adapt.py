@@ -143,17 +143,18 @@ def test_a_run_says_what_it_is(pn_run: Path, adapted: Path) -> None:
 def test_the_exported_file_answers_with_the_nearest_class(
     pn_run: Path, adapted: Path, support: Path, queries: Path, tmp_path: Path
 ) -> None:
-    model = tmp_path / "model.onnx"
-    done = run_qtool("export", adapted, "--target", "onnx", "-o", model)
-    assert done.code == 0, done.err
-    assert "witness: 0 of " in done.err
+    model, library = tmp_path / "model.onnx", tmp_path / "model.so"
+    for target, path in (("onnx", model), ("tvm", library)):
+        done = run_qtool("export", adapted, "--target", target, "-o", path)
+        assert done.code == 0, done.err
+        assert "witness: 0 of " in done.err
     checked = run_qtool(
-        "check", model, "--data", queries, "--reference", adapted, "--require-parity",
+        "check", model, library, "--data", queries, "--reference", adapted, "--require-parity",
         "--json", tmp_path / "check.json",
     )  # fmt: skip
     assert checked.code == 0, checked.err
     record = json.loads((tmp_path / "check.json").read_text())
-    assert record["parity"]["ort"]["mismatched"] == 0
+    assert all(record["parity"][name]["mismatched"] == 0 for name in ("ort", "tvm"))
     images = load_dataset("support_grey", queries, SHAPE[-1]).test
     x = to_float(images.load(slice(None)))
     session = onnxruntime.InferenceSession(model)
@@ -176,6 +177,36 @@ def test_other_pairs(bits: str, pn_run: Path, support: Path, tmp_path: Path) -> 
     done = run_qtool("export", tmp_path / "run", "--target", "onnx", "-o", tmp_path / "m.onnx")
     assert done.code == 0, done.err
     assert "witness: 0 of " in done.err
+
+
+@pytest.mark.parametrize("settings", [
+    ("mean=0.4", "std=0.3"),
+    ("model=fewshot_sets:Residual", "shared_steps=false", "asymmetric=true"),
+    ("activation_quantizer=pact", "weight_quantizer=lsq", "first_last_bits=8"),
+    ("glue_bits=7",),
+])  # fmt: skip
+def test_other_networks_and_grids(
+    settings: tuple[str, ...], support: Path, tmp_path: Path
+) -> None:
+    config, data = pn_config("epochs=1", "test_bits=w4a4", *settings), tiny_fewshot()
+    run = Run.create(tmp_path / "run", config, data, False, False)
+    frontend = load_frontend("mebqat_pn")
+    frontend.check(config, data)
+    frontend.train(run, data, Silent(), False)
+    done = adapt(run.folder, support, tmp_path / "new")
+    assert done.code == 0, done.err
+    old = load_deployed(run, Selection(default=LayerBits(4, 4)))
+    new = load_deployed(Run.open(tmp_path / "new"), Selection())
+    embedded, queries = predict(old, halves()[1]), halves()[1]
+    seen: list[torch.Tensor] = []
+    grid = head_of(new).input_quant
+    grid.register_forward_hook(lambda _m, _i, result: seen.append(result.plain()))
+    predict(new, queries)
+    assert torch.allclose(torch.cat(seen), embedded, rtol=1e-6, atol=0) and len(embedded) > 1
+    command = ("--target", "onnx", "-o", tmp_path / "m.onnx")
+    exported = run_qtool("export", tmp_path / "new", *command)
+    assert exported.code == 0, exported.err
+    assert "witness: 0 of " in exported.err
 
 
 # --- refusals ---
