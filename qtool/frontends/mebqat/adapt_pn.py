@@ -4,20 +4,17 @@ Its embedding has the integers of the run's at that pair; the layer of prototype
 (`qtool.nn.prototype_head`) reads them on the grid that they have already.
 """
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from qtool.core.errors import UserError
 from qtool.core.selection import LayerBits, Selection
 from qtool.data.images import DataSet
 from qtool.frontends.mebqat.transplant import copy_embedding
-from qtool.networks import bits_content, build_float, load_deployed, quant_spec
+from qtool.networks import bits_content, build_float, load_deployed, load_float, quant_spec
 from qtool.nn.control import bit_costs, select, selected_bits
 from qtool.nn.prepare.prepare import prepare
-from qtool.nn.prototype_head import (
-    WEIGHT_BITS,
-    fit_head,
-    output_quantizer,
-)
+from qtool.nn.prototype_head import WEIGHT_BITS, fit_head, head_weights, output_quantizer
 from qtool.nn.prototypes import prototypes
 from qtool.quantizers import weight_quantizer
 from qtool.runs.run import Run
@@ -45,20 +42,18 @@ def give_prototypes(source: Run, run: Run, bits: LayerBits, data: DataSet) -> No
         bits: the pair.
         data: support images.
     """
-    selection = Selection(default=bits)
+    selection, network = Selection(default=bits), build_float(run)
     old = load_deployed(source, selection)
     embedded = predict(old, data.train)
-    labels = Tensor.new_tensor(embedded, data.train.labels).long()
-    network = build_float(run)
     layers = {renamed(run.config, n): b for n, b in selected_bits(old, selection).items()}
     grid = output_quantizer(old)
     layers[_prefix(run.config) + "head"] = LayerBits(WEIGHT_BITS, grid.bits[0])
     new = prepare(network, quant_spec(run.config, layers), run.input_shape)
     copy_embedding(old, new)
-    fit_head(new, prototypes(embedded, labels, data.classes), embedded)
+    fit_head(new, _centres(embedded, data), embedded)
     select(new, Selection())
     run.save_bits(bits_content(bit_costs(new, run.input_shape, Selection())))
-    run.save_weights(Stage.FLOAT, _float_state(source, run.config, network))
+    run.save_weights(Stage.FLOAT, _float_state(source, run.config, data))
     run.save_weights(Stage.MODEL, new.state_dict())
 
 
@@ -74,8 +69,14 @@ def renamed(config: Config, name: str) -> str:
     return name if inside else f"{prefix}embedding.{name.removeprefix(prefix)}"
 
 
-def _float_state(source: Run, config: Config, network: nn.Module) -> dict[str, Tensor]:
-    """Return the state of `network` with the float weights of `source`."""
+def _centres(embedded: Tensor, data: DataSet) -> Tensor:
+    return prototypes(embedded, torch.from_numpy(data.train.labels), data.classes)
+
+
+def _float_state(source: Run, config: Config, data: DataSet) -> dict[str, Tensor]:
+    """Return the state of the float network: its embeddings have prototypes of their own."""
     floats = source.load_weights(Stage.FLOAT)
-    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    return state | {renamed(config, name): tensor for name, tensor in floats.items()}
+    weight, bias = head_weights(_centres(predict(load_float(source), data.train), data))
+    head = f"{_prefix(config)}head"
+    state = {renamed(config, name): tensor for name, tensor in floats.items()}
+    return state | {f"{head}.weight": weight, f"{head}.bias": bias}
