@@ -13,7 +13,7 @@ from qtool.data.episodes import Episode, EpisodeDraws, Episodes, EpisodeSize
 from qtool.data.images import DataSet
 from qtool.frontends.mebqat.float_form import float_state
 from qtool.frontends.mebqat.step import banks_of
-from qtool.frontends.mebqat.tasks import TaskBatches, pairs_of
+from qtool.frontends.mebqat.tasks import TaskBatches
 from qtool.networks import bits_content
 from qtool.nn.control import (
     activation_quantizers,
@@ -61,7 +61,7 @@ def make_tasks(
     draws = EpisodeDraws(images.labels, size, config.seed, f"data set {data.name}, training")
     source = Episodes(images, draws, config.episodes, episodes, job.rank, job.size)
     forced = () if config.pair is None else (config.pair,) * pairs
-    return TaskBatches(source, pairs_of(config), pairs, forced)
+    return TaskBatches(source, config.pairs(), pairs, forced)
 
 
 def make_test_draws(config: EpisodeConfig, data: DataSet) -> EpisodeDraws:
@@ -144,7 +144,7 @@ def save_trained(
     config = run.settings(EpisodeConfig)
     untrained_grids(config, model, data)
     default = default_pair(config.weight_candidates, config.activation_bits)
-    pairs = list(dict.fromkeys([default, *pairs_of(config), FLOAT_BITS]))
+    pairs = list(dict.fromkeys([default, *config.pairs(), FLOAT_BITS]))
     take_statistics(model, make_batches(config, data), config.norm_batches, pairs, progress)
     if config.pair is not None and deployable(config.pair):
         costs = bit_costs(model, run.input_shape, Selection(default=config.pair))
