@@ -20,7 +20,6 @@ from qtool.data.images import DataSet
 from qtool.frontends.mebqat import pn
 from qtool.frontends.mebqat.episode_accuracy import (
     EmbeddedEpisodes,
-    EpisodeAccuracy,
     batch_statistics,
     transductive_accuracy,
 )
@@ -34,6 +33,7 @@ from qtool.runs.run import Run
 from qtool.runs.stage import Stage
 from qtool.settings.override import override
 from qtool.training.averages import Averages
+from qtool.training.episode_tests import EpisodeAccuracy
 from qtool.training.frontend import load_frontend
 
 WAYS, SHOTS, QUERIES, SIZE = 4, 3, 5, 7
@@ -266,7 +266,6 @@ def test_the_nearest_prototype_is_counted() -> None:
     found = EmbeddedEpisodes(Pixels(), data.test, draws, 10).nearest()
     assert found.mean == pytest.approx(100 * np.mean(shares))
     assert transductive_accuracy(Pixels(), data.test, draws, 10) == found
-    assert transductive_accuracy(Pixels(), data.test, draws, 0) is None
 
 
 def test_statistics_stay_while_batches_are_normalised_with_their_own(pn_run: Run) -> None:

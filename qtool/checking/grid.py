@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qtool.checking.grid_record import GridRecord, Question, read_grid, write_grid
+from qtool.checking.episode_meter import EpisodeMeter
+from qtool.checking.grid_record import (
+    TORCH,
+    GridRecord,
+    Question,
+    read_grid,
+    write_grid,
+)
 from qtool.checking.meter import Meter
 from qtool.checking.savings import savings_of
 from qtool.core.errors import UserError
@@ -15,6 +22,8 @@ from qtool.data.images import DataSet
 from qtool.export.adaptive import origin_key
 from qtool.runs.run import EVALUATION, Run
 from qtool.runs.stage import Stage
+from qtool.settings.episodes import EpisodeConfig
+from qtool.training.frontend import load_frontend
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Request:
         images: of the test set, the first ones; None for all.
         transductive: also with BatchNorm's statistics of the test batches.
         force: replace what was measured of other images or in another runtime.
+        episodes: of new classes, for runs that learn such; None: as their recipe says.
     """
 
     pairs: Sequence[LayerBits]
@@ -34,6 +44,7 @@ class Request:
     images: int | None = None
     transductive: bool = False
     force: bool = False
+    episodes: int | None = None
 
 
 def pairs_of(run: Run) -> list[LayerBits]:
@@ -67,9 +78,10 @@ def evaluate(run: Run, data: DataSet, request: Request, progress: Progress) -> G
     """
     run.require_weights(Stage.MODEL)
     run.require_shape(data)
-    shown = replace(data, test=data.test.head(request.images))
-    path, meter = run.path(EVALUATION), Meter(run, shown, request.runtime)
-    question = Question(origin_key(run), data.name, len(shown), request.runtime)
+    path, meter = run.path(EVALUATION), meter_of(run, data, request)
+    question = Question(
+        origin_key(run), data.name, len(meter.data), meter.runtime, meter.episodes, meter.task
+    )
     record = _known(path, question, request.force, progress)
     if record is None:
         record = GridRecord(question, savings_of(run, meter.model, pairs_of(run), data), {})
@@ -83,6 +95,29 @@ def evaluate(run: Run, data: DataSet, request: Request, progress: Progress) -> G
         write_grid(path, record)
         progress.step(f"{pair_name(bits)} {found.accuracy:.2f} % in {found.where}")
     return record
+
+
+def meter_of(run: Run, data: DataSet, request: Request) -> Meter:
+    """Return what measures `run`: on images, or on episodes where it learns from such.
+
+    Raises:
+        UserError: images are asked of a run that learns from episodes, or the other way round.
+    """
+    tester, config = load_frontend(run.config.frontend).tester, run.config
+    if tester is None or not isinstance(config, EpisodeConfig):
+        if request.episodes is not None:
+            raise UserError(
+                f"--episodes: run {run.folder} knows its classes; measure it on --images"
+            )
+        shown = replace(data, test=data.test.head(request.images))
+        return Meter(run, shown, request.runtime)
+    if request.images is not None:
+        raise UserError(
+            f"--images: run {run.folder} learns its classes from episodes; give --episodes N"
+        )
+    count = request.episodes or config.test_episodes
+    task = f"{config.test_ways}-way {config.shots}-shot"
+    return EpisodeMeter(run, data, TORCH, count, task, tester=tester(run, data))
 
 
 def _has(record: GridRecord, bits: LayerBits, transductive: bool) -> bool:

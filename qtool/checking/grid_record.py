@@ -25,14 +25,20 @@ class Question:
         dataset: whose test images.
         images: the first ones, how many.
         runtime: what executes deployed files, or `TORCH`.
+        episodes: of new classes instead of images, how many; 0: images.
+        task: of each episode: 20-way 5-shot.
     """
 
     origin: str
     dataset: str
     images: int
     runtime: str
+    episodes: int = 0
+    task: str = ""
 
     def __str__(self) -> str:
+        if self.episodes:
+            return f"{self.episodes:,} episodes, {self.task}, of {self.dataset}"
         return f"{self.images:,} images of {self.dataset} in {self.runtime}"
 
 
@@ -47,6 +53,7 @@ class PairRecord:
         bops: per image.
         reason: why in torch, where a runtime was asked for.
         transductive: top-1, percent, with BatchNorm's statistics of the test batches.
+        interval: half the 95 % interval of an accuracy over episodes, percent.
     """
 
     bits: tuple[int, int]
@@ -55,6 +62,7 @@ class PairRecord:
     bops: int
     reason: str | None = None
     transductive: float | None = None
+    interval: float | None = None
 
     @property
     def pair(self) -> LayerBits:

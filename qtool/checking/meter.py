@@ -38,11 +38,17 @@ _FLOATS = "16 and 32 bits are floating point, which no integer runtime computes"
 
 @dataclass
 class Meter:
-    """Measures `run` on the test images of `data`, deployed in `runtime` or in `TORCH`."""
+    """Measures `run` on the test images of `data`, deployed in `runtime` or in `TORCH`.
+
+    `episodes` is not 0 where it is measured on so many of them (`EpisodeMeter`), of a `task`
+    such as 20-way 5-shot.
+    """
 
     run: Run
     data: DataSet
     runtime: str
+    episodes: int = 0
+    task: str = ""
 
     @cached_property
     def model(self) -> nn.Module:
@@ -59,9 +65,7 @@ class Meter:
         Raises:
             UserError: bits that were not trained, or a runtime that cannot load the file.
         """
-        chosen = Selection(default=bits)
-        given = selected_bits(self.model, chosen)
-        bops = total_bops(LayerCost(name, macs, given[name]) for name, macs in self._macs)
+        chosen, bops = Selection(default=bits), self.bops(bits)
         pair, reason = (bits.weight, bits.activation), None
         if self.runtime != TORCH:
             try:
@@ -72,6 +76,11 @@ class Meter:
                 reason = str(error)
         select_pair(self.model, bits)
         return PairRecord(pair, accuracy(self.model, self.data.test), TORCH, bops, reason)
+
+    def bops(self, bits: LayerBits) -> int:
+        """Return the bit operations of an image at a pair; raises as `measure`."""
+        given = selected_bits(self.model, Selection(default=bits))
+        return total_bops(LayerCost(name, macs, given[name]) for name, macs in self._macs)
 
     def with_batches(self, known: PairRecord) -> PairRecord:
         """Return `known` with its accuracy on statistics of the test batches."""

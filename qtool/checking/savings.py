@@ -13,7 +13,8 @@ Back-propagations, M tasks a step:
 
     1 - (M * steps) / (N * steps) = 1 - M / N
 
-with as many steps of training for each dedicated model as the adaptive one has.
+with as many steps of training for each dedicated model as the adaptive one has. (A step of
+MEBQAT-MAML has as many tasks with one pair as with all: 1 - 1 / N.)
 
 MEBQAT (arXiv 2207.10188) claims 98.7 % and 94.7 %, and does not say how it counts. Our
 reading: these are 1 - 1 / 75 and 1 - 4 / 75, with the 75 pairs of DoReFa in its Table 6.
@@ -31,6 +32,7 @@ from qtool.nn.control import quant_layers, quantizers
 from qtool.nn.norm_rows import active_norms, layer_candidates
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
+from qtool.settings.episodes import EpisodeConfig
 from qtool.settings.mebqat import MebqatConfig
 from qtool.training.ingredients import make_batches
 
@@ -58,17 +60,22 @@ def savings_of(
     storage = (adaptive, dedicated, _saved(adaptive, dedicated), _saved(1, count))
     if (trained := _passes(run, data)) is None:
         return Savings(count, *storage)
-    tasks, steps = trained
-    mine, theirs = tasks * steps, count * steps
+    tasks, one, steps = trained
+    mine, theirs = tasks * steps, count * one * steps
     return Savings(count, *storage, mine, theirs, _saved(mine, theirs))
 
 
-def _passes(run: Run, data: DataSet) -> tuple[int, int] | None:
-    """Return back-propagations a step and steps; None where no tasks are drawn."""
+def _passes(run: Run, data: DataSet) -> tuple[int, int, int] | None:
+    """Return back-propagations a step, those of a dedicated model, and steps.
+
+    None where no tasks are drawn.
+    """
     config = run.config
+    if isinstance(config, EpisodeConfig) and config.pair is None:
+        return *config.passes, config.epochs * config.episodes
     if not isinstance(config, MebqatConfig):
         return None
-    return config.tasks, config.epochs * len(make_batches(config, data))
+    return config.tasks, 1, config.epochs * len(make_batches(config, data))
 
 
 def adaptive_bytes(run: Run) -> int:

@@ -23,6 +23,10 @@ from runtimes.registry import ENGINE, RUNTIMES
 )  # fmt: skip
 @click.option("--images", type=click.IntRange(1), metavar="N", help="Only the first N.")
 @click.option(
+    "--episodes", type=click.IntRange(2), metavar="N",
+    help="Of new classes, for few-shot runs; by default as many as their recipe says.",
+)  # fmt: skip
+@click.option(
     "--transductive", is_flag=True,
     help="Also with BatchNorm's statistics of the test batches, which cannot be deployed.",
 )  # fmt: skip
@@ -37,6 +41,7 @@ def eval_(
     data: Path | str | None,
     runtime: str,
     images: int | None,
+    episodes: int | None,
     transductive: bool,
     output: Path | None,
     force: bool,
@@ -60,7 +65,7 @@ def eval_(
         refuse_existing(output, force)
     if runtime != TORCH:
         RUNTIMES[runtime].require()
-    request = Request(pairs, runtime, images, transductive, force)
+    request = Request(pairs, runtime, images, transductive, force, episodes)
     loaded = load_data(opened.config, data)
     with progress_shown() as progress:
         whole = evaluate(opened, loaded, request, progress)

@@ -106,7 +106,8 @@ def _value(pair: PairRecord | None) -> float:
 def _cell(pair: PairRecord | None) -> str:
     if pair is None:
         return ""
-    shown = f"{pair.accuracy:.2f}{_mark(pair) or ' '}"
+    width = "" if pair.interval is None else f" ±{pair.interval:.2f}"
+    shown = f"{pair.accuracy:.2f}{width}{_mark(pair) or ' '}"
     return shown if pair.transductive is None else f"{shown}\n({pair.transductive:.2f})"
 
 
@@ -128,6 +129,8 @@ def grid_notes(record: GridRecord) -> list[str]:
         lines += [f"{_IN_TORCH} in torch{reason}" for reason in _reasons(pairs)]
     if any(pair.transductive is not None for pair in pairs):
         lines.append("(in brackets) with BatchNorm's statistics of the test batches")
+    if any(pair.interval is not None for pair in pairs):
+        lines.append("± half the 95 % interval over episodes")
     return lines
 
 

@@ -75,6 +75,11 @@ class EpisodeConfig(TrainConfig):
         return self._parsed("bits", self.bits)[0] if self.bits else None
 
     @property
+    def passes(self) -> tuple[int, int]:
+        """Back-propagations of a step over all pairs, and of one at a single pair."""
+        return self.tasks, 1
+
+    @property
     def tested(self) -> list[LayerBits]:
         """The pairs that are tested after training."""
         return self._parsed("test_bits", ",".join(self.test_bits)) if self.test_bits else []
@@ -121,6 +126,11 @@ class PnConfig(EpisodeConfig):
     open_end: ClassVar[bool] = True
     classless: ClassVar[str] = "an embedding without prototypes"
 
+    @property
+    def passes(self) -> tuple[int, int]:
+        """Back-propagations of a step over all pairs, and of one at a single pair."""
+        return (1 if self.inner_loop == "none" else self.tasks), 1
+
 
 @dataclass(frozen=True)
 class MamlConfig(EpisodeConfig):
@@ -138,6 +148,12 @@ class MamlConfig(EpisodeConfig):
     inner_lr: float = setting(0.1, "learning rate of the inner loop, SGD", 0)
 
     classless: ClassVar[str] = "a network to be fine-tuned"
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """Back-propagations of a step over all pairs, and of one at a single pair."""
+        count = self.tasks * (self.inner_steps + 1)
+        return count, count
 
     def outputs(self, classes: int) -> int:
         """Return the number of logits: those of an episode."""

@@ -17,6 +17,7 @@ from qtool.core.progress import Progress
 from qtool.data.images import DataSet
 from qtool.runs.run import Run
 from qtool.settings.base import Config
+from qtool.training.episode_tests import EpisodeTester
 
 # Gives a network, prepared for a search's candidates, weights that serve all of them.
 SearchStart = Callable[[nn.Module], None]
@@ -34,6 +35,8 @@ class Frontend:
         search_start: what a search of the run starts from; refuses a run that has no weights
             that serve several candidates, in its own words.
         next: the command that a user may give afterwards, with ``{run}`` in it.
+        tester: of runs whose networks learn the test classes from episodes; None: they know
+            them.
     """
 
     settings: type[Config]
@@ -41,6 +44,7 @@ class Frontend:
     train: Callable[[Run, DataSet, Progress, bool], Table | None]
     search_start: Callable[[Run], SearchStart]
     next: str
+    tester: Callable[[Run, DataSet], EpisodeTester] | None = None
 
 
 # Module of each one's `FRONTEND`.

@@ -1,9 +1,4 @@
-"""Accuracy on test episodes, of classes that training has not seen, with its interval.
-
-The interval is that of 95 % around the mean over episodes, 1.96 s / sqrt(n) with the standard
-deviation s over n episodes, as few-shot papers have it.
-
-Three accuracies, of embeddings at the same pair of bits:
+"""How well prototypes tell new classes apart, by three accuracies at the same pair of bits.
 
 nearest        the nearest prototype, with the BatchNorm statistics that are deployed
 device         the same, with the layer of integers that prototypes become (`qtool adapt`): the
@@ -12,10 +7,8 @@ transductive   the nearest prototype, BatchNorm on each episode's support and qu
                together, as the released code of MEBQAT evaluates; no device can do that
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,6 +22,7 @@ from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.norm_rows import active_norms
 from qtool.nn.prototype_head import fit_head, head_alone
 from qtool.nn.prototypes import prototype_logits, prototypes
+from qtool.training.episode_tests import EpisodeAccuracy
 from qtool.training.evaluation import device_of
 
 _BATCH = 250
@@ -36,34 +30,6 @@ _BATCH = 250
 Answer = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Test episodes are drawn as those of an epoch that training never has.
 TEST_EPOCH = 0
-_NORMAL_95 = 1.96
-
-
-@dataclass(frozen=True)
-class EpisodeAccuracy:
-    """Accuracy over episodes.
-
-    Args:
-        mean: percent.
-        interval: half the width of its 95 % interval, percent.
-        episodes: how many.
-    """
-
-    mean: float
-    interval: float
-    episodes: int
-
-    @classmethod
-    def of(cls, shares: list[float]) -> "EpisodeAccuracy":
-        """Return the accuracy from each episode's `shares` of right answers."""
-        percent = 100 * np.array(shares)
-        deviation = percent.std(ddof=1) if len(percent) > 1 else math.nan
-        width = _NORMAL_95 * deviation / math.sqrt(len(percent))
-        return cls(float(percent.mean()), float(width), len(percent))
-
-    def text(self) -> str:
-        """Return ``98.51 ± 0.12``."""
-        return f"{self.mean:.2f} ± {self.interval:.2f}"
 
 
 class EmbeddedEpisodes:
@@ -111,17 +77,15 @@ class EmbeddedEpisodes:
 @torch.no_grad()
 def transductive_accuracy(
     model: nn.Module, images: Source, draws: EpisodeDraws, episodes: int
-) -> EpisodeAccuracy | None:
+) -> EpisodeAccuracy:
     """Return the accuracy of the nearest prototype, BatchNorm on the images of each episode.
 
     Args:
         model: the prepared embedding.
         images: test images.
         draws: which of them the episodes have.
-        episodes: how many; 0: None is returned.
+        episodes: how many.
     """
-    if not episodes:
-        return None
     shares = []
     with batch_statistics(model):
         for number in range(episodes):

@@ -1,6 +1,6 @@
 """Accuracies on test episodes as a table and as metrics."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -9,8 +9,9 @@ from rich.table import Table
 from qtool.core.pairs import pair_name
 from qtool.core.progress import Progress
 from qtool.core.selection import LayerBits
-from qtool.frontends.mebqat.episode_accuracy import EpisodeAccuracy
 from qtool.runs.run import Run
+from qtool.settings.episodes import EpisodeConfig
+from qtool.training.episode_tests import EpisodeAccuracy, EpisodeTester
 
 # In metrics: what each accuracy's lines are called.
 _NAMES = ("test", "device", "transductive")
@@ -18,11 +19,11 @@ _NAMES = ("test", "device", "transductive")
 
 @dataclass(frozen=True)
 class Tested:
-    """What was measured at a pair, see `qtool.frontends.mebqat.episode_accuracy`.
+    """What was measured at a pair, see `EpisodeTester`.
 
     Args:
         bits: the pair.
-        accuracy: in floating point behind the embedding or, of a classifier, all there is.
+        accuracy: with the statistics that are deployed.
         device: of the exported file; None: there is none at these bits.
         transductive: None: not measured.
     """
@@ -55,32 +56,39 @@ class Tested:
         return f"{pair_name(self.bits)} {self.accuracy.text()} %"
 
 
-def tested(
-    run: Run,
-    pairs: Sequence[LayerBits],
-    measure: Callable[[LayerBits], Tested],
-    progress: Progress,
-    resume: bool,
-) -> list[Tested]:
-    """Return what `measure` finds at each of `pairs`; they become metrics of the run.
+def tested_pairs(
+    run: Run, config: EpisodeConfig, tester: EpisodeTester, progress: Progress, resume: bool
+) -> Table:
+    """Test the recipe's `test_bits`; what is found becomes metrics of the run.
 
     Args:
         run: what is tested.
-        pairs: of bit-widths.
-        measure: does it at one pair.
+        config: its recipe.
+        tester: of it.
         progress: shows what is done.
         resume: what the run's metrics have already is not measured again.
+
+    Returns:
+        All accuracies, to print.
     """
     known = {line["bits"]: line for line in run.metrics("test")} if resume else {}
-    progress.start("test episodes", len(pairs))
+    progress.start("test episodes", len(config.tested))
     found = []
-    for bits in pairs:
+    for bits in config.tested:
         line = known.get(pair_name(bits))
-        found.append(measure(bits) if line is None else Tested.from_json(bits, line))
         if line is None:
+            found.append(_tested(config, tester, bits))
             run.add_metrics(phase="test", **found[-1].to_json())
+        else:
+            found.append(Tested.from_json(bits, line))
         progress.step(found[-1].text())
-    return found
+    return episode_table(found)
+
+
+def _tested(config: EpisodeConfig, tester: EpisodeTester, bits: LayerBits) -> Tested:
+    accuracy, device = tester.deployed(bits, config.test_episodes)
+    count = config.transductive_episodes
+    return Tested(bits, accuracy, device, tester.transductive(bits, count) if count else None)
 
 
 def episode_table(rows: Sequence[Tested]) -> Table:

@@ -17,12 +17,13 @@ adapt the quantizers' steps in the inner loop; here they are adapted. Ours beyon
 the first and the last layer have codes of 8 bits; the paper leaves them in floating point.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from qtool.core.errors import UserError
@@ -30,14 +31,10 @@ from qtool.core.pairs import deployable
 from qtool.core.progress import Progress
 from qtool.core.selection import LayerBits
 from qtool.data.batches import to_batch
-from qtool.data.episodes import Episode, EpisodeDraws
+from qtool.data.episodes import Episode
 from qtool.data.images import DataSet
-from qtool.frontends.mebqat.episode_accuracy import (
-    TEST_EPOCH,
-    EpisodeAccuracy,
-    batch_statistics,
-)
-from qtool.frontends.mebqat.episode_table import Tested, episode_table, tested
+from qtool.frontends.mebqat.episode_accuracy import TEST_EPOCH, batch_statistics
+from qtool.frontends.mebqat.episode_table import tested_pairs
 from qtool.frontends.mebqat.episode_training import (
     check_episodes,
     first_grids,
@@ -64,6 +61,7 @@ from qtool.settings.base import Config
 from qtool.settings.episodes import MamlConfig
 from qtool.settings.registry import config_as
 from qtool.training.averages import Averages
+from qtool.training.episode_tests import EpisodeAccuracy
 from qtool.training.frontend import Frontend
 from qtool.training.phase import Phase
 from qtool.training.phases import run_phase
@@ -109,7 +107,8 @@ def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> Table:
     """
     if not (resume and run.has_weights(Stage.MODEL)):
         _train(run, data, progress, resume)
-    return episode_table(_test(run, data, progress, resume))
+    config = run.settings(MamlConfig)
+    return tested_pairs(run, config, FineTuneTester(run, data), progress, resume)
 
 
 def _train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
@@ -131,47 +130,63 @@ def _train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
     save_trained(run, network, model, data, progress)
 
 
-def _test(run: Run, data: DataSet, progress: Progress, resume: bool) -> list[Tested]:
-    """Return the accuracies at the recipe's `test_bits`; they are metrics of the run too."""
-    config = run.settings(MamlConfig)
-    draws = make_test_draws(config, data)
+class FineTuneTester:
+    """Tests fine-tuning: an `EpisodeTester`.
 
-    def measure(bits: LayerBits) -> Tested:
-        model = load_adaptive(run)
+    Args:
+        run: trained.
+        data: test classes.
+    """
+
+    def __init__(self, run: Run, data: DataSet) -> None:
+        self._run, self._images = run, data.test
+        self._config = run.settings(MamlConfig)
+        self._draws = make_test_draws(self._config, data)
+
+    def deployed(
+        self, bits: LayerBits, episodes: int
+    ) -> tuple[EpisodeAccuracy, EpisodeAccuracy | None]:
+        """Return the accuracy of what `qtool adapt` makes, in torch and as integers.
+
+        Both are the same: evaluation in torch computes what the device does.
+        """
+        found = self._accuracy(bits, episodes, lambda _model: nullcontext())
+        return found, found if deployable(bits) else None
+
+    def transductive(self, bits: LayerBits, episodes: int) -> EpisodeAccuracy:
+        """Return the accuracy with BatchNorm on the queries of each episode."""
+        return self._accuracy(bits, episodes, batch_statistics)
+
+    def _accuracy(
+        self,
+        bits: LayerBits,
+        episodes: int,
+        norms: Callable[[nn.Module], AbstractContextManager[None]],
+    ) -> EpisodeAccuracy:
+        model = load_adaptive(self._run)
         select_pair(model, bits)
         settle(model)
-        shares = [_shares(config, model, data, draws, n) for n in range(config.test_episodes)]
-        columns = zip(*shares, strict=True)
-        deployed, transductive = (EpisodeAccuracy.of(list(column)) for column in columns)
-        return Tested(bits, deployed, deployed if deployable(bits) else None, transductive)
+        return EpisodeAccuracy.of([self._share(model, n, norms) for n in range(episodes)])
 
-    return tested(run, config.tested, measure, progress, resume)
-
-
-def _shares(
-    config: MamlConfig, model: nn.Module, data: DataSet, draws: EpisodeDraws, number: int
-) -> tuple[float, float]:
-    """Return the share of queries of test episode `number` that fine-tuning gets right.
-
-    First as deployed, then with BatchNorm on the queries' own statistics.
-    """
-    rows, size = draws.rows(TEST_EPOCH, number), draws.size
-    parts = (rows[:, : size.shots], rows[:, size.shots :])
-    support, query = (to_batch(data.test, part.reshape(-1))[0] for part in parts)
-    labels = torch.arange(size.ways).repeat_interleave(size.shots)
-    wanted = torch.arange(size.ways).repeat_interleave(size.queries)
-    with kept_state(model):
-        model.train()
-        values = fine_tuned(model, support, labels, config.inner_steps, config.inner_lr)
-        settle_on(model, support, values)
-        deployed = _share(model, query, wanted)
-        with batch_statistics(model):
-            return deployed, _share(model, query, wanted)
-
-
-@torch.no_grad()
-def _share(model: nn.Module, x: Tensor, labels: Tensor) -> float:
-    return float((model(x).argmax(1) == labels).double().mean())
+    def _share(
+        self,
+        model: nn.Module,
+        number: int,
+        norms: Callable[[nn.Module], AbstractContextManager[None]],
+    ) -> float:
+        """Return the share of queries that are right in test episode `number`."""
+        config, size = self._config, self._draws.size
+        rows = self._draws.rows(TEST_EPOCH, number)
+        parts = (rows[:, : size.shots], rows[:, size.shots :])
+        support, query = (to_batch(self._images, part.reshape(-1))[0] for part in parts)
+        labels = torch.arange(size.ways)
+        known, wanted = (labels.repeat_interleave(part.shape[1]) for part in parts)
+        with kept_state(model):
+            model.train()
+            values = fine_tuned(model, support, known, config.inner_steps, config.inner_lr)
+            settle_on(model, support, values)
+            with norms(model), torch.no_grad():
+                return float((model(query).argmax(1) == wanted).double().mean())
 
 
 def search_start(run: Run) -> NoReturn:
@@ -185,5 +200,5 @@ def search_start(run: Run) -> NoReturn:
 
 FRONTEND = Frontend(
     MamlConfig, check, train, search_start,
-    "qtool adapt {run} --support DIR --bits w3a8 -o ADAPTED",
+    "qtool adapt {run} --support DIR --bits w3a8 -o ADAPTED", FineTuneTester,
 )  # fmt: skip

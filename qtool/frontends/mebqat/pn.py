@@ -39,7 +39,7 @@ from qtool.core.selection import LayerBits
 from qtool.data.episodes import Episode, Task
 from qtool.data.images import DataSet
 from qtool.frontends.mebqat.episode_accuracy import EmbeddedEpisodes, transductive_accuracy
-from qtool.frontends.mebqat.episode_table import Tested, episode_table, tested
+from qtool.frontends.mebqat.episode_table import tested_pairs
 from qtool.frontends.mebqat.episode_training import (
     check_episodes,
     first_grids,
@@ -61,6 +61,7 @@ from qtool.settings.base import Config
 from qtool.settings.episodes import PnConfig
 from qtool.settings.registry import config_as
 from qtool.training.averages import Averages
+from qtool.training.episode_tests import EpisodeAccuracy
 from qtool.training.frontend import Frontend
 from qtool.training.phase import Phase
 from qtool.training.phases import run_phase
@@ -128,7 +129,8 @@ def train(run: Run, data: DataSet, progress: Progress, resume: bool) -> Table:
     """
     if not (resume and run.has_weights(Stage.MODEL)):
         _train(run, data, progress, resume)
-    return episode_table(_test(run, data, progress, resume))
+    config = run.settings(PnConfig)
+    return tested_pairs(run, config, PrototypeTester(run, data), progress, resume)
 
 
 def _train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
@@ -151,22 +153,32 @@ def _train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
     save_trained(run, network, model, data, progress)
 
 
-def _test(run: Run, data: DataSet, progress: Progress, resume: bool) -> list[Tested]:
-    """Return the accuracies at the recipe's `test_bits`; they are metrics of the run too."""
-    config, model = run.settings(PnConfig), load_adaptive(run)
-    draws = make_test_draws(config, data)
+class PrototypeTester:
+    """Tests prototypes: an `EpisodeTester`.
 
-    def measure(bits: LayerBits) -> Tested:
-        select_pair(model, bits)
-        episodes = EmbeddedEpisodes(model, data.test, draws, config.test_episodes)
-        return Tested(
-            bits,
-            episodes.nearest(),
-            episodes.on_device(output_quantizer(model)) if deployable(bits) else None,
-            transductive_accuracy(model, data.test, draws, config.transductive_episodes),
-        )
+    Args:
+        run: trained.
+        data: test classes.
+    """
 
-    return tested(run, config.tested, measure, progress, resume)
+    def __init__(self, run: Run, data: DataSet) -> None:
+        self._images, self._model = data.test, load_adaptive(run)
+        self._draws = make_test_draws(run.settings(PnConfig), data)
+
+    def deployed(
+        self, bits: LayerBits, episodes: int
+    ) -> tuple[EpisodeAccuracy, EpisodeAccuracy | None]:
+        """Return the accuracy of the nearest prototype, and that of the exported file."""
+        select_pair(self._model, bits)
+        found = EmbeddedEpisodes(self._model, self._images, self._draws, episodes)
+        if not deployable(bits):
+            return found.nearest(), None
+        return found.nearest(), found.on_device(output_quantizer(self._model))
+
+    def transductive(self, bits: LayerBits, episodes: int) -> EpisodeAccuracy:
+        """Return the accuracy with BatchNorm on each episode's images."""
+        select_pair(self._model, bits)
+        return transductive_accuracy(self._model, self._images, self._draws, episodes)
 
 
 def search_start(run: Run) -> NoReturn:
@@ -180,5 +192,5 @@ def search_start(run: Run) -> NoReturn:
 
 FRONTEND = Frontend(
     PnConfig, check, train, search_start,
-    "qtool adapt {run} --support DIR --bits w8a3 -o ADAPTED",
+    "qtool adapt {run} --support DIR --bits w8a3 -o ADAPTED", PrototypeTester,
 )  # fmt: skip
