@@ -58,11 +58,8 @@ def test_batches_depend_on_seed_epoch_and_place_alone() -> None:
     assert not any(same(whole[0], other) for other in others)
 
 
-def test_processes_share_the_episodes_of_a_batch() -> None:
+def test_a_batch_is_cut_between_episodes() -> None:
     (whole, *_) = episodes(tasks=4).epoch(1)
-    parts = [next(episodes(tasks=4, rank=rank, world=2).epoch(1)) for rank in range(2)]
-    assert torch.equal(whole.support[::2], parts[0].support)
-    assert torch.equal(whole.query[1::2], parts[1].query)
     halves = parts_of(whole, 2)
     assert torch.equal(halves[1].support, whole.support[2:])
     second, third = halves[1].tasks()

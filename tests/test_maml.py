@@ -193,6 +193,19 @@ def test_every_task_has_a_pair_of_its_own() -> None:
     assert "0.0.norm.weight" not in changed
 
 
+@pytest.mark.parametrize("settings", [(), ("bits=w4a4", "shared_steps=false")])
+def test_a_step_in_parts_has_the_same_gradient(settings: tuple[str, ...]) -> None:
+    found = []
+    for parts in (1, 2):
+        config, model = prepared("tasks=4", f"accumulate={parts}", *settings)
+        update, losses = maml.maml_step(config, model)
+        update(losses, next(make_tasks(config, tiny_fewshot(), 4, 4).epoch(1)), Averages())
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, grad in found[0].items():
+        assert torch.allclose(grad, found[1][name], rtol=1e-4, atol=1e-6), name
+
+
 def test_training_learns_to_fine_tune(tmp_path: Path) -> None:
     settings = ("bits=w8a8", "shared_steps=false", "test_bits=w8a8", "test_episodes=40")
     before = train(tmp_path / "before", *settings, "epochs=0").metrics("test")[-1]

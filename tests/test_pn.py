@@ -1,6 +1,7 @@
 """Prototypical networks for every pair of bits: loss, tasks, training, resuming, refusals."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from qtool.core.progress import Silent
 from qtool.core.selection import LayerBits
 from qtool.data.episodes import EpisodeDraws, EpisodeSize, Task
 from qtool.data.images import DataSet
-from qtool.frontends.mebqat import pn
+from qtool.frontends.mebqat import episode_training, pn
 from qtool.frontends.mebqat.episode_accuracy import (
     EmbeddedEpisodes,
     batch_statistics,
@@ -288,8 +289,8 @@ def test_statistics_stay_while_batches_are_normalised_with_their_own(pn_run: Run
     (("ways=13",), "data set tiny, training: 12 classes, an episode has 13"),
     (("shots=6", "queries=5"), "training: a class of 10 images, an episode takes 6 shots and"),
     (("test_ways=7",), "data set tiny, test: 6 classes, an episode has 7"),
-    (("inner_loop=joint", "accumulate=3"), "a step has 4 episodes, expected a multiple of 3"),
-    (("accumulate=2",), "a step has 1 episodes, expected a multiple of 2"),
+    (("inner_loop=joint", "accumulate=3"), "got 3, but a step has 4 episodes, which it"),
+    (("accumulate=2",), "accumulate: got 2, but a step has 1 episode, which it must divide"),
 ])  # fmt: skip
 def test_data_that_do_not_do(settings: tuple[str, ...], said: str) -> None:
     with pytest.raises(UserError, match=said):
@@ -315,6 +316,12 @@ def test_classes_that_training_has_seen_are_no_test() -> None:
     seen = DataSet("seen", data.train, data.train, 12)
     with pytest.raises(UserError, match="seen: its test classes are those of training; meth"):
         pn.check(pn_config(), seen)
+
+
+def test_a_job_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(episode_training, "current", lambda: SimpleNamespace(size=2))
+    with pytest.raises(UserError, match="mebqat_pn trains in one process, this job has 2"):
+        pn.check(pn_config(), tiny_fewshot())
 
 
 @pytest.mark.parametrize("name", ["mebqat", "metamix", "ptq", "qat"])

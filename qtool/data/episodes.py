@@ -26,7 +26,7 @@ class Task(NamedTuple):
         support_labels: (ways * shots,).
         query: (ways * queries, C, H, W).
         query_labels: (ways * queries,).
-        place: which of its batch's episodes it is, in this process.
+        place: which of its batch's episodes it is.
     """
 
     support: Tensor
@@ -132,16 +132,13 @@ class Episodes:
         source: the images; decoded once if it is `qtool.data.kept.Kept`.
         draws: of these images.
         steps: batches an epoch.
-        tasks: episodes a batch, of the whole job.
-        rank, world: yield the episodes ``rank::world`` of every batch.
+        tasks: episodes a batch.
     """
 
     source: Source
     draws: EpisodeDraws
     steps: int
     tasks: int = 1
-    rank: int = 0
-    world: int = 1
 
     @property
     def seed(self) -> int:
@@ -162,8 +159,8 @@ class Episodes:
             yield self._batch(index, step)
 
     def _batch(self, index: int, step: int) -> Episode:
-        size, mine = self.draws.size, range(self.rank, self.tasks, self.world)
-        rows = np.stack([self.draws.rows(index, step, task) for task in mine])
+        size, tasks = self.draws.size, range(self.tasks)
+        rows = np.stack([self.draws.rows(index, step, task) for task in tasks])
         support, query = rows[..., : size.shots], rows[..., size.shots :]
         return Episode(
             self._images(support), _labels(size.ways, size.shots, len(rows)),

@@ -44,22 +44,21 @@ def make_tasks(
     Args:
         config: the recipe.
         data: its images.
-        episodes: of a step, of the whole job.
-        pairs: of a step, of each process.
+        episodes: of a step.
+        pairs: of a step.
 
     Raises:
-        UserError: too few classes or images, or a step's episodes cannot be shared equally.
+        UserError: too few classes or images, or more parts of a step than episodes.
     """
-    images, job = data.train.head(config.train_images or None), current()
-    parts = job.size * config.accumulate
-    if episodes % parts:
+    images = data.train.head(config.train_images or None)
+    if episodes % config.accumulate:
         raise UserError(
-            f"a step has {episodes} episodes, expected a multiple of {parts}: {job.size} "
-            f"processes times accumulate={config.accumulate}"
+            f"recipe setting accumulate: got {config.accumulate}, but a step has {episodes} "
+            f"episode{'s' * (episodes > 1)}, which it must divide"
         )
     size = EpisodeSize(config.ways, config.shots, config.queries)
     draws = EpisodeDraws(images.labels, size, config.seed, f"data set {data.name}, training")
-    source = Episodes(images, draws, config.episodes, episodes, job.rank, job.size)
+    source = Episodes(images, draws, config.episodes, episodes)
     forced = () if config.pair is None else (config.pair,) * pairs
     return TaskBatches(source, config.pairs(), pairs, forced)
 
@@ -83,6 +82,11 @@ def check_episodes(config: EpisodeConfig, data: DataSet, episodes: int) -> None:
             "DIR, imagefolder_fewshot"
         )
     config.require_consistent()
+    if current().size > 1:
+        raise UserError(
+            f"frontend {config.frontend} trains in one process, this job has "
+            f"{current().size}: BatchNorm's statistics are those of one episode"
+        )
     training_device(config)
     make_tasks(config, data, episodes, 1)
     make_batches(config, data)

@@ -54,7 +54,6 @@ from qtool.networks import build_float, check_network, load_adaptive, quant_spec
 from qtool.nn.control import select_pair
 from qtool.nn.norm_rows import settle
 from qtool.nn.prepare.prepare import prepare
-from qtool.parallel.job import current
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
 from qtool.settings.base import Config
@@ -95,7 +94,7 @@ def maml_step(config: MamlConfig, model: nn.Module) -> tuple[Update, Losses[Task
             loss = functional.cross_entropy(logits.float(), task.query_labels)
             yield Pass(loss, logits, task.query_labels)
 
-    passes = config.tasks // (config.accumulate * current().size)
+    passes = config.tasks // config.accumulate
     return Update(config, model, config.lr, gradient_rule(config, model, passes)), losses
 
 
@@ -121,7 +120,7 @@ def _train(run: Run, data: DataSet, progress: Progress, resume: bool) -> None:
         update(losses, tasked, averages)
         return ""
 
-    tasks = make_tasks(config, data, config.tasks, config.tasks // current().size)
+    tasks = make_tasks(config, data, config.tasks, config.tasks)
     phase = Phase(
         "episodes", config.epochs, model, [update.optimizer], step, schedule_of(config),
         ema=update.ema,
