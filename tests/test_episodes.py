@@ -1,5 +1,6 @@
 """Episodes: which images they have, and the data sets whose test classes are new."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from fewshot_sets import SHAPE, patterns, tiny_fewshot
 from image_sets import write_folders, write_miniimagenet, write_omniglot
+from PIL import Image
 
 from qtool.core.errors import UserError
 from qtool.data import load_dataset
@@ -16,6 +18,7 @@ from qtool.data.images import Images
 from qtool.data.kept import Kept
 from qtool.data.turned import Turned
 
+QTOOL_DATA = Path(os.environ.get("QTOOL_DATA", "nowhere"))
 SIZE = EpisodeSize(ways=4, shots=3, queries=2)
 
 
@@ -144,3 +147,28 @@ def test_folders_of_other_classes(tmp_path: Path) -> None:
     data = load_dataset("imagefolder_fewshot", tmp_path, 32)
     assert data.unseen and data.classes == 2 and data.shape == (3, 32, 32)
     assert data.test.load(slice(2)).std() > 0
+
+
+@pytest.mark.skipif(
+    not (QTOOL_DATA / "omniglot_105_packbits.npz").is_file(),
+    reason="QTOOL_DATA holds no omniglot_105_packbits.npz",
+)
+def test_real_drawings_of_a_class_are_alike(tmp_path: Path) -> None:
+    packed = np.load(QTOOL_DATA / "omniglot_105_packbits.npz", allow_pickle=False)
+    pixels, labels, names = (packed[name] for name in ("x", "y", "names"))
+    chosen = [*range(3), *range(len(names) - 12, len(names))]
+    for row in np.flatnonzero(np.isin(labels, chosen)):
+        folder = tmp_path / "omniglot" / str(names[labels[row]])
+        folder.mkdir(parents=True, exist_ok=True)
+        ink = np.unpackbits(pixels[row], axis=1)[:, :105].astype(bool)
+        Image.fromarray(~ink).save(folder / f"{row:05}.png")
+    data = load_dataset("omniglot_fewshot", tmp_path)
+    assert (data.classes, len(data.train), len(data.test)) == (12, 240, 960)
+    draws = EpisodeDraws(data.test.labels, EpisodeSize(5, 5, 5), 0, "test")
+    right = []
+    for number in range(20):
+        rows = draws.rows(0, number)
+        x = data.test.load(rows.reshape(-1)).reshape(5, 10, -1) / 255.0
+        distance = ((x[:, 5:, None] - x[:, :5].mean(1)) ** 2).sum(-1)
+        right.append((distance.argmin(-1) == np.arange(5)[:, None]).mean())
+    assert np.mean(right) > 0.5  # by pixels alone; chance is 0.2
