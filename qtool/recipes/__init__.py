@@ -124,6 +124,7 @@ def qat_fashion() -> QatConfig:
 
 # Of any network and any images: `qtool.recipes.generic.complete` says what they need.
 GENERIC: dict[str, Callable[[], Config]] = {
+    "mebqat": generic.mebqat,
     "metamix": generic.metamix,
     "ptq": generic.ptq,
     "qat": generic.qat,
