@@ -29,6 +29,7 @@ SPECS = (
     QuantSpec((8, 4), (8, 4), quantizer="pact", shared=True, per_channel=False),
     QuantSpec((8, 3), (7, 3), quantizer="dorefa"),
     QuantSpec((8, 4), (8, 4), input_step=None),
+    QuantSpec((8, 4, 2), (8, 5, 2, 1), quantizer="double_rounding"),
 )
 
 

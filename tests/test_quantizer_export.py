@@ -31,9 +31,11 @@ SPECS = {
     "dorefa": QuantSpec((8, 4, 2, 1), (7, 4, 2, 1), quantizer="dorefa"),
     "sat": QuantSpec((8, 4, 2, 1), (8, 4, 2, 1), quantizer="sat"),
     "sat_centered": QuantSpec((8, 4, 2, 1), (7, 4, 2, 1), weight_quantizer="sat_centered"),
+    "double_rounding": QuantSpec((8, 4, 2, 1), (8, 4, 2, 1), quantizer="double_rounding"),
     "any_precision": QuantSpec(
         (8, 4, 2, 1), (7, 4, 2, 1), quantizer="any_precision", per_channel=True
     ),
+    "one width": QuantSpec((8, 4), 4, quantizer="double_rounding"),
     "float ends": QuantSpec((4,), 4, first_last_bits=32, quantizer="dorefa"),
 }
 
@@ -104,7 +106,7 @@ def logits(model: nn.Module, program: Program, x: Tensor) -> tuple[np.ndarray, n
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])
-@pytest.mark.parametrize("name", [name for name in SPECS if name != "float ends"])
+@pytest.mark.parametrize("name", [n for n in SPECS if n not in ("one width", "float ends")])
 def test_codes_are_those_of_training(name: str, bits: int) -> None:
     model, x, _ = made(name)
     widest = max(quant_layers(model)[1].weight_quant.bits)
@@ -120,6 +122,20 @@ def test_codes_are_those_of_training(name: str, bits: int) -> None:
     assert np.array_equal(np.rint(fake), exact)
     # At fewer bits than it was calibrated for a net may say the same of every image.
     assert len(np.unique(exact, axis=0)) > (IMAGES // 2 if bits >= 4 else 0)
+
+
+def test_one_candidate_of_double_rounding_is_exported_at_its_own_bits() -> None:
+    model, x, _ = made("one width")
+    layer = quant_layers(model)[1]
+    assert layer.weight_quant.bits == (4,) and layer.weight_quant.step.shape == (1, 6)
+    select(model, Selection())
+    program = integers("one width", Selection())
+    wanted = trained_codes(model)
+    for op, bits in program.layers():
+        assert bits.weight == (8 if op.name in ("stem.0", "last") else 4)
+        assert np.abs(weight_of(op) - wanted[op.name]).max() < 1e-3, op.name
+    fake, exact = logits(model, program, x)
+    assert np.array_equal(np.rint(fake), exact)
 
 
 def test_float_ends_are_islands() -> None:

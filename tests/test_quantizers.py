@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from qtool.core.grids import activation_window
+from qtool.nn.grid_fit import fit_weights
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.modules.weight_quant import WeightQuantizer
-from qtool.quantizers import activation_quantizer
+from qtool.quantizers import QUANTIZERS, activation_quantizer, weight_quantizer
+from qtool.quantizers.double_rounding import rate
 from qtool.quantizers.uniform import uniform
 from qtool.quantizers.weight import WeightOptions
 
@@ -190,19 +192,42 @@ def sat_centered_weight(w: Tensor, bits: int, axes: tuple[int, ...], step: Tenso
     return values / (math.sqrt(w.shape[0] * math.prod(w.shape[2:])) * values.detach().std())
 
 
+def double_rounding_weight(
+    w: Tensor, bits: int, axes: tuple[int, ...], step: Tensor
+) -> Tensor:
+    gap, top = 8 - bits, max((1 << (bits - 1)) - 1, 1)
+    rate = {0: 1.0, 4: 0.01, 6: 0.001, 7: 0.0005}[gap]
+    if bits > 1:
+        step = scaled(step, rate / math.sqrt(w.numel() / step.numel() * top))
+    stored = rounded((w / step).clamp(-127, 127))
+    if bits == 1:
+        size = step * stored.abs().mean(axes, keepdim=True)
+        return through(w, torch.where(stored >= 0, size, -size))
+    return rounded((stored / 2**gap).clamp(-top, top)) * step * 2**gap
+
+
 WEIGHTS: dict[str, Reference] = {
     "lsq": lsq_weight, "dorefa": dorefa_weight, "any_precision": any_precision_weight,
     "sat": sat_weight, "sat_centered": sat_centered_weight,
+    "double_rounding": double_rounding_weight,
 }  # fmt: skip
 
 
 def weights(shape: tuple[int, ...], kind: str) -> Tensor:
-    """Values inside and, for LSQ, ties and clip points; the largest twice, and saturated."""
+    """Values inside; ties and clip points where there is a step; the largest twice."""
     torch.manual_seed(len(shape))
     w = torch.randn(shape)
     codes = torch.tensor([-127, 127, 7, -7, 1, -1, 0, 0.5, -1.5, 2.5, 7.5, 1000])
     flat = w.reshape(-1)
     if kind == "lsq":
+        flat[: 2 * len(codes)] = codes.repeat(2) * STEP
+        return flat[torch.randperm(flat.numel())].reshape(shape)
+    if kind == "double_rounding":
+        # Ties of either rounding, of both; where either clips.
+        codes = torch.tensor(
+            [8, -24, 120, 32, -96, 0.5, -1.5, 7.5, 96.5, 112, -127, 127.25, 1e3]
+        )
+        flat.mul_(8)
         flat[: 2 * len(codes)] = codes.repeat(2) * STEP
         return flat[torch.randperm(flat.numel())].reshape(shape)
     # t = 0 lies between two codes, exactly; 20 has tanh 1 in float32, 12 almost.
@@ -236,7 +261,68 @@ def test_weight_gradients(
     assert close(out.detach(), wanted.detach())
     assert close(w.grad, twin.grad)
     if quantizer.learned:
-        assert step.grad is not None
-        assert close(quantizer.step.grad, step.grad.reshape(1, -1))
+        # One bit of Double Rounding has a constant scale.
+        assert (step.grad is None) == ((kind, bits) == ("double_rounding", 1))
+        wanted_step = None if step.grad is None else step.grad.reshape(1, -1)
+        got_step = quantizer.step.grad
+        assert got_step is wanted_step is None or close(got_step, wanted_step)
     codes = out.detach() / quantizer.scale(bits, w.detach()).reshape(step.shape)
     assert float((codes - codes.round()).abs().max()) < 1e-4
+
+
+def codes_at(quantizer: WeightQuantizer, w: Tensor, bits: int) -> Tensor:
+    """Return the codes that `quantizer` trains at `bits`, like `w`."""
+    with torch.no_grad():
+        scale = quantizer.scale(bits, w).reshape(-1, *[1] * (w.ndim - 1))
+        return (quantizer.quantize_at(w, bits) / scale).round()
+
+
+# From the codes of `stored` bits those of b: floors, and the middles of floored cells.
+NARROWED: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "double_rounding": lambda stored, b: torch.where(stored >= 0, 1, -1) if b == 1 else (
+        (stored / 2 ** (8 - b)).round().clamp(1 - 2 ** (b - 1), 2 ** (b - 1) - 1)
+    ),
+    "sat": lambda stored, b: (stored / 2 ** (8 - b)).floor(),
+    "sat_centered": lambda stored, b: 2 * ((stored - 1) / 2 ** (8 - b)).floor() + 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_codes_nest_where_the_quantizer_says_so(kind: str) -> None:
+    rule = weight_quantizer(kind)
+    torch.manual_seed(5)
+    w = torch.randn(6, 40, 3, 3) * 0.7
+    widths = tuple(range(rule.widest, 0, -1))
+    quantizer = WeightQuantizer("l", widths, len(w), kind=kind)
+    fit_weights(quantizer, w)
+    widest = codes_at(quantizer, w, rule.stored or rule.widest)
+    nests = True
+    for bits in widths:
+        codes = codes_at(quantizer, w, bits)
+        if rule.stored:
+            assert torch.equal(codes, NARROWED[kind](widest, bits).to(codes.dtype)), bits
+        pairs = torch.stack([widest.flatten(), codes.flatten()]).unique(dim=1)
+        nests = nests and pairs.shape[1] == len(widest.unique())
+    assert nests == (rule.stored > 0)
+
+
+def test_learning_rates_of_steps_fall_with_the_bits() -> None:
+    """The paper's examples: 1 at 8 bits, 0.1 at 6, 0.01 at 4; Eq. 7 at odd distances."""
+    assert [rate(bits) for bits in (8, 7, 6, 5, 4, 2)] == pytest.approx(
+        [1, 0.5, 0.1, 0.05, 0.01, 0.001]
+    )
+
+
+@pytest.mark.parametrize("bits", [(8, 4, 2), (4,), (1,), (2, 1)])
+def test_one_step_serves_every_width(bits: tuple[int, ...]) -> None:
+    quantizer = WeightQuantizer("l", bits, 4, kind="double_rounding")
+    torch.manual_seed(7)
+    w = torch.randn(4, 64)
+    fit_weights(quantizer, w)
+    assert quantizer.step.shape == (1, 4)
+    # The float weights span the windows: neither all clipped nor all in a few codes.
+    largest = quantizer.rule.source(w, quantizer.step[0]).abs().amax(1)
+    assert (largest > 60).all()
+    for width in bits:
+        error = (quantizer.quantize_at(w, width) - w).square().mean()
+        assert error < {8: 0.02, 4: 0.05, 2: 0.3, 1: 0.5}[width]

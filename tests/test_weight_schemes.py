@@ -1,5 +1,7 @@
 """Weight codes of the published quantizers: exact, or refused where int8 has no room."""
 
+from fractions import Fraction
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -17,8 +19,10 @@ from qtool.core.errors import UnsupportedError
 GRID = np.linspace(-1, 1, 4001).astype(np.float32)
 
 
-def frozen(scheme: str, bits: int, step: float) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scale of a weight with values all over [-1, 1]."""
+def frozen(
+    scheme: str, bits: int, step: float, values: np.ndarray = GRID
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scale of a weight with `values`, by default all over [-1, 1]."""
     nodes = (
         f'w = qtool.FakeQuant<name="fc", role="weight", bits=[{bits}], signed=1, '
         f'scheme="{scheme}">(k, s)\n y = MatMul(x, w)'
@@ -28,7 +32,7 @@ def frozen(scheme: str, bits: int, step: float) -> tuple[np.ndarray, np.ndarray]
         f"<float[1, 1] s = {{{step}}}, float[4, 1] k = {{0, 0, 0, 0}}> {{ {nodes} }}"
     )
     weight = model.graph.initializers["k"]
-    weight.const_value = ir.tensor(np.tile(GRID[:, None], (1, 1)), name="k")
+    weight.const_value = ir.tensor(np.tile(values[:, None], (1, 1)), name="k")
     FreezeWeights()(model)
     node = next(n for n in model.graph if n.op_type == "DequantizeLinear")
     codes, scale = constant(node.inputs[0]), constant(node.inputs[1])
@@ -62,6 +66,30 @@ def test_centered_codes_lie_in_the_middle_of_the_modified_cells(bits: int) -> No
     centered, scale = frozen("centered", bits, 2.0**-bits)
     assert np.array_equal(centered * float(scale[0]), (modified + 0.5) * 2.0 ** (1 - bits))
     assert centered.min() == -centered.max() == 1 - (1 << bits)
+
+
+def test_double_rounding_rounds_stored_codes_once_more() -> None:
+    stored = np.arange(-127, 128)
+    for bits in range(1, 9):
+        codes = weight_codes.double_rounding_weight(stored.astype(np.float32), bits)
+        top = max(2 ** (bits - 1) - 1, 1)
+        # Python rounds halves of fractions to even.
+        exact = [round(Fraction(int(code), 2 ** (8 - bits))) for code in stored]
+        wanted = np.clip(exact, -top, top) if bits > 1 else np.where(stored >= 0, 1, -1)
+        assert codes.dtype == np.int8 and np.array_equal(codes, wanted)
+        if bits > 1:  # BatchNorm may flip a channel before or after
+            assert np.array_equal(codes[::-1], -codes)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_double_rounding_freezes_to_its_codes(bits: int) -> None:
+    codes, scale = frozen("double_rounding", bits, 0.01 * 2 ** (8 - bits), stored_codes())
+    expected = weight_codes.double_rounding_weight(stored_codes(), bits)
+    assert np.array_equal(codes, expected) and scale[0] == np.float32(0.01 * 2 ** (8 - bits))
+
+
+def stored_codes() -> np.ndarray:
+    return np.arange(-127, 128).astype(np.float32)
 
 
 def test_8_bit_dorefa_is_refused() -> None:

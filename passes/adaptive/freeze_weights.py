@@ -2,7 +2,8 @@
 
 The codes are what training saw; no pass recomputes them. By the node's attribute ``scheme``:
 "symmetric" (the default), ``clip(rint(W / s), -Q, Q)``, at one bit +-1; "dorefa", "modified"
-and "centered", see `qtool.core.weight_codes`, of weights normalised to [-1, 1] already.
+and "centered", see `qtool.core.weight_codes`, of weights normalised to [-1, 1] already;
+"double_rounding" of 8-bit codes.
 The node carries the layer's name and bits as metadata.
 Weights of 32 bits stay as they are, those of 16 become ``Cast(float16 W)``; the layer that
 reads them carries name and bits, and becomes a float island.
@@ -32,6 +33,7 @@ from qtool.core.weight_codes import (
     binary_weight,
     centered_weight,
     dorefa_weight,
+    double_rounding_weight,
     modified_weight,
     quantize_weight,
 )
@@ -149,6 +151,8 @@ def _codes(weight: NDArray[np.float32], scale: NDArray[np.float32], view: FakeQu
         return _ODD[view.scheme][1](weight, bits).astype(np.int8)
     if view.scheme == "modified":
         return modified_weight(weight, bits).astype(np.int8)
+    if view.scheme == "double_rounding":
+        return double_rounding_weight(weight, bits)
     if view.scheme != "symmetric":
         raise UnsupportedError(f"layer {view.name}: unknown weight scheme {view.scheme!r}")
     if bits == 1:

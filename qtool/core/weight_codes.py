@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.core.grids import WEIGHT_BITS, weight_limit
 from qtool.core.numerics import F32, Floats
 
 
@@ -65,3 +66,20 @@ def centered_weight(w: Floats, bits: int) -> NDArray[np.int16]:
     Source: the code of AdaBits (arXiv 1912.09666).
     """
     return 2 * modified_weight(w, bits) + np.int16(1)
+
+
+def double_rounding_weight(stored: Floats, bits: int) -> NDArray[np.int8]:
+    """Codes of Double Rounding, ``clip(rint(W_8 / 2^(8-b)), -Q, Q)``; at one bit W_8's signs.
+
+    Args:
+        stored: W_8, the 8-bit codes: integers from -127 to 127.
+        bits: b; the weight's value is ``code * s * 2^(8-b)``, s the step of W_8.
+
+    Source: Huang et al. 2025 (arXiv 2502.01199), Eq. 2, with narrow windows.
+    """
+    if bits == 1:
+        return binary_weight(stored)
+    limit = weight_limit(bits)
+    exact = np.asarray(stored, F32) / F32(1 << (WEIGHT_BITS[-1] - bits))
+    codes: NDArray[np.int8] = np.clip(np.rint(exact), -limit, limit).astype(np.int8)
+    return codes

@@ -50,10 +50,15 @@ def fit_weights(quantizer: WeightQuantizer, weight: Tensor) -> None:
     """Set learned steps to the least-squares grids of `weight` (C, ...)."""
     if quantizer.learned is None:
         return
-    rows = weight.detach().reshape(quantizer.step.shape[1], -1)
+    rows, bits = weight.detach().reshape(quantizer.step.shape[1], -1), quantizer.bits
+    stored = quantizer.rule.stored
+    if stored:  # one bit's scale is no multiple of the stored codes' step
+        bits = tuple(width for width in bits if width > 1) or (stored,)
     # One bit has the codes -1 and 1, and no 0.
-    limits = [(0, 0) if bits == 1 else quantizer.limits(bits) for bits in quantizer.bits]
-    steps, _ = least_squares(rows, quantizer.bits, limits, (0,) * len(limits), False)
+    limits = [(0, 0) if width == 1 else quantizer.limits(width) for width in bits]
+    steps, _ = least_squares(rows, bits, limits, (0,) * len(limits), False)
+    if stored:
+        steps = steps / steps.new_tensor([2.0 ** (stored - width) for width in bits])[:, None]
     _store(quantizer.get_parameter("step"), steps, quantizer.bank)
 
 

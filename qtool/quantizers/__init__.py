@@ -38,6 +38,9 @@ QUANTIZERS = {
     "sat_centered": Entry(
         "sat_centered", "sat", "sat, every weight in the middle of its cell"
     ),
+    "double_rounding": Entry(
+        "double_rounding", "lsq", "8-bit codes that every width is rounded from; lsq inputs"
+    ),
     "any_precision": Entry("any_precision", "dorefa", "dorefa weights times mean |w|"),
 }
 

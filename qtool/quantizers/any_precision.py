@@ -18,11 +18,12 @@ class AnyPrecisionWeight:
     """See the module, and `qtool.quantizers.weight.WeightQuantizer`."""
 
     scheme, learned, widest, per_channel = "dorefa", False, 7, False
+    stored = 0
 
     def __init__(self, options: WeightOptions) -> None:
         self.options = options
 
-    def source(self, w: Tensor) -> Tensor:
+    def source(self, w: Tensor, step: Tensor | None) -> Tensor:
         """Return t, like `w`."""
         return normalised(w, self.options.per_channel)
 
@@ -33,7 +34,7 @@ class AnyPrecisionWeight:
 
     def quantize(self, w: Tensor, bits: int, step: Tensor | None) -> Tensor:
         """Return w_hat, like `w`."""
-        t, scale = self.source(w), per_row(self.scale(w, bits, step), w)
+        t, scale = self.source(w, step), per_row(self.scale(w, bits, step), w)
         return pass_through(t, odd_codes(t, bits) * scale, scale * levels(bits))
 
 

@@ -25,11 +25,12 @@ class DorefaWeight:
     """See the module, and `qtool.quantizers.weight.WeightQuantizer`."""
 
     scheme, learned, widest, per_channel = "dorefa", False, 7, False
+    stored = 0
 
     def __init__(self, options: WeightOptions) -> None:
         self.options = options
 
-    def source(self, w: Tensor) -> Tensor:
+    def source(self, w: Tensor, step: Tensor | None) -> Tensor:
         """Return t, like `w`."""
         return normalised(w, self.options.per_channel)
 
@@ -42,7 +43,7 @@ class DorefaWeight:
 
     def quantize(self, w: Tensor, bits: int, step: Tensor | None) -> Tensor:
         """Return w_hat, like `w`."""
-        t = self.source(w)
+        t = self.source(w, step)
         values = odd_codes(t, bits) * per_row(self.scale(w, bits, step), w)
         return pass_through(w if bits == 1 else t, values)
 

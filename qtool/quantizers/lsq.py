@@ -27,11 +27,12 @@ class LsqWeight:
     """
 
     scheme, learned, widest, per_channel = "symmetric", True, 8, True
+    stored = 0
 
     def __init__(self, options: WeightOptions) -> None:
         self.options = options
 
-    def source(self, w: Tensor) -> Tensor:
+    def source(self, w: Tensor, step: Tensor | None) -> Tensor:
         """Return `w` itself."""
         return w
 

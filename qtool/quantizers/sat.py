@@ -31,17 +31,18 @@ class SatWeight:
     """See the module, and `qtool.quantizers.weight.WeightQuantizer`."""
 
     scheme, learned, widest, per_channel = "modified", False, 8, False
+    stored = 8
 
     def __init__(self, options: WeightOptions) -> None:
         self.options = options
 
-    def source(self, w: Tensor) -> Tensor:
+    def source(self, w: Tensor, step: Tensor | None) -> Tensor:
         """Return t, like `w`."""
         return normalised(w, self.options.per_channel).clamp_min(_LOWEST)
 
     def scale(self, w: Tensor, bits: int, step: Tensor | None) -> Tensor:
         """Return 2^(1-b) r, (C,) or (1,)."""
-        codes = codes_of(self.source(w.detach()), bits)
+        codes = codes_of(self.source(w.detach(), step), bits)
         return rescaled(w, codes, 2.0 ** (1 - bits), self.options)
 
     def quantize(self, w: Tensor, bits: int, step: Tensor | None) -> Tensor:

@@ -18,21 +18,22 @@ class SatCenteredWeight:
     """See the module, and `qtool.quantizers.weight.WeightQuantizer`."""
 
     scheme, learned, widest, per_channel = "centered", False, 7, False
+    stored = 7
 
     def __init__(self, options: WeightOptions) -> None:
         self.options = options
 
-    def source(self, w: Tensor) -> Tensor:
+    def source(self, w: Tensor, step: Tensor | None) -> Tensor:
         """Return t, like `w`."""
         return normalised(w, self.options.per_channel)
 
     def scale(self, w: Tensor, bits: int, step: Tensor | None) -> Tensor:
         """Return 2^-b r, (C,) or (1,)."""
-        return rescaled(w, _odd(self.source(w.detach()), bits), 2.0**-bits, self.options)
+        return rescaled(w, _odd(self.source(w.detach(), step), bits), 2.0**-bits, self.options)
 
     def quantize(self, w: Tensor, bits: int, step: Tensor | None) -> Tensor:
         """Return w_hat, like `w`."""
-        t = self.source(w)
+        t = self.source(w, step)
         codes = _odd(t.detach(), bits)
         scale = per_row(rescaled(w, codes, 2.0**-bits, self.options), w)
         return pass_through(t, codes * scale, scale * 2.0**bits)

@@ -24,13 +24,16 @@ class WeightQuantizer(Protocol):
 
     `scheme`: how `passes.adaptive.freeze_weights` makes the codes from `source`; `learned`:
     there is a step parameter, (C,) or (1,), else `step` is None everywhere; `widest`: most
-    bits whose codes int8 holds; `per_channel`: as published.
+    bits whose codes int8 holds; `per_channel`: as published; `stored`: codes *nest*, those of
+    fewer bits are a function of the codes of so many bits (0: they do not). The step of
+    nesting codes, where it is learned, is that of the stored ones: all candidates share it.
     """
 
     scheme: ClassVar[str]
     learned: ClassVar[bool]
     widest: ClassVar[int]
     per_channel: ClassVar[bool]
+    stored: ClassVar[int]
 
     def __init__(self, options: WeightOptions) -> None: ...
 
@@ -40,8 +43,8 @@ class WeightQuantizer(Protocol):
     def scale(self, w: Tensor, bits: int, step: Tensor | None) -> Tensor:
         """Return the positive scale, (C,) or (1,)."""
 
-    def source(self, w: Tensor) -> Tensor:
-        """Return what is rounded, like `w`."""
+    def source(self, w: Tensor, step: Tensor | None) -> Tensor:
+        """Return what is rounded, like `w`; it is the same at all bits."""
 
 
 def per_row(values: Tensor, w: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class WeightQuantizer(Quantizer):
         bits: candidates; the first one is selected at the start. 16 or 32 bits stay float.
         channels: C.
         kind: a key of `qtool.quantizers.QUANTIZERS`.
-        shared: the candidates share their steps.
+        shared: the candidates share their steps; those of nesting codes always do.
         options: None: as the quantizer was published.
     """
 
@@ -37,9 +37,10 @@ class WeightQuantizer(Quantizer):
         shared: bool = False,
         options: WeightOptions | None = None,
     ) -> None:
+        make = weight_quantizer(kind)
+        shared = shared or (make.learned and make.stored > 0)
         super().__init__(name, "weight", Bank(tuple(bits), shared), signed=True)
         self.kind = kind
-        make = weight_quantizer(kind)
         options = options or WeightOptions(make.per_channel)
         self.rule = make(options)
         if self.rule.learned and self.default is not None:
@@ -82,10 +83,10 @@ class WeightQuantizer(Quantizer):
     @torch.no_grad()
     def bake(self, weight: Tensor) -> None:
         """Compute, for a trace, what the device shall not compute again from `weight`."""
-        if self._has_all_steps:
+        if self._has_all_steps and not self.rule.stored:
             return
         known = [bits for bits in self.bits if bits not in FLOAT_WIDTHS]
         self._bake([self.scale(bits, weight) for bits in known])
         if known and self.rule.scheme != "symmetric":
-            source = self.rule.source(weight)
+            source = self.rule.source(weight, self._step(known[0]))
             self.register_buffer("baked_source", source, persistent=False)
