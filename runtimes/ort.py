@@ -15,6 +15,8 @@ from qtool.core.dialect import Grid
 from qtool.core.errors import UserError
 from runtimes.base import Artifact, Codes, Floats, Inputs
 
+# Where a model given as bytes has its external data.
+_BESIDE = "session.model_external_initializers_file_folder_path"
 # Operators of ONNX Runtime's optimized graphs that compute on integers only.
 _INTEGER = {
     "QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul", "QLinearConcat",
@@ -99,7 +101,7 @@ class OrtRuntime:
         with tempfile.TemporaryDirectory() as folder:
             dumped = Path(folder) / "optimized.onnx"
             _session(self._model, self.threads, self.path, dumped)
-            return onnx.load(dumped)
+            return onnx.load(dumped, load_external_data=False)
 
 
 def _session(
@@ -110,6 +112,8 @@ def _session(
     options.inter_op_num_threads = 1
     # Fatal only: its warning that a dumped graph is tied to this machine is no news here.
     options.log_severity_level = 4
+    if path.is_file():  # constants that several files share are beside it
+        options.add_session_config_entry(_BESIDE, str(path.parent))
     if dump is not None:
         options.optimized_model_filepath = str(dump)
     try:

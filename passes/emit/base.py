@@ -12,7 +12,7 @@ what `check`, `write` and `read` need is imported inside them.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
@@ -67,14 +67,10 @@ class Target(ABC):
             output: the file; None where an option names another one to write.
             force: existing files may be replaced.
         """
-        from qtool.core.files import refuse_directory, refuse_existing
-
         files = self.files(output)
         if not files:
             raise UserError("missing option -o / --output: the file to write")
-        for path in files:
-            refuse_existing(path, force)
-            refuse_directory(path)
+        refuse_unwritable(files, force)
 
     @abstractmethod
     def write(
@@ -87,6 +83,33 @@ class Target(ABC):
             output: the file; None where an option names another one to write.
             note: is told what is going on.
         """
+
+    def pair_files(self, names: Sequence[str], folder: Path | None) -> list[Path]:
+        """Return all files that an export at several pairs of bit-widths writes.
+
+        Args:
+            names: of the pairs, ``w4a8``.
+            folder: that gets the files; None where none was given.
+
+        Raises:
+            UserError: this target writes one model a file, or there is no folder.
+        """
+        raise UserError(
+            f"--target {self.name} writes one pair of bit-widths, got {len(names)}: use "
+            "--target onnx, and qtool import for each of its files"
+        )
+
+    def write_pairs(self, dialects: "Mapping[str, ir.Model]", folder: Path) -> list[str]:
+        """Write one network at several pairs, the `pair_files`, all or none.
+
+        Args:
+            dialects: results of `passes.pipelines.lower` by the pairs' names.
+            folder: gets the files.
+
+        Returns:
+            Sentences about what was written.
+        """
+        raise NotImplementedError
 
     @classmethod
     def read(cls, path: Path) -> Described | None:
@@ -145,3 +168,12 @@ def _kind(hint: Any) -> type:
     (kind,) = kinds
     found: type = kind
     return found
+
+
+def refuse_unwritable(files: Sequence[Path], force: bool) -> None:
+    """Raise `UserError` for files that exist and may not be replaced, and for folders."""
+    from qtool.core.files import refuse_directory, refuse_existing
+
+    for path in files:
+        refuse_existing(path, force)
+        refuse_directory(path)

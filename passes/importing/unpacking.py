@@ -1,8 +1,9 @@
-"""``INT2/INT4 -> Cast`` or bit planes -> codes: what `passes.packing.packing` wrote.
+"""``INT2/INT4 -> Cast``, bit planes or a table -> codes: what `passes.packing` wrote.
 
 1. Initializers of INT8, INT4 and INT2. 2. These behind a Cast to INT8. 3. The chain
 ``Reshape(Cast(MatMulInteger(Gather(T, Cast(P)), place)))``, or with ``Slice(Reshape(.))`` in
-it, where T and place are exactly those of `passes.packing.bit_planes`.
+it, where T and place are exactly those of `passes.packing.bit_planes`. 4. Any of these behind
+``Gather(T, Cast(.))`` or ``Gather(T, Add(Cast(.), rule))``, T int8 (`passes.packing.nesting`).
 Nothing is evaluated that a damaged file could make large: there are as many codes as the file
 has planes for.
 """
@@ -22,12 +23,18 @@ _DECODER = ["Cast", "MatMulInteger", "Gather", "Cast"]
 
 
 def unpack(value: ir.Value | None) -> Codes | None:
-    """Return the codes behind what `passes.packing.packing.pack` returned.
+    """Return the codes behind what `pack` or `place` of `passes.packing` returned.
 
     Returns:
         int8 codes, also of any INT8, INT4 or INT2 constant, bare or behind Cast to INT8; None
         when `value` is computed in another way, or is no signed integer of 8 or fewer bits.
     """
+    looked_up = _looked_up(value)
+    return _packed(value) if looked_up is None else looked_up
+
+
+def _packed(value: ir.Value | None) -> Codes | None:
+    """Return the codes of forms 1 to 3."""
     chain = _chain(value)
     source = _input(chain[0], 0) if [n.op_type for n in chain] == ["Cast"] else value
     if source is not value and not _casts(chain[0], ir.DataType.INT8):
@@ -36,6 +43,39 @@ def unpack(value: ir.Value | None) -> Codes | None:
     if codes is not None:
         return codes.astype(np.int8) if codes.dtype in _SIGNED else None
     return _read_planes(chain)
+
+
+def _looked_up(value: ir.Value | None) -> Codes | None:
+    """Return the answers to stored codes, None where `value` is nothing like that."""
+    gather = None if value is None else value.producer()
+    if gather is None or gather.op_type != "Gather":
+        return None
+    if gather.attributes.get_int("axis", 0) != 0:
+        return None
+    answers, node = constant(_input(gather, 0)), _producer(gather, 1)
+    shift: NDArray[Any] | None = np.zeros((), np.int32)
+    if node is not None and node.op_type == "Add" and not node.domain:
+        shift, node = constant(_input(node, 1)), _producer(node, 0)
+    if answers is None or answers.ndim != 1 or answers.dtype != np.int8:
+        return None
+    if node is None or not _casts(node, ir.DataType.INT32) or shift is None:
+        return None
+    stored = _packed(_input(node, 0))
+    return None if stored is None else _answered(answers, stored, shift)
+
+
+def _answered(answers: Codes, stored: Codes, shift: NDArray[Any]) -> Codes | None:
+    """Return ``answers[stored + shift]``, None where that is outside or of another shape."""
+    one_each = shift.ndim <= stored.ndim and all(
+        n in (1, m) for n, m in zip(shift.shape[::-1], stored.shape[::-1], strict=False)
+    )
+    if not one_each or shift.dtype != np.int32:
+        return None
+    index, count = stored.astype(np.int64) + shift, len(answers)
+    if index.min(initial=0) < -count or index.max(initial=0) >= count:
+        return None
+    found: Codes = answers[index]
+    return found
 
 
 def _chain(value: ir.Value | None) -> list[ir.Node]:
@@ -94,6 +134,11 @@ def _is_prefix(chain: list[ir.Node], size: int) -> bool:
         _same(constant(_input(node, index)), np.array([number]))
         for node, index, number in expected
     )
+
+
+def _producer(node: ir.Node, index: int) -> ir.Node | None:
+    value = _input(node, index)
+    return None if value is None else value.producer()
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:

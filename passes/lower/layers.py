@@ -16,6 +16,7 @@ from qtool.core.accumulator import Layer
 from qtool.core.dialect import WEIGHT_BITS_KEY, constant, ints, require_plain
 from qtool.core.errors import UnsupportedError
 from qtool.core.folding import NormValues
+from qtool.core.numerics import bias_scale
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 
@@ -168,7 +169,7 @@ def _dequantized(value: ir.Value, name: str) -> tuple[NDArray[Any], NDArray[np.f
     """Return ``codes * scale`` of an int32 bias in float64: rounded again it is the same."""
     node = value.producer()
     codes = None if node is None else constant(node.inputs[0])
-    unit = None if node is None or len(node.inputs) < 2 else constant(node.inputs[1])
+    unit = None if node is None or len(node.inputs) < 2 else _unit(node.inputs[1])
     if node is None or node.op_type != "DequantizeLinear" or codes is None or unit is None:
         raise UnsupportedError(f"layer {name}: bias is computed at run time")
     require_plain(node, f"layer {name}")
@@ -177,6 +178,18 @@ def _dequantized(value: ir.Value, name: str) -> tuple[NDArray[Any], NDArray[np.f
         raise UnsupportedError(f"layer {name}: bias is not int32 around 0")
     spread = np.broadcast_to(unit.reshape(-1).astype(np.float32), codes.size)
     return codes.reshape(-1).astype(np.float64) * spread.astype(np.float64), spread
+
+
+def _unit(value: ir.Value | None) -> NDArray[Any] | None:
+    """Return the scale of a bias: stored, or the product of two that are."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "Mul" or node.domain or len(node.inputs) != 2:
+        return constant(value)
+    x_scale, w_scale = (constant(factor) for factor in node.inputs)
+    if x_scale is None or w_scale is None or x_scale.size != 1:
+        return None
+    unit = bias_scale(np.float32(x_scale.reshape(())[()]), w_scale)
+    return unit if np.all(np.isfinite(unit) & (unit > 0)) else None
 
 
 def norm_values(node: ir.Node) -> NormValues:

@@ -28,7 +28,7 @@ from passes.packing.bit_planes import TABLES, Codes, place_values, plane_bytes, 
 from qtool.core.dialect import Program, constant, weight_of
 from qtool.core.errors import UnsupportedError
 
-Form = Callable[["_Site", Codes], ir.Value]
+Form = Callable[["Site", Codes], ir.Value]
 # (opset, IR version) that a file needs: 21 is the first opset with INT4, 25 with INT2.
 PLAIN_VERSIONS, INT2_VERSIONS = (21, 10), (25, 13)
 _CONTAINERS = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8}
@@ -61,7 +61,7 @@ def pack(
         UnsupportedError: codes that `bits` bits do not hold.
     """
     _, form = _choose(codes, bits, name, int2)
-    value = form(_Site(graph, before, name), codes)
+    value = form(Site(graph, before, name), codes)
     value.type, value.shape = ir.TensorType(ir.DataType.INT8), ir.Shape(codes.shape)
     return value
 
@@ -108,7 +108,7 @@ def required_versions(graph: ir.Graph) -> tuple[int, int]:
     return INT2_VERSIONS if found else PLAIN_VERSIONS
 
 
-class _Site:
+class Site:
     """Where the constants and nodes of one packed tensor go."""
 
     def __init__(self, graph: ir.Graph, before: ir.Node | None, name: str) -> None:
@@ -161,7 +161,7 @@ def _overhead(form: Form, rank: int, ragged: bool) -> int:
     """Bytes of a file with one tensor that are not its codes: nodes, names, tables."""
     graph = ir.Graph([], [], nodes=[])
     codes = np.ones((1 if ragged else 4, *[1] * (rank - 1)), np.int8)
-    form(_Site(graph, None, "weights"), codes)
+    form(Site(graph, None, "weights"), codes)
     proto = ir.to_proto(graph)
     del proto.value_info[:]
     for node in proto.node:  # as in the emitted file
@@ -174,7 +174,7 @@ def _overhead(form: Form, rank: int, ragged: bool) -> int:
 def _container(width: int) -> Form:
     """Return the writer of forms 1 and 2."""
 
-    def write(site: _Site, codes: Codes) -> ir.Value:
+    def write(site: Site, codes: Codes) -> ir.Value:
         value = add_constant(site.graph, site.name, codes.astype(_CONTAINERS[width]))
         return value if width == 8 else site.apply("Cast", value, to=int(ir.DataType.INT8))
 
@@ -185,7 +185,7 @@ def _container(width: int) -> Form:
 def _planes(bits: int, odd: bool) -> Form:
     """Return the writer of form 3."""
 
-    def write(site: _Site, codes: Codes) -> ir.Value:
+    def write(site: Site, codes: Codes) -> ir.Value:
         table = site.shared("qtool.signs" if odd else "qtool.bits", TABLES[odd])
         place = f"qtool.{'signs' if odd else 'bits'}_{bits}"
         planes = add_constant(site.graph, site.name, to_planes(codes, bits, odd))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qtool.checking.accuracy import glue_choices, top1, torch_accuracy
 from qtool.checking.collect import Checked
-from qtool.checking.models import Model, choose_runtimes, open_models
+from qtool.checking.models import Model, choose_runtimes, file_bytes, open_models
 from qtool.checking.original import Origins, compare_original
 from qtool.checking.parity import compare_runtimes, island_differences, island_ops
 from qtool.checking.record import CheckRecord, Coverage, Instructions, Module
@@ -49,7 +49,7 @@ def check_model(
     run, origin = task.origins.reference, task.origins.original
     checked, engines = _run_all(model, data, runtimes, task.progress)
     witness = None if origin is None else compare_original(model, checked, data, origin)
-    sizes = {str(artifact.path): artifact.path.stat().st_size for artifact in model.ordered}
+    sizes = {str(artifact.path): file_bytes(artifact) for artifact in model.ordered}
     facts, isa = model.facts, read_isa()
     times = latencies(runtimes, task.baselines, task.progress)
     whole = task.baselines.get(FLOAT)

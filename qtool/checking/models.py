@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.emit.facts import describe
+from passes.emit.onnx.shared_file import shared_file
 from passes.emit.registry import TARGETS, target_of
 from qtool.core.dialect import Program
 from qtool.core.errors import UserError
@@ -68,6 +69,16 @@ def open_models(files: Sequence[Path]) -> list[Model]:
         facts = artifact.facts
         models.setdefault(facts["digest"], Model(facts)).artifacts[target.name] = artifact
     return list(models.values())
+
+
+def file_bytes(artifact: Artifact) -> int:
+    """Return the bytes of a file, with those of the constants that it shares with others."""
+    program = artifact.program
+    beside = None if program is None else shared_file(program.metadata)
+    files = (
+        [artifact.path] if beside is None else [artifact.path, artifact.path.parent / beside]
+    )
+    return sum(path.stat().st_size for path in files)
 
 
 def choose_runtimes(model: Model, wanted: Sequence[str] | None) -> dict[str, Artifact]:

@@ -1,11 +1,13 @@
 """``qtool export`` and ``qtool import``: integer models as files."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from passes.emit.base import Target
+from passes.emit.base import Inspect
 from passes.emit.registry import TARGETS, make_target, target_for
 from qtool.cli.options import (
     FILE,
@@ -23,8 +25,10 @@ from qtool.core.errors import UserError
 @click.argument("run", type=FOLDER)
 @click.option("--target", type=click.Choice(list(TARGETS)), required=True)
 @click.option(
-    "--bits", metavar="FILE|w4a4[,LAYER=w8a8,...]", help="Other bits than the run's own."
-)
+    "--bits", metavar="FILE|w4a4[,LAYER=w8a8,...]|all",
+    help="Other bits than the run's own. Several pairs, w8a8,w4a4 or all, go into a folder, "
+    "their weights once.",
+)  # fmt: skip
 @click.option(
     "--input", "kind", type=click.Choice(["float", "uint8"]), default="float",
     show_default=True, help="What the model takes: pixel / 255, or raw uint8 pixels.",
@@ -50,25 +54,34 @@ def export(
     """
     from qtool.export.export import ExportOptions
     from qtool.export.export import export as export_run
+    from qtool.export.export_pairs import export_pairs, names_pairs
     from qtool.witness.images import Asked
     from qtool.witness.witness import witness_of_run
 
-    made = make_target(target, given)
+    made, told = make_target(target, given), list[str]()
     options = ExportOptions(made, bits, kind == "uint8", allow_float)
+
+    def witness_at(pair: str | None) -> Inspect:
+        at, where = replace(options, bits=pair), "" if pair == bits else f"{pair}: "
+        asked = Asked(data, images=images)
+        return witness_of_run(run, at, asked, lambda t: told.append(where + t), accept)
+
     with progress_shown() as progress:
         if calibration is not None:
-            made.check(output, force)
+            if not names_pairs(bits):
+                made.check(output, force)
             progress.note(_calibrate(run, bits, calibration))
-        inspect, told = None, list[str]()
         if no_witness:
             told.append("no witness: nothing is compared with the run's network")
+        at = None if no_witness else witness_at
+        if names_pairs(bits):
+            files = export_pairs(run, options, output, force, progress.note, at)
         else:
-            asked = Asked(data, images=images)
-            inspect = witness_of_run(run, options, asked, told.append, accept)
-        export_run(run, options, output, force, progress.note, inspect)
+            export_run(run, options, output, force, progress.note, at and at(bits))
+            files = made.files(output)
         for text in told:
             progress.note(text)
-    _written(made, output)
+    _written(files)
 
 
 def _calibrate(folder: Path, bits: str | None, data: Path | str) -> str:
@@ -96,8 +109,8 @@ def _calibrate(folder: Path, bits: str | None, data: Path | str) -> str:
     return f"statistics at {pair_key(pair)}: {images:,} images of {loaded.name}"
 
 
-def _written(target: Target, output: Path | None) -> None:
-    for path in target.files(output):
+def _written(files: Iterable[Path]) -> None:
+    for path in files:
         click.echo(f"{path}: {path.stat().st_size:,} bytes")
 
 
@@ -148,4 +161,4 @@ def import_(
             progress.note(text)
     for note in notes:
         click.echo(f"note: {note}")
-    _written(made, output)
+    _written(made.files(output))

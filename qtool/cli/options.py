@@ -86,7 +86,8 @@ def output_option(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--output``."""
     ends = (f"{' or '.join(kind.suffixes)} ({name})" for name, kind in TARGETS.items())
     files = f"File to write: {', '.join(ends)}."
-    return click.option("-o", "--output", type=FILE, help=files)(command)
+    place = click.Path(path_type=Path)
+    return click.option("-o", "--output", type=place, help=files)(command)
 
 
 def _owners() -> dict[str, list[type[Target]]]:

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 from onnx.checker import ValidationError
 
+from passes.emit.onnx.shared_file import join
 from passes.pipelines import import_qdq
 from qtool.core.dialect import Program, read_program
 from qtool.core.errors import UserError
@@ -64,6 +65,7 @@ def load_graph(
     """
     try:
         proto = onnx.load(path, load_external_data=False)
+        join(proto, path.parent)
         check_storage(proto)
         onnx.checker.check_model(proto)
         for node in proto.graph.node:

@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from passes.emit.onnx.packed import finish, pack_weights
 from passes.graph import add_constant, collection_paused, numbered, replace_node
+from passes.packing.nesting import Nested
 from qtool.core.dialect import ISLAND_KEY, constant, scalar
 from qtool.core.errors import UnsupportedError
 from qtool.core.numerics import bias_scale
@@ -36,25 +37,35 @@ _PLAIN = {
 }
 
 
-def emit_onnx_qdq(dialect: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
+def emit_onnx_qdq(
+    dialect: ir.Model, metadata: Mapping[str, str], shared: Mapping[str, Nested] | None = None
+) -> ir.Model:
     """Return a new model in QDQ form; `dialect` is not changed.
 
     Args:
         dialect: result of `passes.pipelines.lower`.
         metadata: further entries of the file's metadata.
+        shared: how weights are held that several files share, by layer; what such a file
+            can compute when it is loaded is then not stored.
     """
     with collection_paused():
         source = dialect.clone()
-        bits = pack_weights(source.graph)
-        _Emitter(source.graph).run()
+        bits = pack_weights(source.graph, shared or {})
+        _Emitter(source.graph, computes_units=shared is not None).run()
         return finish(source.graph, bits, metadata, operator_form=False)
 
 
 class _Emitter:
-    """Rewrites a copy of the dialect graph node by node."""
+    """Rewrites a copy of the dialect graph node by node.
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
+    Args:
+        graph: rewritten in place.
+        computes_units: the scale of a bias is the product ``xs * ws``, a node in the file,
+            which runtimes compute at load.
+    """
+
+    def __init__(self, graph: ir.Graph, computes_units: bool) -> None:
+        self.graph, self.computes_units = graph, computes_units
         self.dequantized: dict[tuple[ir.Value | None, ...], ir.Value] = {}
         self.views: Counter[ir.Value] = Counter()
         values = [value for node in graph for value in node.outputs]
@@ -124,13 +135,9 @@ class _Emitter:
         is_conv = node.op_type == "QLinearConv"
         bias, y = (8, 6) if is_conv else (6, 7)
         name = str(node.name)
-        x_scale = np.float32(scalar(node.inputs[1], f"{name}: input scale"))
-        w_scale = constant(node.inputs[4])
-        if w_scale is None:
-            raise UnsupportedError(f"layer {name}: weight scale is not constant")
         x = self._dequantize(node, 0)
         weight = self._append(node, "DequantizeLinear", node.inputs[3:6], axis=0)
-        unit = add_constant(self.graph, f"{name}.bias_scale", bias_scale(x_scale, w_scale))
+        unit = self._unit(node, name)
         offset = self._append(node, "DequantizeLinear", [node.inputs[bias], unit], axis=0)
         weight.name, offset.name = self._name(f"{name}.w"), self._name(f"{name}.b")
         if is_conv:
@@ -144,8 +151,20 @@ class _Emitter:
         self.graph.insert_before(node, core)
         self._requantize(node, core.outputs[0], y)
 
+    def _unit(self, node: ir.Node, name: str) -> ir.Value:
+        """Return the scale of the bias of layer `name`."""
+        x_scale = np.float32(scalar(node.inputs[1], f"{name}: input scale"))
+        w_scale = constant(node.inputs[4])
+        if w_scale is None:
+            raise UnsupportedError(f"layer {name}: weight scale is not constant")
+        if self.computes_units:
+            unit = self._append(node, "Mul", [node.inputs[1], node.inputs[4]])
+            unit.name = self._name(f"{name}.u")
+            return unit
+        return add_constant(self.graph, f"{name}.bias_scale", bias_scale(x_scale, w_scale))
 
-# node type of the dialect: how it is spelled; the last three widen packed weights
+
+# node type of the dialect: how it is spelled; the last four widen stored weights
 NODES: dict[str, Callable[[_Emitter, ir.Node], None]] = {
     "QLinearConv": _Emitter.layer, "QGemm": _Emitter.layer,
     **dict.fromkeys(_PLAIN, _Emitter.plain),
@@ -154,4 +173,5 @@ NODES: dict[str, Callable[[_Emitter, ir.Node], None]] = {
     "Transpose": _Emitter.keep, "Concat": _Emitter.keep, "Slice": _Emitter.keep,
     "Pad": _Emitter.keep, "Resize": _Emitter.keep,
     "Cast": _Emitter.keep, "Gather": _Emitter.keep, "MatMulInteger": _Emitter.keep,
+    "Add": _Emitter.keep,
 }  # fmt: skip

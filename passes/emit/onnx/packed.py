@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from passes.graph import drop_unused_constants
-from passes.packing.packing import code_width, pack, required_versions, stored_width
+from passes.packing.nesting import Nested, Width, place
+from passes.packing.packing import code_width, required_versions, stored_width
 from qtool.core.dialect import (
     ACTIVATION_BITS_KEY,
     BITS_KEY,
@@ -20,24 +21,37 @@ from qtool.core.dialect import (
 Bits = dict[str, list[int]]
 
 
-def pack_weights(graph: ir.Graph) -> Bits:
-    """Store every weight in as few bits as it has; return {layer: [weight, activation]}."""
+def pack_weights(graph: ir.Graph, nested: Mapping[str, Nested]) -> Bits:
+    """Store every weight in as few bits as it has; return {layer: [weight, activation]}.
+
+    Args:
+        graph: of the dialect, rewritten in place.
+        nested: how weights are held that several files share, by layer.
+    """
     bits: Bits = {}
     for node in list(graph):
         if ISLAND_KEY in node.metadata_props and WEIGHT_BITS_KEY in node.metadata_props:
             bits[node.metadata_props[ISLAND_KEY]] = _bits(node)
-        if node.op_type not in ("QLinearConv", "QGemm"):
-            continue
-        codes, props, name = constant(node.inputs[3]), node.metadata_props, str(node.name)
-        if codes is None:
-            continue
-        width = code_width(codes)
-        if WEIGHT_BITS_KEY in props:
-            bits[name] = _bits(node)
-            width = stored_width(codes, bits[name][0])
-        if width < 8:
-            node.replace_input_with(3, pack(graph, node, f"{name}.w{width}", codes, width))
+        elif (width := weight_width(node)) is not None:
+            name = str(node.name)
+            if WEIGHT_BITS_KEY in node.metadata_props:
+                bits[name] = _bits(node)
+            held = nested.get(name, width.alone)
+            if held.bits < 8 or held.table is not None:
+                stored = f"{name}.w{held.bits}"
+                node.replace_input_with(3, place(graph, node, stored, held))
     return bits
+
+
+def weight_width(node: ir.Node) -> Width | None:
+    """Return the codes of a layer and the bits that it has, None for other nodes."""
+    codes = constant(node.inputs[3]) if node.op_type in ("QLinearConv", "QGemm") else None
+    if codes is None:
+        return None
+    width = code_width(codes)
+    if WEIGHT_BITS_KEY in node.metadata_props:
+        width = _bits(node)[0]
+    return Width(codes, stored_width(codes, width), width)
 
 
 def _bits(node: ir.Node) -> list[int]:

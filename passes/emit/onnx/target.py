@@ -1,10 +1,12 @@
 """``--target onnx``: an ONNX file, which holds the program itself."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passes.emit.base import Note, Target
+from qtool.core.errors import UserError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,3 +39,22 @@ class OnnxTarget(Target):
 
         for path in self.files(output):
             write_onnx(dialect, path, self.format)
+
+    def pair_files(self, names: Sequence[str], folder: Path | None) -> list[Path]:
+        """Return a graph for each pair, their weights, and the index."""
+        from passes.emit.onnx.pair_files import file_names
+
+        if folder is None:
+            raise UserError("missing option -o / --output: the folder to write to")
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; several pairs need a folder")
+        return [folder / name for name in file_names(names)]
+
+    def write_pairs(self, dialects: "Mapping[str, ir.Model]", folder: Path) -> list[str]:
+        """Write a graph a pair, their weights once, and the index."""
+        from passes.emit.onnx.pair_files import pair_files
+        from qtool.core.files import write_together
+
+        made = pair_files(dialects, self.format)
+        write_together(made.files(folder))
+        return list(made.sentences())

@@ -1,0 +1,80 @@
+"""``qtool export RUN --bits all``: a run at every pair of its candidates, weights once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+
+from passes.emit.base import Inspect, Note, refuse_unwritable
+from passes.raw_pixels import UseRawPixels
+from qtool.core.errors import UserError
+from qtool.core.pairs import ALL, deployable, pair_name, parse_pairs
+from qtool.core.selection import LayerBits, Selection, parse_uniform
+from qtool.export.adaptive import RunSource
+from qtool.export.export import ExportOptions, integer_model_at
+from qtool.runs.run import Run
+
+
+def names_pairs(bits: str | None) -> bool:
+    """True where ``--bits`` asks for several pairs: ``all``, or such as ``w8a8,w4a4``."""
+    if bits is None:
+        return False
+    parts = [part.strip() for part in bits.split(",")]
+    plain = len(parts) > 1 and all(parse_uniform(part) is not None for part in parts)
+    return bits.strip().lower() == ALL or plain
+
+
+def pairs_of(run: Run, bits: str) -> list[LayerBits]:
+    """Return the pairs that `bits` names, of those that an integer runtime has.
+
+    Raises:
+        UserError: a pair that the run does not have, or a run without candidates.
+    """
+    known = [pair for pair in run.config.pairs() if deployable(pair)]
+    if not known:
+        raise UserError(
+            f"run {run.folder}: --bits {bits} needs candidates of several bit-widths, and "
+            f"frontend {run.config.frontend} trains one width a layer; leave --bits out"
+        )
+    return parse_pairs(bits, known)
+
+
+def export_pairs(
+    folder: Path,
+    options: ExportOptions,
+    output: Path | None,
+    force: bool,
+    note: Note = lambda text: None,
+    inspect_at: Callable[[str], Inspect] | None = None,
+) -> list[Path]:
+    """Export the run in `folder` at the pairs that ``options.bits`` names.
+
+    Args:
+        folder: the run.
+        options: what becomes of it.
+        output: the folder that gets the files.
+        force: existing files may be replaced.
+        note: is told what is going on.
+        inspect_at: returns what is given a pair's graph before anything is written, as in
+            `qtool.export.export.export`; by the pair's name.
+
+    Returns:
+        The files.
+    """
+    source = RunSource.open(folder)
+    pairs = {pair_name(pair): pair for pair in pairs_of(source.run, options.bits or ALL)}
+    files = options.target.pair_files(list(pairs), output)
+    refuse_unwritable(files, force)
+    dialects: dict[str, ir.Model] = {}
+    for name, pair in pairs.items():
+        note(f"pair {name}, {len(dialects) + 1} of {len(pairs)}")
+        selection = Selection(default=pair, source="--bits")
+        dialect = integer_model_at(source, selection, options.allow_float)
+        if options.raw_pixels:
+            UseRawPixels()(dialect)
+        if inspect_at is not None:
+            inspect_at(name)(dialect)
+        dialects[name] = dialect
+    for sentence in options.target.write_pairs(dialects, files[0].parent):
+        note(sentence)
+    return files
