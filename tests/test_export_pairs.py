@@ -143,6 +143,25 @@ def test_a_meta_state_of_sat(tmp_path: Path) -> None:
     assert done.code == 0, done.err
 
 
+def test_a_network_trained_on_pairs_has_statistics_of_its_own_at_each(tmp_path: Path) -> None:
+    bits = ("weight_bits=8,4,2,32", "activation_bits=8,4,32", "quantizer=double_rounding")
+    small = ("batch_size=8", "epochs=1", "float_epochs=1", "norm_batches=2")
+    done = run_qtool(
+        "train", "mebqat_fashion", "--model", "test_export_pairs:Net", *DATA, "--out",
+        tmp_path / "run", *settings(*bits, *small),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    done = export(tmp_path / "run", tmp_path / "pairs", "all", *DATA)
+    assert done.code == 0, done.err
+    index = json.loads((tmp_path / "pairs" / "index.json").read_text())
+    # Float pairs have no integer module.
+    assert list(index["pairs"]) == ["w8a8", "w8a4", "w4a8", "w4a4", "w2a8", "w2a4"]
+    assert index["stored_apart"] == [] and index["ratio"] < 1.4
+    path = tmp_path / "pairs" / "w2a4.onnx"
+    done = run_qtool("check", path, "--reference", tmp_path / "run", *DATA, "--require-parity")
+    assert done.code == 0, done.err
+
+
 def test_what_names_several_pairs() -> None:
     several = ("all", " ALL", "w8a8,w4a4", "w4a4, w2a2")
     single = (None, "w4a4", "w4a4,conv1=w8a8", "bits.json", "w8a8,conv")

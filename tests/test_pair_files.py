@@ -7,10 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import mutations
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import test_malformed
 import torch
 from test_parity import randomise_norms
 from torch import Tensor, nn
@@ -259,3 +261,37 @@ def test_references_elsewhere_are_refused(damage: str, folder: Path) -> None:
     change(model)
     path.write_bytes(model.SerializeToString())
     assert reason in refusal(path)
+
+
+def survives(data: bytes, path: Path) -> bool:
+    """Read a damaged graph; return whether it was refused, in one line."""
+    program = test_malformed.read(data, path)
+    if isinstance(program, str):
+        return True
+    whole = onnx.load(path).SerializeToString()
+    assert test_malformed.agrees(program, whole), "read, and answered unlike ONNX Runtime"
+    return False
+
+
+def test_flipped_bytes(folder: Path) -> None:
+    draw, path = np.random.default_rng(0), folder / "w4a4.onnx"
+    original, refused = np.frombuffer(path.read_bytes(), np.uint8), 0
+    for _ in range(100):
+        data = original.copy()
+        where = draw.integers(len(data), size=int(draw.integers(1, 4)))
+        data[where] ^= draw.integers(1, 256, where.size).astype(np.uint8)
+        refused += survives(data.tobytes(), path)
+    assert refused > 30
+
+
+@pytest.mark.parametrize("mutate", mutations.MUTATIONS, ids=lambda f: f.__name__)
+def test_mutated_protobufs(
+    mutate: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)  # mutations that read a tensor find it
+    draw, path = np.random.default_rng(len(mutate.__name__)), folder / "w4a4.onnx"
+    original = path.read_bytes()
+    for _ in range(4):
+        model = onnx.load_model_from_string(original)
+        mutate(model, draw)
+        survives(model.SerializeToString(), path)

@@ -16,10 +16,11 @@ set. Where the paper leaves room, or is left:
 - A step for each output channel, as LSQ has here.
 - One bit, which the paper does not have: the sign of W_8, 0 counting as positive, times
   s mean|W_8|, a constant; dw_hat/dw = 1 (as DoReFa's one bit).
-- eta is ALRS: the paper's learning rates of steps, one a precision. Passes at several widths
-  train one s here, so it scales each pass's gradient instead: the factor 2^D above, and the
-  larger errors of few bits, would let them decide it alone. Of Eq. 6 the bracket is left out,
-  learning rate minus the layers' mean largest gradient: as printed it may be negative.
+- eta is ALRS: the paper's learning rates of s, one a precision. Passes at several widths share
+  one optimizer step here, so that eta scales the gradient of each pass. s is 2^D times smaller
+  than a step of b bits, and its gradient 2^D times larger: without eta, few bits would move it
+  4^D times as far, and decide it alone. Of Eq. 6 the bracket is left out, learning rate minus
+  the layers' mean largest gradient: as printed it may be negative.
 Inputs have an LSQ step for each width (Eq. 4, 5: "learned individually").
 """
 
