@@ -12,6 +12,8 @@ from tiny_training import plain_net, tiny_data
 from torch import Tensor, nn
 from torch.nn import functional
 
+from passes.emit.onnx.target import OnnxTarget
+from passes.emit.tvm.target import TvmTarget
 from qtool.checking.check import check
 from qtool.core.cost import FLOAT_BITS
 from qtool.core.pairs import allowed_pairs, pair_key
@@ -286,15 +288,19 @@ def test_a_run_keeps_statistics_of_every_pair(mebqat_run: Path, source: Path) ->
 PAIRS = ("w8a8", "w8a4", "w8a3", "w4a8", "w4a4", "w4a3", "w2a8", "w2a4", "w2a3", "w1a1")
 
 
-@pytest.mark.parametrize("bits", PAIRS)
+@pytest.mark.parametrize("bits", [
+    "w2a3", "w1a1", *(pytest.param(bits, marks=pytest.mark.nightly) for bits in PAIRS[:-2]),
+])  # fmt: skip
 def test_every_pair_is_deployed_exactly(
     mebqat_run: Path, source: Path, tmp_path: Path, bits: str
 ) -> None:
-    path = tmp_path / "model.onnx"
-    export(mebqat_run, ExportOptions(bits=bits), path, force=False)
-    (record,) = check([path], source, ["reference", "ort"], None, Silent())
+    paths = {OnnxTarget(): tmp_path / "model.onnx", TvmTarget(): tmp_path / "model.so"}
+    for target, path in paths.items():
+        export(mebqat_run, ExportOptions(target, bits=bits), path, force=False)
+    runtimes = ["reference", "ort", "tvm"]
+    (record,) = check([*paths.values()], source, runtimes, None, Silent())
     report = record.to_json()
-    assert report["parity"]["ort"]["mismatched"] == 0
+    assert [report["parity"][name]["mismatched"] for name in ("ort", "tvm")] == [0, 0]
     pair = parse_uniform(bits)
     assert pair is not None
     assert report["layers"]["one.0"] == [pair.weight, pair.activation]

@@ -85,6 +85,23 @@ def qat_mobilenet_v2_cifar() -> QatConfig:
     )
 
 
+def qat_mobilenet_v2_small_cifar() -> QatConfig:
+    """CIFAR-10 and a small MobileNet-v2 at W4A4: what MEBQAT's pairs are compared with."""
+    images = mebqat_mobilenet_v2_small_cifar()
+    return QatConfig(
+        name="qat_mobilenet_v2_small_cifar",
+        model=images.model,
+        dataset=images.dataset,
+        augment=images.augment,
+        float_epochs=images.float_epochs,
+        float_lr=images.float_lr,
+        warmup=images.warmup,
+        epochs=images.epochs,
+        lr=images.lr,
+        teacher="float",
+    )
+
+
 def qat_mobilenet_v2() -> QatConfig:
     """ImageNet MobileNet-v2 at W4A4, 8-bit ends: --set weights=FILE, such as torchvision's."""
     return replace(
@@ -157,6 +174,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "qat_fashion": qat_fashion,
     "qat_mobilenet_v2": qat_mobilenet_v2,
     "qat_mobilenet_v2_cifar": qat_mobilenet_v2_cifar,
+    "qat_mobilenet_v2_small_cifar": qat_mobilenet_v2_small_cifar,
     "qat_resnet20_cifar": qat_resnet20_cifar,
 }
 

@@ -77,6 +77,8 @@ def mebqat_mobilenet_v2_small_cifar() -> MebqatConfig:
         model="mobilenet_v2_small",
         dataset="cifar10",
         augment=("crop4", "flip"),
+        weight_bits=(8, 7, 6, 5, 4, 3, 2, 32),
+        activation_bits=(8, 6, 5, 4, 3, 2, 32),
         shared_steps=False,
         float_epochs=10,
         float_lr=0.1,
