@@ -29,8 +29,8 @@ from passes.packing.bit_planes import Codes
 from passes.packing.packing import Site, pack, stored_bytes
 
 CODES = 256
-# As they are, turned round, off, and off where codes are turned round.
-_MOST_RULES = 4
+# Codes as they are, turned round, and of channels that are off.
+_MOST_RULES = 3
 # Widths of the stored codes, and of those that are made of them.
 _Key = tuple[int, int]
 
