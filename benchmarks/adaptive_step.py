@@ -114,9 +114,7 @@ def measured(net: str, args: argparse.Namespace) -> list[Row]:
             ratio / passes for ratio in timing.ratios(timings["float"], args.threads)
         )
         ms = turns[len(turns) // 2]
-        rows.append(
-            Row(name, net, passes, args.batch, args.threads, ms, middle, (low, high))
-        )
+        rows.append(Row(name, net, passes, args.batch, args.threads, ms, middle, (low, high)))
     return rows
 
 

@@ -38,6 +38,7 @@ def tiny_fewshot() -> DataSet:
 
 def embedding(in_channels: int = 1) -> nn.Module:
     """8x8 images to 16 numbers, three quantized layers."""
+
     def block(inputs: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(),

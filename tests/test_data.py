@@ -79,6 +79,7 @@ def test_full_set_in_its_published_format() -> None:
 
 
 @needs_full
+@pytest.mark.nightly
 def test_embedded_subset_comes_from_the_full_set(tmp_path: Path) -> None:
     assert FULL is not None
     make_subset(Path(FULL), tmp_path)

@@ -93,6 +93,7 @@ def test_the_files_are_small_and_exact(pairs: Path) -> None:
         assert found["files"] == {str(path): path.stat().st_size + beside}
 
 
+@pytest.mark.nightly
 def test_tvm_compiles_a_pair(pairs: Path) -> None:
     module = pairs / "w4a4.so"
     done = run_qtool("import", pairs / "w4a4.onnx", "-o", module, *DATA)
@@ -129,6 +130,7 @@ def test_lsq_does_not_nest_and_says_so(tmp_path: Path) -> None:
     assert done.code == 0 and "do not nest" in done.err, done.err
 
 
+@pytest.mark.nightly
 def test_a_meta_state_of_sat(tmp_path: Path) -> None:
     done = run_qtool(
         "train", "metamix_fashion", "--epochs", 1, *TINY, "--out", tmp_path / "run",

@@ -21,6 +21,7 @@ TRAINED = (*TINY, "norm_batches=1")
 SMALL = {
     "ptq": (*TINY, "correction_images=4", "compare_images=4"),
     "qat": (*TRAINED, "epochs=1"),
+    "mebqat": (*TRAINED, "epochs=1", "weight_bits=4,2,32", "activation_bits=4,32"),
     "metamix": tuple(s for s in TRAINED if "calibration" not in s),
 }
 DATA = """

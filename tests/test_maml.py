@@ -43,6 +43,7 @@ OWN = ("ways=3", "test_ways=3", "shots=2", "tasks=2", "inner_steps=3", "test_epi
 
 def classifier(in_channels: int = 1, classes: int = WAYS) -> nn.Module:
     """8x8 images to logits, three quantized layers; gamma stays 1, as in MAML."""
+
     def block(inputs: int, outputs: int) -> nn.Sequential:
         norm = nn.BatchNorm2d(outputs)
         norm.weight.requires_grad_(False)
@@ -206,6 +207,7 @@ def test_a_step_in_parts_has_the_same_gradient(settings: tuple[str, ...]) -> Non
         assert torch.allclose(grad, found[1][name], rtol=1e-4, atol=1e-6), name
 
 
+@pytest.mark.nightly
 def test_training_learns_to_fine_tune(tmp_path: Path) -> None:
     settings = ("bits=w8a8", "shared_steps=false", "test_bits=w8a8", "test_episodes=40")
     before = train(tmp_path / "before", *settings, "epochs=0").metrics("test")[-1]

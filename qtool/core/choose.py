@@ -100,9 +100,7 @@ class Candidates:
         return LayerBits(weight, choose(self.activation, asked.activation, False, True, ""))
 
 
-def given_bits(
-    layers: Mapping[str, Candidates], selection: Selection
-) -> dict[str, LayerBits]:
+def given_bits(layers: Mapping[str, Candidates], selection: Selection) -> dict[str, LayerBits]:
     """Return the bits that `selection`, of names and a default, gives every layer."""
     return {
         name: candidates.given(selection.of(name), name in selection.layers)

@@ -161,9 +161,7 @@ def pick_rows(model: nn.Module, selection: Selection) -> None:
     candidates = layer_candidates(model)
     given = given_bits(candidates, selection)
     exact = {switch.bank.keys: switch.is_exact for switch in found}
-    by_keys = {
-        keys: choose_rows(keys, candidates, given, exact[keys]) for keys in exact
-    }
+    by_keys = {keys: choose_rows(keys, candidates, given, exact[keys]) for keys in exact}
     for switch in found:
         rows = by_keys[switch.bank.keys]
         switch.pick(rows[switch.layer])

@@ -82,9 +82,7 @@ def statistics_of(model: nn.Module, default: str) -> dict[str, Tensor]:
 _STATISTICS = ("running_mean", "running_var")
 
 
-def add_statistics(
-    run: Run, bits: LayerBits, batches: BatchSource[Batch], count: int
-) -> None:
+def add_statistics(run: Run, bits: LayerBits, batches: BatchSource[Batch], count: int) -> None:
     """Take the statistics of `run` at one more pair, or anew, and keep them in it.
 
     Args:

@@ -26,9 +26,7 @@ from qtool.training.losses import task_loss
 from qtool.training.update import Losses, Pass, Update
 
 
-def pairs_step(
-    config: MebqatConfig, model: nn.Module
-) -> tuple[Update, Losses[Tasked[Batch]]]:
+def pairs_step(config: MebqatConfig, model: nn.Module) -> tuple[Update, Losses[Tasked[Batch]]]:
     """Return the step on the tasks of a batch, and its losses.
 
     Args:
