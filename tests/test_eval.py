@@ -21,6 +21,7 @@ from qtool.core.pairs import pair_name
 from qtool.core.progress import Silent
 from qtool.core.selection import LayerBits, Selection
 from qtool.data.batches import to_batch
+from qtool.data.images import DataSet, Images
 from qtool.frontends.mebqat import frontend as mebqat
 from qtool.frontends.metamix import frontend as metamix
 from qtool.networks import load_adaptive
@@ -31,6 +32,7 @@ from qtool.runs.stage import Stage
 from qtool.settings.mebqat import MebqatConfig
 from qtool.settings.metamix import MetaMixConfig
 from qtool.settings.override import override
+from qtool.training.evaluation import accuracy
 from qtool.training.transductive import transductive_accuracy
 
 DATA = "tiny_training:tiny_data"
@@ -151,6 +153,29 @@ def test_another_question_replaces_the_answers_only_by_force(run: Path) -> None:
     (run / "eval.json").write_text(json.dumps({"format": 1, "question": {}}))
     refused(evaluate(run, *fewer), "eval.json is damaged", "--force replaces it")
     assert evaluate(run, *fewer, "--force").code == 0
+
+
+def turned_data() -> DataSet:
+    """The tiny images, upside down: other images under the same name."""
+    found = tiny_data()
+    images = Images(found.test.load(slice(None))[:, :, ::-1].copy(), found.test.labels)
+    return replace(found, test=images)
+
+
+def test_other_images_of_the_same_name_are_another_question(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert evaluate(run, "--bits", "w4a4").code == 0
+    known = content(run)["pairs"]["w4a4"]
+    monkeypatch.setattr("tiny_training.tiny_data", turned_data)
+    again = (run, "--bits", "w4a4")
+    refused(evaluate(*again), "others, of the same name", "--force replaces it")
+    assert content(run)["pairs"]["w4a4"] == known
+    assert evaluate(*again, "--force").code == 0
+    found = content(run)["pairs"]["w4a4"]
+    model = load_adaptive(Run.open(run))
+    select(model, Selection(default=LayerBits(4, 4)))
+    assert found["accuracy"] == accuracy(model, turned_data().test)
 
 
 def test_other_weights_are_measured_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -424,7 +424,9 @@ def test_a_stopped_run_continues_to_the_same_bytes(
     (("weight_bits=16,32",), "setting weight_bits: got 16,32, expected a candidate of 1 to 8"),
     (("activation_bits=9",), "recipe setting activation_bits: got 9, expected 1 to 8"),
     (("weight_bits=8,4,8",), "recipe setting weight_bits: 8 is given twice"),
-    (("weight_bits=8,4",), "1-bit inputs go with 1-bit weights only: add 1 to weight_bits"),
+    (("weight_bits=8,4",), "1-bit inputs go with none of the weights' 8,4 bits: add 1 to"),
+    (("weight_bits=4,1", "activation_bits=8"), "1-bit weights go with 1-bit or float inputs"),
+    (("weight_bits=1,4", "activation_bits=8,1"), "w1a8, the first integers of both, is what"),
     (("teacher=float",), "frontend mebqat teaches itself, from its float task"),
     (("tasks=1",), "recipe setting tasks: got 1, expected 2 to 64"),
 ])  # fmt: skip
@@ -434,6 +436,34 @@ def test_refused_settings_write_nothing(
     done = train(source, tmp_path / "run", *settings)
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert message in done.err and not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_replaced_by_what_starts_from_it(
+    mebqat_run: Path, source: Path
+) -> None:
+    before = {path: path.read_bytes() for path in mebqat_run.iterdir()}
+    words = (word for each in (*SMALL, f"weights={mebqat_run}") for word in ("--set", each))
+    done = run_qtool(
+        "train", "mebqat_mobilenet_v2_small_cifar", "--data", source, "--out", mebqat_run,
+        *words, "--force",
+    )  # fmt: skip
+    assert done.code == 2 and "which --force would replace" in done.err, done.err
+    assert {path: path.read_bytes() for path in mebqat_run.iterdir()} == before
+
+
+@pytest.mark.parametrize("quantizer", ["dorefa", "any_precision"])
+def test_codes_of_nine_bits_are_evaluated_as_they_are(quantizer: str) -> None:
+    """8-bit DoReFa codes reach 255, more than int8 holds: against sums of floats."""
+    spec = QuantSpec((8,), (7, 8), quantizer=quantizer, ends_keep=True)
+    model = prepare(same_network(), spec)
+    x = to_batch(tiny_data().test, slice(0, 16))[0]
+    calibrate(model, x)
+    for bits in (7, 8):
+        select_pair(model, LayerBits(bits, 8))
+        with torch.no_grad():
+            exact = model.eval()(x)
+        close = model(x).detach()  # with gradients no integers are followed
+        assert float((exact - close).abs().max() / close.abs().max()) < 0.05, bits
 
 
 def test_search_is_refused(mebqat_run: Path, source: Path) -> None:

@@ -27,6 +27,7 @@ class Question:
         runtime: what executes deployed files, or `TORCH`.
         episodes: of new classes instead of images, how many; 0: images.
         task: of each episode: 20-way 5-shot.
+        digest: hash of the test labels and of some of the images.
     """
 
     origin: str
@@ -35,6 +36,7 @@ class Question:
     runtime: str
     episodes: int = 0
     task: str = ""
+    digest: str = ""
 
     def __str__(self) -> str:
         if self.episodes:

@@ -38,6 +38,40 @@ def _goes(bits: LayerBits) -> bool:
     return bits.activation != 1
 
 
+def require_pairs(weights: Sequence[int], activations: Sequence[int]) -> None:
+    """Refuse candidates that some pair cannot be made of, or whose first ones make none.
+
+    Raises:
+        UserError: says which setting, and what to give.
+    """
+    for name, bits in (("weight", weights), ("activation", activations)):
+        if all(width in FLOAT_WIDTHS for width in bits):
+            raise UserError(
+                f"recipe setting {name}_bits: got {','.join(map(str, bits)) or 'none'}, "
+                "expected a candidate of 1 to 8 bits at least, such as 8,4,2,32"
+            )
+    pairs = allowed_pairs(weights, activations)
+    for width in activations:
+        if all(pair.activation != width for pair in pairs):
+            raise UserError(
+                f"recipe setting activation_bits: {width}-bit inputs go with none of the "
+                f"weights' {','.join(map(str, weights))} bits: "
+                + ("add 1 to weight_bits" if width == 1 else "add others to weight_bits")
+            )
+    if 1 in weights and all(pair.weight != 1 for pair in pairs):
+        raise UserError(
+            "recipe setting weight_bits: 1-bit weights go with 1-bit or float inputs only: "
+            "add 1 or 32 to activation_bits"
+        )
+    first = default_pair(weights, activations)
+    if first not in pairs:
+        raise UserError(
+            f"recipe settings weight_bits and activation_bits: {pair_key(first)}, the first "
+            "integers of both, is what a run is where nothing is asked, and these do not go "
+            "together: put others first"
+        )
+
+
 def default_pair(weights: Sequence[int], activations: Sequence[int]) -> LayerBits:
     """Return the pair of the first candidates that are integers: what no selection gives."""
     first = [next(b for b in some if b not in FLOAT_WIDTHS) for some in (weights, activations)]
@@ -90,7 +124,7 @@ def parse_pairs(
 
 
 def _parse(part: str, text: str, what: str) -> LayerBits:
-    bits = FLOAT_BITS if part.lower() == FLOAT else parse_uniform(part)
+    bits = FLOAT_BITS if part.lower() == FLOAT else parse_uniform(part, float_inputs=True)
     if bits is None:
         raise UserError(
             f"{what} {text!r}: {part!r} is not like w4a4 or {FLOAT}; expected a list of such, "

@@ -92,16 +92,23 @@ _WILD = re.compile(r"[*?\[]")
 _UNIFORM = re.compile(r"w(\d+)a(\d+)", re.IGNORECASE)
 
 
-def parse_uniform(text: str) -> LayerBits | None:
-    """Parse ``w4a8``; None when `text` has another form (a file name, say)."""
+def parse_uniform(text: str, float_inputs: bool = False) -> LayerBits | None:
+    """Parse ``w4a8``; None when `text` has another form (a file name, say).
+
+    Args:
+        text: what the user gave.
+        float_inputs: integer weights may have inputs of 16 or 32 bits, as no device has them.
+    """
     match = _UNIFORM.fullmatch(text)
     if match is None:
         return None
     weight, activation = int(match[1]), int(match[2])
-    return _checked(LayerBits(weight, activation), "", text)
+    return _checked(LayerBits(weight, activation), "", text, float_inputs)
 
 
-def _checked(bits: LayerBits, layer: str, where: str) -> LayerBits:
+def _checked(
+    bits: LayerBits, layer: str, where: str, float_inputs: bool = False
+) -> LayerBits:
     """Return `bits`, or refuse them."""
     for what, got, known in (
         ("weight", bits.weight, WEIGHT_BITS), ("activation", bits.activation, ACTIVATION_BITS),
@@ -111,7 +118,7 @@ def _checked(bits: LayerBits, layer: str, where: str) -> LayerBits:
                 f"{where}: {layer}{what} bits {got} not supported, expected {known.start} to "
                 f"{known.stop - 1}, or {' or '.join(map(str, FLOAT_WIDTHS))} for float"
             )
-    if bits.activation in FLOAT_WIDTHS and not bits.is_float:
+    if bits.activation in FLOAT_WIDTHS and not (bits.is_float or float_inputs):
         raise UserError(
             f"{where}: {layer}weights of {bits.weight} bits with an input of "
             f"{bits.activation}: integer layers read up to {ACTIVATION_BITS.stop - 1} bits"

@@ -101,6 +101,7 @@ class Run:
         if not resume:
             refuse_existing(recipe, force)
         if force:
+            _require_apart(folder, config)
             _clear(folder)
         _write_recipe(folder, config, data.shape, config.outputs(data.classes))
         keep_sample(folder, data)
@@ -295,6 +296,18 @@ def _write_recipe(folder: Path, config: Config, shape: Sequence[int], classes: i
 
 def _link(stage: Stage, source: Path, target: Path) -> None:
     link_or_copy(source / stage.file, target / stage.file)
+
+
+def _require_apart(folder: Path, config: Config) -> None:
+    """Refuse to replace the run in `folder` by one that starts from it."""
+    for name in ("weights", "teacher"):
+        value = getattr(config, name, "")
+        source = Path(value).resolve() if value else None
+        if source is not None and folder.resolve() in (source, source.parent):
+            raise UserError(
+                f"recipe setting {name}: {value} is in {folder}, which --force would replace: "
+                "choose another --out"
+            )
 
 
 def _clear(folder: Path) -> None:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from qtool.core.errors import UserError
 from qtool.core.grids import FLOAT_WIDTHS
-from qtool.core.pairs import allowed_pairs, parse_pairs
+from qtool.core.pairs import allowed_pairs, parse_pairs, require_pairs
 from qtool.core.selection import LayerBits
 from qtool.settings.base import ACTIVATIONS, WEIGHTS, TrainConfig
 from qtool.settings.setting import differ, setting
@@ -90,14 +90,7 @@ class EpisodeConfig(TrainConfig):
     def require_consistent(self) -> None:
         """Refuse settings that contradict each other."""
         super().require_consistent()
-        for name, bits in (
-            ("weight", self.weight_candidates), ("activation", self.activation_bits),
-        ):  # fmt: skip
-            if all(width in FLOAT_WIDTHS for width in bits):
-                raise UserError(
-                    f"recipe setting {name}_bits: got {','.join(map(str, bits)) or 'none'}, "
-                    "expected a candidate of 1 to 8 bits at least, such as 8,4,2,32"
-                )
+        require_pairs(self.weight_candidates, self.activation_bits)
         if self.bits and len(self._parsed("bits", self.bits)) > 1:
             raise UserError(f"recipe setting bits: got {self.bits}, expected one pair")
         if self.bits and self.shared_steps:

@@ -6,7 +6,7 @@ from typing import ClassVar
 from qtool.core.cost import FLOAT_BITS
 from qtool.core.errors import UserError
 from qtool.core.grids import FLOAT_WIDTHS
-from qtool.core.pairs import allowed_pairs
+from qtool.core.pairs import allowed_pairs, require_pairs
 from qtool.core.selection import LayerBits
 from qtool.settings.base import ACTIVATIONS, WEIGHTS, TrainConfig
 from qtool.settings.setting import differ, setting
@@ -55,18 +55,7 @@ class MebqatConfig(TrainConfig):
     def require_consistent(self) -> None:
         """Refuse candidates without an integer, and a teacher: the float task is it."""
         super().require_consistent()
-        weights = self.weight_candidates
-        for name, bits in (("weight", weights), ("activation", self.activation_bits)):
-            if all(b in FLOAT_WIDTHS for b in bits):
-                raise UserError(
-                    f"recipe setting {name}_bits: got {','.join(map(str, bits)) or 'none'}, "
-                    "expected a candidate of 1 to 8 bits at least, such as 8,4,2,32"
-                )
-        if (1 in weights) != (1 in self.activation_bits) and 1 in self.activation_bits:
-            raise UserError(
-                "recipe setting activation_bits: 1-bit inputs go with 1-bit weights only: add "
-                "1 to weight_bits"
-            )
+        require_pairs(self.weight_candidates, self.activation_bits)
         if self.teacher:
             raise UserError(
                 "recipe setting teacher: frontend mebqat teaches itself, from its float task: "

@@ -82,13 +82,13 @@ class QuantLayer(nn.Module):
         """(N, C_in, H, W) -> (N, C, H', W'), or (N, C_in) -> (N, C)."""
         x = self.input_quant(x)
         weight = self.weight_quant(self.layer.weight)
-        if isinstance(x, OnGrid) and self.weight_quant.is_on and self._fits(x):
+        if isinstance(x, OnGrid) and self.weight_quant.fits_device and self._fits(x):
             return layer_result(
                 self._folded(weight), x, lambda codes, w: self._linear_map(codes, w, None),
                 lambda: self._approximate(values(x), weight),
             )  # fmt: skip
         if self._is_evaluated():
-            return self._approximate(x, weight)
+            return self._approximate(values(x), weight)
         with self._saving_codes(x):
             y = self._linear_map(x, weight, self.bias)
         if self.norm is None or (self.defers_norm and self.training):

@@ -47,6 +47,11 @@ class WeightQuantizer(Quantizer):
             width = channels if options.per_channel else 1
             self.step = nn.Parameter(torch.ones(self.bank.rows, width))
 
+    @property
+    def fits_device(self) -> bool:
+        """True where it is on and int8 holds its codes, which 8 bits of DoReFa exceed."""
+        return self.is_on and (self.selected or 0) <= self.rule.widest
+
     def limits(self, bits: int) -> tuple[int, int]:
         """Return (Qn, Qp): weights are narrow."""
         return weight_limit(bits), weight_limit(bits)
