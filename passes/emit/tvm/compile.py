@@ -67,10 +67,11 @@ def described_code(target: CpuTarget, batch: int) -> dict[str, Any]:
 
 
 def sealed_code(
-    module: TvmModule, facts: dict[str, Any], target: CpuTarget, suffix: str, note: Note | None
-) -> Compiled:
+    module: TvmModule, facts: dict[str, Any], target: CpuTarget, suffix: str,
+    note: Note | None, strip: bool = False,
+) -> Compiled:  # fmt: skip
     """Compile `module`; a library gets a seal with `facts`."""
-    data = compile_library(module.ir, target, suffix, note)
+    data = compile_library(module.ir, target, suffix, note, strip)
     return Compiled(seal(data, facts) if suffix == LIBRARY else data, facts, module)
 
 

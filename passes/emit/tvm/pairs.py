@@ -81,6 +81,9 @@ def compile_pairs(
 ) -> CompiledPairs:
     """Compile `networks` into one library for batch 1 and seal it, and the largest alone.
 
+    Without debug information, which says nothing of code that has no source, and would be
+    there once a pair.
+
     Args:
         networks: of `plan_pairs`.
         target: the CPU that they are planned for.
@@ -91,11 +94,11 @@ def compile_pairs(
     facts = {pair: describe(network.program) for pair, network in networks.items()}
     said = {pair: of | {"module": module.networks[pair]} for pair, of in facts.items()}
     seal = {"qtool": qtool.__version__, **code, "pairs": said}
-    compiled = sealed_code(module, seal, target, suffix, note)
+    compiled = sealed_code(module, seal, target, suffix, note, strip=True)
     largest = max(facts, key=lambda pair: (facts[pair]["weight_bytes"], facts[pair]["bops"]))
     single = emit({None: networks[largest]})
     content = facts[largest] | code | {"module": single.facts}
-    alone = sealed_code(single, content, target, suffix, None)
+    alone = sealed_code(single, content, target, suffix, None, strip=True)
     return CompiledPairs(compiled, str(largest), alone)
 
 
