@@ -10,6 +10,7 @@ not: the difference is what a switch takes. Of the two exports one is enough. qt
 installed.
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -35,14 +36,26 @@ def open_onnx(folder: Path, pairs: list[str]) -> list[Run]:
 
 
 def open_tvm(folder: Path, pairs: list[str]) -> list[Run]:
-    """Return the networks in the folder's library: a function each."""
+    """Return the networks in the folder's library: a function each.
+
+    Weights that the library makes of wider ones are made here, once a width.
+    """
     import tvm
     from tvm import relax
 
     library = tvm.runtime.load_module(str(folder / "model.so"))
     machine = relax.VirtualMachine(library, tvm.cpu())
-    functions = [machine[pair] for pair in pairs]
-    return [lambda image, f=f: f(tvm.runtime.tensor(image)).numpy() for f in functions]
+    known = json.loads((folder / "model.json").read_text())["pairs"]
+    made = {None: []} | {
+        name: [machine[name]()] for name in {known[pair]["weights"] for pair in pairs} - {None}
+    }
+    calls = [(machine[pair], made[known[pair]["weights"]]) for pair in pairs]
+    return [
+        lambda image, call=call, weights=weights: call(
+            tvm.runtime.tensor(image), *weights
+        ).numpy()
+        for call, weights in calls
+    ]
 
 
 def timed(networks: list[Run], images: np.ndarray) -> tuple[float, list[list[int]]]:

@@ -61,7 +61,7 @@ class TvmRuntime:
         import tvm
         from tvm import relax
 
-        self._tensor = tvm.runtime.tensor
+        self._tensor, self._made = tvm.runtime.tensor, dict[str, Any]()
         # The loader hands out the library that it first saw under a name: use a fresh name.
         self._folder = tempfile.TemporaryDirectory(prefix="qtool-tvm-")
         fresh = Path(self._folder.name) / "model.so"
@@ -93,8 +93,18 @@ class TvmRuntime:
 
     def _call(self, function: str, x: Inputs) -> Any:
         """Return what `function` of the library does for every part of `x`, in one array."""
-        parts = [self._vm[function](self._tensor(part)).numpy() for part in self._parts(x)]
+        given, call = self._weights(), self._vm[function]
+        parts = [call(self._tensor(part), *given).numpy() for part in self._parts(x)]
         return np.concatenate(parts)
+
+    def _weights(self) -> list[Any]:
+        """Return what is made of the library's weights for this pair: once, for `at` too."""
+        name = self.metadata.get("weights")
+        if name is None:
+            return []
+        if name not in self._made:
+            self._made[name] = self._vm[name]()
+        return [self._made[name]]
 
     def intermediates(self, x: Inputs) -> dict[str, Codes]:
         """Return every integer tensor that is written to memory, in execution order.

@@ -1,8 +1,9 @@
 """One network at several pairs of bit-widths in one library: two functions for each pair.
 
-Kernels of equal specification and equal constants are there once. Weights are stored at every
-width that they have, in the order in which kernels read them, not at every pair: w4a2, w4a4
-and w4a8 share theirs.
+Kernels of equal specification and equal constants are there once: w4a2, w4a4 and w4a8 share
+their weights. Weights that nest are stored at the widest; a function for each other width
+makes what its kernels read (`passes.emit.tvm.cpu.narrowing`), and the functions of such pairs
+take the result as a second argument.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,8 @@ from passes.emit.tvm.compile import (
     sealed_code,
     versions_json,
 )
-from passes.emit.tvm.cpu.tvm_module import Network, TvmModule, emit, plan_network
+from passes.emit.tvm.cpu.network import Network
+from passes.emit.tvm.cpu.tvm_module import TvmModule, emit, plan_network
 from passes.emit.tvm.cpu_target import CpuTarget
 from passes.emit.tvm.library import LIBRARY
 from passes.emit.tvm.tuning import TuneOptions
@@ -55,6 +57,12 @@ class CompiledPairs:
             f"{self.ratio:.2f} x {self.largest} alone: {all_pairs.constants:,} of constants "
             f"({one.constants:,} alone), {_kernels(all_pairs)} kernels ({_kernels(one)} alone)"
         )
+
+
+def _made_by(module: TvmModule, pair: str | None) -> str | None:
+    """Return the function that makes a pair's weights; None where there is nothing to make."""
+    made = module.weights.get(pair)
+    return None if made is None else made.name
 
 
 def _kernels(module: TvmModule) -> int:
@@ -92,7 +100,10 @@ def compile_pairs(
     """
     module, code = emit(networks), described_code(target, batch=1)
     facts = {pair: describe(network.program) for pair, network in networks.items()}
-    said = {pair: of | {"module": module.networks[pair]} for pair, of in facts.items()}
+    said = {
+        pair: of | {"weights": _made_by(module, pair), "module": module.networks[pair]}
+        for pair, of in facts.items()
+    }
     seal = {"qtool": qtool.__version__, **code, "pairs": said}
     compiled = sealed_code(module, seal, target, suffix, note, strip=True)
     largest = max(facts, key=lambda pair: (facts[pair]["weight_bytes"], facts[pair]["bops"]))
@@ -118,6 +129,7 @@ def pairs_json(
         "versions": versions_json(compiled.facts),
         "target": compiled.facts["cpu"],
         "weight_blob_bytes": compiled.module.constants,
+        "made_bytes": {made.name: made.bytes for made in compiled.module.weights.values()},
         "largest_alone": {"pair": pairs.largest, "bytes": len(pairs.alone.data)},
         "ratio": round(pairs.ratio, 4),
         "pairs": {pair: _entry(pair, known[pair], programs[pair]) for pair in programs},
@@ -130,6 +142,6 @@ def _entry(pair: str, facts: Mapping[str, Any], program: Program) -> dict[str, A
     content = network_json(facts, program)
     del content["target"]
     return {
-        "function": run, "trace": trace, "digest": facts["digest"],
-        "dataset": facts["dataset"], **content,
+        "function": run, "trace": trace, "weights": facts["weights"],
+        "digest": facts["digest"], "dataset": facts["dataset"], **content,
     }  # fmt: skip

@@ -8,11 +8,12 @@ A module of one network at several pairs of bit-widths has both for every pair, 
 their own; kernels of equal specification, and equal constants, are there once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import tvm
+from numpy.typing import NDArray
 from tvm import relax
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
@@ -20,9 +21,10 @@ from tvm.script.ir_builder import tirx as T
 from passes.emit.tvm import te_kernels
 from passes.emit.tvm.cpu.constants import Constants
 from passes.emit.tvm.cpu.kernels.layout import Layout
-from passes.emit.tvm.cpu.plan.memory import apart, arrange
+from passes.emit.tvm.cpu.narrowing import MADE, Weights, narrow_weights
+from passes.emit.tvm.cpu.network import Network
 from passes.emit.tvm.cpu.plan.plan import Plan, make_plan
-from passes.emit.tvm.cpu.plan.steps import INPUT, OUTPUT, Kernel, Operand
+from passes.emit.tvm.cpu.plan.steps import INPUT, OUTPUT, Kernel, Operand, Step
 from passes.emit.tvm.cpu.tuner import tuned_plan
 from passes.emit.tvm.cpu.vectors.units import vectors
 from passes.emit.tvm.cpu_target import CpuTarget
@@ -43,36 +45,18 @@ class TvmModule:
         networks: JSON values by pair, None for the only network: tensors, memory, kernels,
             what fell back.
         constants: bytes of all constants.
+        weights: what is made for each pair that needs it (`passes.emit.tvm.cpu.narrowing`).
     """
 
     ir: Any
     networks: dict[str | None, dict[str, Any]]
     constants: int
+    weights: dict[str | None, Weights]
 
     @property
     def facts(self) -> dict[str, Any]:
         """What is to be known of the only network."""
         return self.networks[None]
-
-
-class Network:
-    """A program, its plan, and where tensors lie in memory.
-
-    Args:
-        program: the integer dialect.
-        plan: of the program.
-    """
-
-    def __init__(self, program: Program, plan: Plan) -> None:
-        self.program, self.plan = program, plan
-        lives = plan.lives()
-        self.arena, self.arena_bytes = arrange(lives)
-        self.apart, self.trace_bytes = apart(lives)
-
-    @property
-    def result_shape(self) -> tuple[int, ...]:
-        """Shape of an image's output."""
-        return self.program.shapes()[self.plan.result]
 
 
 def plan_network(
@@ -142,23 +126,39 @@ class _Emitter:
         self._functions: dict[Any, Any] = {}
         self._names: dict[Kernel, Any] = {}
         self._constants = Constants()
+        self._weights = narrow_weights(networks)
 
     def module(self) -> TvmModule:
         """Return the module."""
-        for network in self._networks.values():
-            for step in network.plan.steps:
-                self._kernel(step.kernel)
-                for array in step.constants:
-                    self._constants.add(array)
+        for pair, network in self._networks.items():
+            self._add(network.plan.steps, self._weights.get(pair))
+        made = {weights.name: weights for weights in self._weights.values()}
+        for weights in made.values():
+            self._add(weights.steps.values(), None)
         builder = relax.BlockBuilder(tvm.IRModule(self._functions))
         blob = relax.const(self._constants.array())
+        for name, weights in made.items():
+            called = builder.add_func(self._maker(weights, f"qtool_{name}"), f"qtool_{name}")
+            with builder.function(name, [], attrs={"global_symbol": name}):
+                result = relax.TensorType((1, weights.bytes), "uint8")
+                builder.emit_func_output(builder.emit(relax.call_tir(called, [blob], result)))
         for pair, network in self._networks.items():
             for name, trace in zip(function_names(pair), (False, True), strict=True):
-                function = self._net(network, f"qtool_{name}", trace)
+                function = self._net(network, f"qtool_{name}", trace, self._weights.get(pair))
                 called = builder.add_func(function, f"qtool_{name}")
-                self._relax(builder, name, called, network, blob, trace)
+                self._relax(
+                    builder, name, called, network, blob, trace, self._weights.get(pair)
+                )
         facts = {pair: self._facts(network) for pair, network in self._networks.items()}
-        return TvmModule(builder.get(), facts, self._constants.size)
+        return TvmModule(builder.get(), facts, self._constants.size, self._weights)
+
+    def _add(self, steps: Iterable[Step], weights: Weights | None) -> None:
+        """Add kernels and constants of `steps`, but for what is made."""
+        for step in steps:
+            self._kernel(step.kernel)
+            for array in step.constants:
+                if weights is None or weights.place(array) is None:
+                    self._constants.add(array)
 
     def _kernel(self, kernel: Kernel) -> Any:
         """Return the function of a kernel, one for equal specifications."""
@@ -169,7 +169,23 @@ class _Emitter:
             self._names[kernel] = reference
         return self._names[kernel]
 
-    def _net(self, network: Network, name: str, trace: bool) -> Any:
+    def _maker(self, weights: Weights, name: str) -> Any:
+        """Return the function that makes weights."""
+        with IRBuilder() as builder, T.prim_func(s_tir=False):
+            T.func_name(name)
+            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            blob = self._blob()
+            made = T.arg("made", T.buffer((1, weights.bytes), "uint8", layout=None))
+            offsets = {MADE: 0}
+            pointers = _Pointers(made, made, made, blob, None, None, 0, 0, offsets)
+            self._calls(weights.steps.values(), pointers, trace=False)
+        return builder.get()
+
+    def _blob(self) -> Any:
+        """Declare the argument of all constants."""
+        return T.arg("constants", T.buffer((self._constants.size,), "uint8", layout=None))
+
+    def _net(self, network: Network, name: str, trace: bool, weights: Weights | None) -> Any:
         """Return the function that calls all kernels."""
         program, images = network.program, self._batch
         shape = (images, *program.input_shape)
@@ -178,7 +194,12 @@ class _Emitter:
             T.func_name(name)
             T.func_attr({"global_symbol": name, "tirx.noalias": True})
             x = T.arg("x", T.buffer(shape, program.input_kind, layout=None))
-            blob = T.arg("constants", T.buffer((self._constants.size,), "uint8", layout=None))
+            blob = self._blob()
+            made = (
+                None
+                if weights is None
+                else T.arg("weights", T.buffer((1, weights.bytes), "uint8", layout=None))
+            )
             y = T.arg("y", T.buffer(result, kind, layout=None))
             # An argument: TVM would shrink an allocation to the bytes that it sees in use.
             memory = (
@@ -189,8 +210,8 @@ class _Emitter:
             with T.serial(0, images) as image:
                 # A trace has memory for every image; the arena is the same for all.
                 offsets, row = (network.apart, image) if trace else (network.arena, 0)
-                pointers = _Pointers(x, y, memory, blob, image, row, offsets)
-                self._calls(network.plan, pointers, trace)
+                pointers = _Pointers(x, y, memory, blob, made, weights, image, row, offsets)
+                self._calls(network.plan.steps, pointers, trace)
         return builder.get()
 
     def _result(self, network: Network, trace: bool) -> tuple[tuple[int, ...], str]:
@@ -199,27 +220,32 @@ class _Emitter:
             return (self._batch, network.trace_bytes), "uint8"
         return (self._batch, *network.result_shape), "float32"
 
-    def _calls(self, plan: Plan, pointers: "_Pointers", trace: bool) -> None:
-        for step in plan.steps:
+    def _calls(self, steps: Iterable[Step], pointers: "_Pointers", trace: bool) -> None:
+        for step in steps:
             if trace and step.output.tensor == OUTPUT:
                 continue
             args = [pointers.of(operand) for operand in (*step.inputs, step.output)]
-            args += [pointers.constant(self._constants.place(a)) for a in step.constants]
+            args += [pointers.constant(a, self._constants) for a in step.constants]
             T.evaluate(T.Call(self._names[step.kernel], args, ret_ty="int32"))
 
     def _relax(
-        self, builder: Any, name: str, function: Any, network: Network, blob: Any, trace: bool
-    ) -> None:
+        self, builder: Any, name: str, function: Any, network: Network, blob: Any, trace: bool,
+        weights: Weights | None,
+    ) -> None:  # fmt: skip
         program = network.program
         x = relax.Var(
             "input", relax.TensorType((self._batch, *program.input_shape), program.input_kind)
         )
-        with builder.function(name, [x], attrs={"global_symbol": name}):
+        given = [x]
+        if weights is not None:
+            kind = relax.TensorType((1, weights.bytes), "uint8")
+            given.append(relax.Var("weights", kind))
+        with builder.function(name, given, attrs={"global_symbol": name}):
             with builder.dataflow():
                 results = [relax.TensorType(*self._result(network, trace))]
                 if not trace:
                     results.append(relax.TensorType((1, network.arena_bytes), "uint8"))
-                call = builder.emit(relax.call_tir(function, [x, blob], results))
+                call = builder.emit(relax.call_tir(function, [x, blob, *given[1:]], results))
                 result = builder.emit_output(call[0] if len(results) > 1 else call)
             builder.emit_func_output(result)
 
@@ -280,6 +306,8 @@ class _Pointers:
     y: Any
     memory: Any
     blob: Any
+    made: Any
+    weights: Weights | None
     image: Any
     row: Any
     offsets: dict[str, int]
@@ -293,6 +321,9 @@ class _Pointers:
             self.memory[self.row, self.offsets[operand.tensor] + operand.offset]
         )
 
-    def constant(self, offset: int) -> Any:
-        """Return the pointer of a constant."""
-        return T.address_of(self.blob[offset])
+    def constant(self, array: NDArray[Any], stored: Constants) -> Any:
+        """Return the pointer of a constant, stored or made."""
+        place = None if self.weights is None else self.weights.place(array)
+        if place is not None:
+            return T.address_of(self.made[0, place])
+        return T.address_of(self.blob[stored.place(array)])
