@@ -8,12 +8,12 @@ A module of one network at several pairs of bit-widths has both for every pair, 
 their own; kernels of equal specification, and equal constants, are there once.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tvm
-from numpy.typing import NDArray
 from tvm import relax
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
@@ -24,7 +24,8 @@ from passes.emit.tvm.cpu.kernels.layout import Layout
 from passes.emit.tvm.cpu.narrowing import MADE, Weights, narrow_weights
 from passes.emit.tvm.cpu.network import Network
 from passes.emit.tvm.cpu.plan.plan import Plan, make_plan
-from passes.emit.tvm.cpu.plan.steps import INPUT, OUTPUT, Kernel, Operand, Step
+from passes.emit.tvm.cpu.plan.steps import OUTPUT, Kernel, Step
+from passes.emit.tvm.cpu.pointers import Pointers, Stored
 from passes.emit.tvm.cpu.tuner import tuned_plan
 from passes.emit.tvm.cpu.vectors.units import vectors
 from passes.emit.tvm.cpu_target import CpuTarget
@@ -127,6 +128,8 @@ class _Emitter:
         self._names: dict[Kernel, Any] = {}
         self._constants = Constants()
         self._weights = narrow_weights(networks)
+        # The functions of networks that differ in numbers only.
+        self._shared: dict[Any, Any] = {}
 
     def module(self) -> TvmModule:
         """Return the module."""
@@ -143,12 +146,11 @@ class _Emitter:
                 result = relax.TensorType((1, weights.bytes), "uint8")
                 builder.emit_func_output(builder.emit(relax.call_tir(called, [blob], result)))
         for pair, network in self._networks.items():
+            stored = Stored(self._constants, self._weights.get(pair))
+            constants = [blob, *self._places(network, stored)]
             for name, trace in zip(function_names(pair), (False, True), strict=True):
-                function = self._net(network, f"qtool_{name}", trace, self._weights.get(pair))
-                called = builder.add_func(function, f"qtool_{name}")
-                self._relax(
-                    builder, name, called, network, blob, trace, self._weights.get(pair)
-                )
+                called = self._called(builder, network, f"qtool_{name}", trace, stored)
+                self._relax(builder, name, called, network, constants, trace, stored)
         facts = {pair: self._facts(network) for pair, network in self._networks.items()}
         return TvmModule(builder.get(), facts, self._constants.size, self._weights)
 
@@ -177,7 +179,8 @@ class _Emitter:
             blob = self._blob()
             made = T.arg("made", T.buffer((1, weights.bytes), "uint8", layout=None))
             offsets = {MADE: 0}
-            pointers = _Pointers(made, made, made, blob, None, None, 0, 0, offsets)
+            stored = Stored(self._constants, None)
+            pointers = Pointers(made, made, made, blob, None, None, stored, 0, 0, offsets)
             self._calls(weights.steps.values(), pointers, trace=False)
         return builder.get()
 
@@ -185,7 +188,31 @@ class _Emitter:
         """Declare the argument of all constants."""
         return T.arg("constants", T.buffer((self._constants.size,), "uint8", layout=None))
 
-    def _net(self, network: Network, name: str, trace: bool, weights: Weights | None) -> Any:
+    def _places(self, network: Network, stored: Stored) -> list[Any]:
+        """Return where constants are, an argument of a function of several networks."""
+        if len(self._networks) == 1:
+            return []
+        places = [stored.place(a) for step in network.plan.steps for a in step.constants]
+        return [relax.const(np.array(places, np.int32))]
+
+    def _called(
+        self, builder: Any, network: Network, name: str, trace: bool, stored: Stored
+    ) -> Any:
+        """Return the function that calls all kernels, one for networks that it suits."""
+        steps = tuple(
+            (step.kernel, step.inputs, step.output, tuple(map(stored.made, step.constants)))
+            for step in network.plan.steps
+        )
+        made = None if stored.weights is None else stored.weights.bytes
+        offsets = tuple((network.apart if trace else network.arena).items())
+        image = (network.program.input_shape, network.program.input_kind)
+        key = (steps, offsets, image, self._result(network, trace), network.arena_bytes, made)
+        if key not in self._shared:
+            function = self._net(network, name, trace, stored)
+            self._shared[key] = builder.add_func(function, name)
+        return self._shared[key]
+
+    def _net(self, network: Network, name: str, trace: bool, stored: Stored) -> Any:
         """Return the function that calls all kernels."""
         program, images = network.program, self._batch
         shape = (images, *program.input_shape)
@@ -195,11 +222,7 @@ class _Emitter:
             T.func_attr({"global_symbol": name, "tirx.noalias": True})
             x = T.arg("x", T.buffer(shape, program.input_kind, layout=None))
             blob = self._blob()
-            made = (
-                None
-                if weights is None
-                else T.arg("weights", T.buffer((1, weights.bytes), "uint8", layout=None))
-            )
+            made, places = self._others(network, stored)
             y = T.arg("y", T.buffer(result, kind, layout=None))
             # An argument: TVM would shrink an allocation to the bytes that it sees in use.
             memory = (
@@ -210,9 +233,22 @@ class _Emitter:
             with T.serial(0, images) as image:
                 # A trace has memory for every image; the arena is the same for all.
                 offsets, row = (network.apart, image) if trace else (network.arena, 0)
-                pointers = _Pointers(x, y, memory, blob, made, weights, image, row, offsets)
+                pointers = Pointers(
+                    x, y, memory, blob, made, places, stored, image, row, offsets
+                )
                 self._calls(network.plan.steps, pointers, trace)
         return builder.get()
+
+    def _others(self, network: Network, stored: Stored) -> tuple[Any, Any]:
+        """Declare what is made and places of constants; None where there are none."""
+        made = places = None
+        if len(self._networks) > 1:
+            count = sum(len(step.constants) for step in network.plan.steps)
+            places = T.arg("places", T.buffer((count,), "int32", layout=None))
+        if stored.weights is not None:
+            size = stored.weights.bytes
+            made = T.arg("weights", T.buffer((1, size), "uint8", layout=None))
+        return made, places
 
     def _result(self, network: Network, trace: bool) -> tuple[tuple[int, ...], str]:
         """Return shape and type of what a function returns."""
@@ -220,32 +256,36 @@ class _Emitter:
             return (self._batch, network.trace_bytes), "uint8"
         return (self._batch, *network.result_shape), "float32"
 
-    def _calls(self, steps: Iterable[Step], pointers: "_Pointers", trace: bool) -> None:
+    def _calls(self, steps: Iterable[Step], pointers: Pointers, trace: bool) -> None:
+        number = 0
         for step in steps:
+            first, number = number, number + len(step.constants)
             if trace and step.output.tensor == OUTPUT:
                 continue
             args = [pointers.of(operand) for operand in (*step.inputs, step.output)]
-            args += [pointers.constant(a, self._constants) for a in step.constants]
+            args += [pointers.constant(a, first + i) for i, a in enumerate(step.constants)]
             T.evaluate(T.Call(self._names[step.kernel], args, ret_ty="int32"))
 
     def _relax(
-        self, builder: Any, name: str, function: Any, network: Network, blob: Any, trace: bool,
-        weights: Weights | None,
+        self, builder: Any, name: str, function: Any, network: Network,
+        constants: Sequence[Any], trace: bool, stored: Stored,
     ) -> None:  # fmt: skip
         program = network.program
         x = relax.Var(
             "input", relax.TensorType((self._batch, *program.input_shape), program.input_kind)
         )
         given = [x]
-        if weights is not None:
-            kind = relax.TensorType((1, weights.bytes), "uint8")
+        if stored.weights is not None:
+            kind = relax.TensorType((1, stored.weights.bytes), "uint8")
             given.append(relax.Var("weights", kind))
         with builder.function(name, given, attrs={"global_symbol": name}):
             with builder.dataflow():
                 results = [relax.TensorType(*self._result(network, trace))]
                 if not trace:
                     results.append(relax.TensorType((1, network.arena_bytes), "uint8"))
-                call = builder.emit(relax.call_tir(function, [x, blob, *given[1:]], results))
+                call = builder.emit(
+                    relax.call_tir(function, [x, *constants, *given[1:]], results)
+                )
                 result = builder.emit_output(call[0] if len(results) > 1 else call)
             builder.emit_func_output(result)
 
@@ -296,34 +336,3 @@ def _address(offset: int, layout: Layout, shape: tuple[int, ...]) -> dict[str, A
         "offset": offset + layout.origin, "shape": list(shape),
         "strides": layout.strides(shape),
     }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Pointers:
-    """What a step's operands are at run time."""
-
-    x: Any
-    y: Any
-    memory: Any
-    blob: Any
-    made: Any
-    weights: Weights | None
-    image: Any
-    row: Any
-    offsets: dict[str, int]
-
-    def of(self, operand: Operand) -> Any:
-        """Return the pointer of an operand."""
-        if operand.tensor in (INPUT, OUTPUT):
-            buffer = self.x if operand.tensor == INPUT else self.y
-            return T.address_of(buffer[(self.image, *[0] * (len(buffer.shape) - 1))])
-        return T.address_of(
-            self.memory[self.row, self.offsets[operand.tensor] + operand.offset]
-        )
-
-    def constant(self, array: NDArray[Any], stored: Constants) -> Any:
-        """Return the pointer of a constant, stored or made."""
-        place = None if self.weights is None else self.weights.place(array)
-        if place is not None:
-            return T.address_of(self.made[0, place])
-        return T.address_of(self.blob[stored.place(array)])
