@@ -2,9 +2,11 @@
 
     python benchmarks/pair_sizes.py [--nets cnn4_omniglot,resnet20] [--weights 8,6,4,2]
                                     [--inputs 8,6,4] [--quantizer double_rounding] [--size 0]
+                                    [--forms qdq,qop,tvm]
 
 Networks have random weights, and BatchNorm statistics of their own at every pair, as MEBQAT's
-have: sizes do not depend on what was learned. A row for each form of the files.
+have: sizes do not depend on what was learned. A row for each form of the files; of a TVM
+library "shared" is its constants, and what else there is, is divided by the pairs.
 """
 
 import argparse
@@ -16,7 +18,10 @@ from torch import nn
 
 from passes.emit.onnx.onnx_file import FORMS
 from passes.emit.onnx.pair_files import pair_files
+from passes.emit.tvm.cpu_target import host_target
+from passes.emit.tvm.pairs import compile_pairs, plan_pairs
 from passes.pipelines import lower
+from qtool.core.dialect import read_program
 from qtool.core.pairs import pair_key
 from qtool.core.selection import LayerBits, Selection
 from qtool.export.trace import trace
@@ -27,6 +32,7 @@ from qtool.nn.norm_rows import give_rows
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 
 CLASSES = 10
+TVM = "tvm"
 
 
 def adaptive(name: str, quantizer: str, pairs: list[LayerBits], size: int) -> bytes:
@@ -47,6 +53,21 @@ def adaptive(name: str, quantizer: str, pairs: list[LayerBits], size: int) -> by
     return graph
 
 
+def row(form: str, dialects: dict[str, ir.Model]) -> tuple[int, int, int, float]:
+    """Return bytes of the widest pair alone, of what is shared, of a pair; the ratio."""
+    if form == TVM:
+        target = host_target()
+        programs = {pair: read_program(dialect) for pair, dialect in dialects.items()}
+        made = compile_pairs(plan_pairs(programs, target), target)
+        shared, total = made.compiled.module.constants, len(made.compiled.data)
+        return len(made.alone.data), shared, (total - shared) // len(dialects), made.ratio
+    index = pair_files(dialects, form).index
+    largest = max(entry["bytes"] for entry in index["pairs"].values())
+    return (
+        index["largest_alone"]["bytes"], index["shared"]["bytes"], largest, index["ratio"],
+    )  # fmt: skip
+
+
 def _widths(pair: LayerBits) -> tuple[int, int]:
     return pair.activation, pair.weight
 
@@ -58,6 +79,7 @@ def main() -> None:
     parser.add_argument("--quantizer", default="double_rounding")
     parser.add_argument("--weights", default="8,6,4,2")
     parser.add_argument("--inputs", default="8,6,4")
+    parser.add_argument("--forms", default=",".join((*FORMS, TVM)))
     parser.add_argument("--size", type=int, default=0, help="side of images; 0: the usual")
     args = parser.parse_args()
     weights, inputs = (
@@ -74,12 +96,11 @@ def main() -> None:
             )
             for p in pairs
         }
-        for form in FORMS:
-            index = pair_files(dialects, form).index
-            largest = max(entry["bytes"] for entry in index["pairs"].values())
+        for form in args.forms.split(","):
+            alone, shared, graph, ratio = row(form, dialects)
             print(
-                f"| {name} | {len(pairs)} | {form} | {index['largest_alone']['bytes']:,} | "
-                f"{index['shared']['bytes']:,} | {largest:,} | {index['ratio']:.2f} |"
+                f"| {name} | {len(pairs)} | {form} | {alone:,} | {shared:,} | {graph:,} | "
+                f"{ratio:.2f} |"
             )
 
 

@@ -27,12 +27,19 @@ class Artifact:
             runtime needs; nothing where a file is only to be timed.
         program: what it computes, where the file is the program itself.
         module: what a report says of its code, where it is code.
+        pair: of bit-widths, where the file holds a network at several: which of them.
     """
 
     path: Path
     facts: Mapping[str, Any] = field(default_factory=dict)
     program: Program | None = None
     module: Mapping[str, Any] | None = None
+    pair: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file, and the pair in it."""
+        return str(self.path) if self.pair is None else f"{self.path} {self.pair}"
 
     @property
     def tensors(self) -> list[str]:

@@ -40,8 +40,9 @@ class Latency:
 
 
 def measure(
-    path: Path, runtime: str, shape: tuple[int, ...], threads: int = 1, kind: str = "float32"
-) -> Latency:
+    path: Path, runtime: str, shape: tuple[int, ...], threads: int = 1, kind: str = "float32",
+    pair: str | None = None,
+) -> Latency:  # fmt: skip
     """Return the latency of batch 1.
 
     Args:
@@ -50,6 +51,7 @@ def measure(
         shape: (C, H, W) of an image.
         threads: threads the runtime may use.
         kind: what the model takes, "float32" or "uint8".
+        pair: of bit-widths, where the file holds several.
     """
     size = "x".join(map(str, shape))
     command = [
@@ -61,6 +63,7 @@ def measure(
         size,
         str(threads),
         kind,
+        *([] if pair is None else ["--pair", pair]),
     ]
     variables = os.environ | {"TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
@@ -91,12 +94,13 @@ def main() -> None:
     parser.add_argument("shape")
     parser.add_argument("threads", type=int)
     parser.add_argument("kind", choices=["float32", "uint8"])
+    parser.add_argument("--pair")
     args = parser.parse_args()
     shape = [int(n) for n in args.shape.split("x")]
     pixels = np.random.default_rng(0).integers(0, 256, (1, *shape)).astype(np.uint8)
     x = pixels if args.kind == "uint8" else pixels / np.float32(255)
     entry = runtime_entry(args.runtime)
-    times = _times(entry.open(Artifact(args.path), args.threads), x)
+    times = _times(entry.open(Artifact(args.path, pair=args.pair), args.threads), x)
     low, median, high = (1e3 * float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
     result = Latency(median, (low, high), args.threads, len(times))
     json.dump(dataclasses.asdict(result), sys.stdout)

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from qtool.core.errors import UserError
-from qtool.core.sealed import read_seal
+from qtool.core.sealed import function_names, network_facts, read_seal
 from qtool.core.tvm_env import require_tvm
 from runtimes.base import Artifact, Codes, Floats, Inputs
 
@@ -34,9 +35,11 @@ class TvmRuntime:
 
     Args:
         path: shared library. Loading it runs native code: only open files you trust.
+        pair: of bit-widths, of a library of several, such as ``w4a8``.
 
     Raises:
-        UserError: no TVM; no sealed library; compiled for a CPU that this machine is not.
+        UserError: no TVM; no sealed library; compiled for a CPU that this machine is not;
+            a pair that it does not have, or none of several.
     """
 
     @classmethod
@@ -49,15 +52,16 @@ class TvmRuntime:
     @classmethod
     def open(cls, artifact: Artifact, threads: int) -> Self:
         """Load a library; TVM takes the number of threads from ``TVM_NUM_THREADS``."""
-        return cls(artifact.path)
+        return cls(artifact.path, artifact.pair)
 
-    def __init__(self, path: Path) -> None:
-        self.metadata: dict[str, Any] = read_seal(path)
+    def __init__(self, path: Path, pair: str | None = None) -> None:
+        self._seal = read_seal(path)
+        self._take(path, pair)
         require_loadable(path, self.metadata["cpu"])
         import tvm
         from tvm import relax
 
-        self._tensor = tvm.runtime.tensor
+        self._tensor, self._made = tvm.runtime.tensor, dict[str, Any]()
         # The loader hands out the library that it first saw under a name: use a fresh name.
         self._folder = tempfile.TemporaryDirectory(prefix="qtool-tvm-")
         fresh = Path(self._folder.name) / "model.so"
@@ -68,18 +72,46 @@ class TvmRuntime:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"model {path}: TVM cannot load it: {reason}") from None
 
+    def at(self, pair: str) -> Self:
+        """Return another pair of the same library, which is not loaded again.
+
+        Raises:
+            UserError: a pair that it does not have.
+        """
+        other = copy(self)
+        other._take(self._path, pair)
+        return other
+
+    def _take(self, path: Path, pair: str | None) -> None:
+        self._path, self._names = path, function_names(pair)
+        self.metadata: dict[str, Any] = network_facts(self._seal, pair, f"model {path}")
+
     def run(self, x: Inputs) -> Floats:
         """Return the float output of every image."""
-        parts = [self._vm["main"](self._tensor(part)).numpy() for part in self._parts(x)]
+        outputs: Floats = self._call(self._names[0], x)
+        return outputs
+
+    def _call(self, function: str, x: Inputs) -> Any:
+        """Return what `function` of the library does for every part of `x`, in one array."""
+        given, call = self._weights(), self._vm[function]
+        parts = [call(self._tensor(part), *given).numpy() for part in self._parts(x)]
         return np.concatenate(parts)
+
+    def _weights(self) -> list[Any]:
+        """Return what is made of the library's weights for this pair: once, for `at` too."""
+        name = self.metadata.get("weights")
+        if name is None:
+            return []
+        if name not in self._made:
+            self._made[name] = self._vm[name]()
+        return [self._made[name]]
 
     def intermediates(self, x: Inputs) -> dict[str, Codes]:
         """Return every integer tensor that is written to memory, in execution order.
 
         Those that live inside a kernel only are absent: "fused_tensors" of the seal.
         """
-        calls = [self._vm["trace"](self._tensor(part)).numpy() for part in self._parts(x)]
-        memory = np.concatenate(calls)
+        memory = self._call(self._names[1], x)
         places = self.metadata["module"]["trace"]
         return {name: _codes(memory, **place) for name, place in places.items()}
 

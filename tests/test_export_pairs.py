@@ -15,6 +15,7 @@ from tiny_training import CLASSES, SHAPE, tiny_data
 
 from qtool.data.images import DataSet
 from qtool.export.export_pairs import names_pairs
+from runtimes.latency import Latency
 
 DATA = ("--data", "test_export_pairs:data")
 ROOT = Path(__file__).parent.parent
@@ -106,6 +107,41 @@ def test_tvm_compiles_a_pair(pairs: Path) -> None:
     assert json.loads(report.read_text())["parity"]["tvm"]["mismatched"] == 0
 
 
+@pytest.fixture(scope="module")
+def library(ptq_run: Path, pairs: Path) -> Path:
+    """The TVM library of the same pairs, in the folder of the ONNX files."""
+    bits = ("--target", "tvm", "--bits", "all")
+    done = run_qtool("export", ptq_run, *bits, "-o", pairs, *DATA)
+    assert done.code == 0, done.err
+    assert "4 pairs in " in done.err and "w4a4: witness: 0 of " in done.err
+    assert [line.partition(": ")[0] for line in done.out.splitlines()] == [
+        str(pairs / "model.so"), str(pairs / "model.json"),
+    ]  # fmt: skip
+    return pairs / "model.so"
+
+
+def test_a_library_of_all_pairs_is_checked_pair_by_pair(
+    pairs: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Latency(1.0, (1.0, 1.0), threads=1, runs=1)
+    monkeypatch.setattr("qtool.checking.speed.measure", lambda *_, **__: measured)
+    report = pairs.parent / "library.json"
+    files = [pairs / f"{name}.onnx" for name in ("w8a8", "w8a4", "w4a8", "w4a4")]
+    parity = (*DATA, "--require-parity", "--json", report, "--force")
+    done = run_qtool("check", *files, library, *parity)
+    assert done.code == 0, done.err
+    models = json.loads(report.read_text())["models"]
+    assert [list(model["files"]) for model in models] == [
+        [str(path), f"{library} {path.stem}"] for path in files
+    ]
+    assert all(model["parity"]["tvm"]["mismatched"] == 0 for model in models)
+    alone = ("--bits", "w4a8", "--reference", pairs.parent / "run")
+    done = run_qtool("check", files[2], library, *alone, *parity)
+    assert done.code == 0, done.err
+    assert json.loads(report.read_text())["tvm"]["fallbacks"] == []
+
+
+@pytest.mark.usefixtures("library")
 def test_the_pair_changes_between_two_inferences(pairs: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((3, *SHAPE), np.float32))
     done = subprocess.run(
@@ -115,6 +151,9 @@ def test_the_pair_changes_between_two_inferences(pairs: Path, tmp_path: Path) ->
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert lines[0].startswith("onnx w8a8: classes [") and "ms in turn" in lines[2]
+    # Both compute the same integers.
+    assert [line.replace("tvm", "onnx") for line in lines[3:5]] == lines[:2]
+    assert lines[5].startswith("tvm: ") and "a switch takes " in lines[5]
 
 
 def test_some_pairs(ptq_run: Path, tmp_path: Path) -> None:
@@ -179,9 +218,10 @@ def test_refusals(ptq_run: Path, tmp_path: Path) -> None:
 
     onnx = ("--target", "onnx", "--bits", "all")
     assert "missing option -o / --output: the folder to write to" in refused(*onnx)
-    assert "--target tvm writes one pair of bit-widths, got 4" in refused(
-        "--target", "tvm", "--bits", "all", "-o", tmp_path / "d"
-    )
+    tvm = ("--target", "tvm", "--bits", "all")
+    assert "missing option -o / --output: the folder to write to" in refused(*tvm)
+    said = refused(*tvm, "-o", tmp_path / "d", "--mcpu", "zenver4")
+    assert "unknown CPU 'zenver4'" in said
     line = refused("--target", "onnx", "--bits", "w8a8,w3a8", "-o", tmp_path / "d")
     assert "w3a8 is not among the candidates: there are weights of 4, 8 bits" in line
     (tmp_path / "full").mkdir()

@@ -47,8 +47,8 @@ class ToyTarget(Target):
             write_bytes(path, json.dumps({"facts": facts, "code": code}).encode())
 
     @classmethod
-    def read(cls, path: Path) -> Described:
-        return Described(json.loads(path.read_text())["facts"])
+    def read(cls, path: Path) -> list[Described]:
+        return [Described(json.loads(path.read_text())["facts"])]
 
 
 class ToyRuntime:

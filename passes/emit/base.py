@@ -34,10 +34,12 @@ class Described:
     Args:
         facts: what `passes.emit.facts.describe` says of its program, and more.
         module: what a report says of its code; None: nothing.
+        pair: of bit-widths, that this is said of, where the file holds several.
     """
 
     facts: dict[str, Any]
     module: dict[str, Any] | None = None
+    pair: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,27 +86,31 @@ class Target(ABC):
             note: is told what is going on.
         """
 
-    def pair_files(self, names: Sequence[str], folder: Path | None) -> list[Path]:
+    def pair_files(self, names: Sequence[str], output: Path | None) -> list[Path]:
         """Return all files that an export at several pairs of bit-widths writes.
 
         Args:
             names: of the pairs, ``w4a8``.
-            folder: that gets the files; None where none was given.
+            output: the folder that gets the files; None where none was given.
 
         Raises:
-            UserError: this target writes one model a file, or there is no folder.
+            UserError: this target writes one model a file, there is no folder, or what
+                `check` refuses, but for existing files.
         """
         raise UserError(
             f"--target {self.name} writes one pair of bit-widths, got {len(names)}: use "
             "--target onnx, and qtool import for each of its files"
         )
 
-    def write_pairs(self, dialects: "Mapping[str, ir.Model]", folder: Path) -> list[str]:
+    def write_pairs(
+        self, dialects: "Mapping[str, ir.Model]", output: Path | None, note: Note
+    ) -> list[str]:
         """Write one network at several pairs, the `pair_files`, all or none.
 
         Args:
             dialects: results of `passes.pipelines.lower` by the pairs' names.
-            folder: gets the files.
+            output: as `pair_files` has it.
+            note: is told what is going on.
 
         Returns:
             Sentences about what was written.
@@ -112,15 +118,15 @@ class Target(ABC):
         raise NotImplementedError
 
     @classmethod
-    def read(cls, path: Path) -> Described | None:
-        """Return what the file `path` of this target says of itself.
+    def read(cls, path: Path) -> Sequence[Described]:
+        """Return what the file `path` of this target says of itself, of each network in it.
 
-        None: it is the program, which `qtool.export.read` reads.
+        Nothing: it is the program, which `qtool.export.read` reads.
 
         Raises:
             UserError: missing or damaged.
         """
-        return None
+        return []
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,19 @@ def _kind(hint: Any) -> type:
     (kind,) = kinds
     found: type = kind
     return found
+
+
+def pairs_folder(output: Path | None) -> Path:
+    """Return the folder that several pairs are to be written to.
+
+    Raises:
+        UserError: there is none, or a file of its name.
+    """
+    if output is None:
+        raise UserError("missing option -o / --output: the folder to write to")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file; several pairs need a folder")
+    return output
 
 
 def refuse_unwritable(files: Sequence[Path], force: bool) -> None:

@@ -49,7 +49,7 @@ def check_model(
     run, origin = task.origins.reference, task.origins.original
     checked, engines = _run_all(model, data, runtimes, task.progress)
     witness = None if origin is None else compare_original(model, checked, data, origin)
-    sizes = {str(artifact.path): file_bytes(artifact) for artifact in model.ordered}
+    sizes = {artifact.name: file_bytes(artifact) for artifact in model.ordered}
     facts, isa = model.facts, read_isa()
     times = latencies(runtimes, task.baselines, task.progress)
     whole = task.baselines.get(FLOAT)
@@ -145,6 +145,7 @@ def check(
     dataset: str | None = None,
     original: Path | None = None,
     float_file: Path | None = None,
+    pairs: str | None = None,
 ) -> list[CheckRecord]:
     """Return a record for each model among `files`.
 
@@ -157,6 +158,7 @@ def check(
         dataset: name; without it the one that the file names, else random inputs.
         original: the run or the imported file to compare with, tensor by tensor.
         float_file: the run's float network as ONNX, where it is exported already.
+        pairs: which of a file of several pairs; None for all.
     """
     origins = Origins(run, original, float_file)
     origins.check()
@@ -164,7 +166,7 @@ def check(
         task = Task(origins, baselines, progress)
         return [
             check_model(model, *_chosen(model, folder, runtimes, dataset), task)
-            for model in open_models(files)
+            for model in open_models(files, pairs)
         ]
 
 

@@ -66,13 +66,21 @@ def _costs(
 def _count_file(
     path: Path, bits: str | None, first_last: int | None, shape: str | None
 ) -> list[LayerCost]:
-    if bits is not None or first_last is not None or shape is not None:
+    from qtool.checking.models import open_models
+
+    models = open_models([path])
+    several = [a.pair for model in models for a in model.ordered if a.pair is not None]
+    if first_last is not None or shape is not None or (bits is not None and not several):
         raise UserError(
             f"{path}: a file has its own bits and input; drop --bits, --first-last, --input"
         )
-    from qtool.checking.models import open_models
-
-    facts = open_models([path])[0].facts
+    if several:
+        models = open_models([path], bits)
+        if bits is None or len(models) > 1:
+            raise UserError(
+                f"{path} holds several pairs: name one with --bits, of {', '.join(several)}"
+            )
+    facts = models[0].facts
     return [
         LayerCost(name, facts["layer_macs"][name], LayerBits(*pair))
         for name, pair in facts["layers"].items()

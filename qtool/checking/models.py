@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from passes.emit.base import Target
 from passes.emit.facts import describe
 from passes.emit.onnx.shared_file import shared_file
 from passes.emit.registry import TARGETS, target_of
@@ -48,27 +49,55 @@ def suffixes() -> tuple[str, ...]:
     return tuple(dict.fromkeys(kind.suffixes[0] for kind in kinds))
 
 
-def open_models(files: Sequence[Path]) -> list[Model]:
-    """Group `files` by model.
+def open_models(files: Sequence[Path], pairs: str | None = None) -> list[Model]:
+    """Group `files` by model; a file of several pairs of bit-widths holds as many.
+
+    Args:
+        files: artifacts.
+        pairs: which of several, such as ``w4a8,w2a2``; None for all.
 
     Raises:
-        UserError: unknown suffix, or a damaged file.
+        UserError: unknown suffix, a damaged file, or a pair that is not there.
     """
     models: dict[str, Model] = {}
+    found: list[Artifact] = []
     for path in files:
         target = target_of(path)
         if target is None or not path.name.endswith(suffixes()):
             kinds = " or ".join(suffixes())
             raise UserError(f"{path}: unknown kind of file; expected {kinds}")
-        described = target.read(path)
-        if described is None:
-            program = read_onnx(path)
-            artifact = Artifact(path, describe(program), program)
-        else:
-            artifact = Artifact(path, described.facts, module=described.module)
-        facts = artifact.facts
-        models.setdefault(facts["digest"], Model(facts)).artifacts[target.name] = artifact
+        for artifact in _artifacts(path, target):
+            found.append(artifact)
+            if pairs is None or artifact.pair is None or artifact.pair in _parts(pairs):
+                facts = artifact.facts
+                model = models.setdefault(facts["digest"], Model(facts))
+                model.artifacts[target.name] = artifact
+    _require_pairs(found, pairs)
     return list(models.values())
+
+
+def _artifacts(path: Path, target: type[Target]) -> list[Artifact]:
+    """Return what is in a file."""
+    described = target.read(path)
+    if described:
+        return [Artifact(path, of.facts, module=of.module, pair=of.pair) for of in described]
+    program = read_onnx(path)
+    return [Artifact(path, describe(program), program)]
+
+
+def _parts(pairs: str) -> list[str]:
+    return [part.strip().lower() for part in pairs.split(",")]
+
+
+def _require_pairs(found: Sequence[Artifact], pairs: str | None) -> None:
+    """Refuse `pairs` of which no file has one."""
+    known = list(dict.fromkeys(a.pair for a in found if a.pair is not None))
+    if pairs is not None and not known:
+        files = ", ".join(str(artifact.path) for artifact in found)
+        raise UserError(f"--bits {pairs!r} names pairs of a file of several, not {files}")
+    for part in () if pairs is None else _parts(pairs):
+        if part not in known:
+            raise UserError(f"--bits {pairs!r}: {part!r} is not among {', '.join(known)}")
 
 
 def file_bytes(artifact: Artifact) -> int:

@@ -36,7 +36,7 @@ def latencies(
     for name, artifact in runtimes.items():
         if RUNTIMES[name].timed:
             progress.note(f"measuring the latency of {name}")
-            result[name] = measure(artifact.path, name, shape, kind=kind)
+            result[name] = measure(artifact.path, name, shape, kind=kind, pair=artifact.pair)
     for name, path in baselines.items():
         progress.note(f"measuring the latency of {name}")
         fed = "float32" if name == FLOAT else kind

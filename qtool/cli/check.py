@@ -14,6 +14,9 @@ from runtimes.registry import RUNTIMES
 @click.argument("files", nargs=-1, required=True, type=FILE)
 @data_option
 @click.option("--dataset", metavar="NAME", help="For files that name none, such as imported.")
+@click.option(
+    "--bits", metavar="w4a4,...", help="Of a file of several pairs, these; all without it."
+)
 @click.option("--runtime", metavar="NAMES", help=f"Comma-separated: {','.join(RUNTIMES)}.")
 @click.option("--reference", type=FOLDER, metavar="RUN", help="Also run RUN's torch models.")
 @click.option(
@@ -33,20 +36,11 @@ from runtimes.registry import RUNTIMES
 @click.option("--json", "output", type=FILE, help="Write the report.")
 @click.option("--force", is_flag=True, help="Replace the report in --json.")
 def check(
-    files: Sequence[Path],
-    data: Path | str | None,
-    dataset: str | None,
-    runtime: str | None,
-    reference: Path | None,
-    original: Path | None,
-    min_accuracy: float | None,
-    max_bops: str | None,
-    require_parity: bool,
-    require_original: bool,
-    min_snr: float | None,
-    output: Path | None,
-    force: bool,
-) -> None:
+    files: Sequence[Path], data: Path | str | None, dataset: str | None, bits: str | None,
+    runtime: str | None, reference: Path | None, original: Path | None,
+    min_accuracy: float | None, max_bops: str | None, require_parity: bool,
+    require_original: bool, min_snr: float | None, output: Path | None, force: bool,
+) -> None:  # fmt: skip
     """Run deployed FILES and report accuracy, parity, cost, integer coverage and latency.
 
     Files that name no data set run on random inputs, without accuracy. --reference gives the
@@ -65,7 +59,9 @@ def check(
     limit = None if max_bops is None else parse_count(max_bops)
     names = runtime.split(",") if runtime else None
     with progress_shown() as progress:
-        records = run_check(files, data, names, reference, progress, dataset, original)
+        records = run_check(
+            files, data, names, reference, progress, dataset, original, pairs=bits
+        )
     if output is not None:
         contents = [record.to_json() for record in records]
         write_json(output, contents[0] if len(contents) == 1 else {"models": contents})
@@ -77,8 +73,9 @@ def check(
 @click.command()
 @click.argument("model")
 @click.option(
-    "--bits", metavar="FILE|w4a4[,LAYER=w8a8,...]", help="Bits of the layers; 32 without it."
-)
+    "--bits", metavar="FILE|w4a4[,LAYER=w8a8,...]",
+    help="Bits of the layers, 32 without it; or the pair, of a file of several.",
+)  # fmt: skip
 @click.option(
     "--first-last", type=click.IntRange(1, 32), help="Bits of the first and last layer."
 )

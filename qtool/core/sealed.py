@@ -4,7 +4,8 @@
 
 The JSON is `passes.emit.facts.describe` of the program, and of the module: "batch", "tvm",
 "cpu" (`passes.emit.tvm.cpu_target.CpuTarget`) and "module"
-(`passes.emit.tvm.cpu.tvm_module.TvmModule.facts`).
+(`passes.emit.tvm.cpu.tvm_module.TvmModule.facts`). A library of one network at several pairs
+of bit-widths says the program's and "module" under "pairs", by the pairs' names.
 
 Dynamic loaders ignore what follows the library. The seal is read before anything is loaded: a
 truncated library would not fail politely, it kills the process with SIGBUS.
@@ -21,6 +22,44 @@ from qtool.core.errors import UserError
 MAGIC = b"QTOOLSO1"
 _DIGEST = 32
 _TAIL = 8 + _DIGEST + len(MAGIC)
+_PAIRS = "pairs"
+
+
+def function_names(pair: str | None = None) -> tuple[str, str]:
+    """Return the functions of a library: image -> output, and image -> every tensor.
+
+    Args:
+        pair: of a library of several, such as ``w4a8``; None: there is one network in it.
+    """
+    return ("main", "trace") if pair is None else (pair, f"trace_{pair}")
+
+
+def networks_of(metadata: Mapping[str, Any]) -> dict[str | None, dict[str, Any]]:
+    """Return what a library says of every network, by pair; None is the name of a single."""
+    common = {name: value for name, value in metadata.items() if name != _PAIRS}
+    if _PAIRS not in metadata:
+        return {None: common}
+    return {name: common | facts for name, facts in metadata[_PAIRS].items()}
+
+
+def network_facts(metadata: Mapping[str, Any], pair: str | None, name: str) -> dict[str, Any]:
+    """Return what a library says of its network at `pair`, or of the only one.
+
+    Args:
+        metadata: of `read_seal`.
+        pair: which of several; None for the only network.
+        name: what errors call the library.
+
+    Raises:
+        UserError: a pair that it does not have, or none of several.
+    """
+    known = networks_of(metadata)
+    if pair in known:
+        return known[pair]
+    if None in known:
+        raise UserError(f"{name} holds a single network, not one called {pair}")
+    what = "several pairs, name one" if pair is None else f"no pair {pair}"
+    raise UserError(f"{name} holds {what}: there are {', '.join(map(str, known))}")
 
 
 def seal(library: bytes, metadata: Mapping[str, Any]) -> bytes:
@@ -67,8 +106,15 @@ def read_seal(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"model {path} does not exist") from None
     _, metadata = unseal(data, f"model {path}")
+    networks = metadata.get(_PAIRS, {None: metadata})
     if not (
-        isinstance(metadata.get("cpu"), dict) and isinstance(metadata.get("module"), dict)
+        isinstance(metadata.get("cpu"), dict)
+        and isinstance(networks, dict)
+        and networks
+        and all(
+            isinstance(facts, dict) and isinstance(facts.get("module"), dict)
+            for facts in networks.values()
+        )
     ):
         raise UserError(
             f"model {path}: written by qtool {metadata.get('qtool', 'of another version')}, "

@@ -52,7 +52,7 @@ def export_pairs(
     Args:
         folder: the run.
         options: what becomes of it.
-        output: the folder that gets the files.
+        output: the folder that gets the files, or what else the target takes.
         force: existing files may be replaced.
         note: is told what is going on.
         inspect_at: returns what is given a pair's graph before anything is written, as in
@@ -75,6 +75,6 @@ def export_pairs(
         if inspect_at is not None:
             inspect_at(name)(dialect)
         dialects[name] = dialect
-    for sentence in options.target.write_pairs(dialects, files[0].parent):
+    for sentence in options.target.write_pairs(dialects, output, note):
         note(sentence)
     return files

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passes.emit.base import Note, Target
-from qtool.core.errors import UserError
+from passes.emit.base import Note, Target, pairs_folder
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,21 +39,20 @@ class OnnxTarget(Target):
         for path in self.files(output):
             write_onnx(dialect, path, self.format)
 
-    def pair_files(self, names: Sequence[str], folder: Path | None) -> list[Path]:
+    def pair_files(self, names: Sequence[str], output: Path | None) -> list[Path]:
         """Return a graph for each pair, their weights, and the index."""
         from passes.emit.onnx.pair_files import file_names
 
-        if folder is None:
-            raise UserError("missing option -o / --output: the folder to write to")
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file; several pairs need a folder")
+        folder = pairs_folder(output)
         return [folder / name for name in file_names(names)]
 
-    def write_pairs(self, dialects: "Mapping[str, ir.Model]", folder: Path) -> list[str]:
+    def write_pairs(
+        self, dialects: "Mapping[str, ir.Model]", output: Path | None, note: Note
+    ) -> list[str]:
         """Write a graph a pair, their weights once, and the index."""
         from passes.emit.onnx.pair_files import pair_files
         from qtool.core.files import write_together
 
         made = pair_files(dialects, self.format)
-        write_together(made.files(folder))
+        write_together(made.files(pairs_folder(output)))
         return list(made.sentences())

@@ -1,6 +1,7 @@
 """A program -> the native code of one CPU, sealed, and what model.json says of it."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -13,7 +14,7 @@ from passes.emit.tvm.cpu_target import CpuTarget, host_target
 from passes.emit.tvm.library import LIBRARY, compile_library
 from passes.emit.tvm.tuning import TuneOptions
 from qtool.core.dialect import Program
-from qtool.core.sealed import seal
+from qtool.core.sealed import function_names, seal
 
 JSON_FORMAT = 1
 
@@ -53,28 +54,41 @@ def compile_program(
     """
     cpu = target or host_target()
     module = emit_tvm(program, cpu, batch, tune, note)
-    data = compile_library(module.ir, cpu, suffix, note)
-    facts = describe(program) | {
+    facts = describe(program) | described_code(cpu, batch) | {"module": module.facts}
+    return sealed_code(module, facts, cpu, suffix, note)
+
+
+def described_code(target: CpuTarget, batch: int) -> dict[str, Any]:
+    """Return what a seal says of any code, as JSON values."""
+    return {
         "batch": batch, "tvm": metadata.version("apache-tvm"),
-        "tvm_ffi": metadata.version("apache-tvm-ffi"), "cpu": cpu.to_json(),
-        "module": module.facts,
+        "tvm_ffi": metadata.version("apache-tvm-ffi"), "cpu": target.to_json(),
     }  # fmt: skip
+
+
+def sealed_code(
+    module: TvmModule, facts: dict[str, Any], target: CpuTarget, suffix: str,
+    note: Note | None, strip: bool = False,
+) -> Compiled:  # fmt: skip
+    """Compile `module`; a library gets a seal with `facts`."""
+    data = compile_library(module.ir, target, suffix, note, strip)
     return Compiled(seal(data, facts) if suffix == LIBRARY else data, facts, module)
 
 
 def readable(module: TvmModule, target: CpuTarget) -> str:
     """Return the module as TVMScript; weights and other large constants are left out."""
-    lines = [
-        f"# qtool {qtool.__version__}: {target.mcpu} ({target.isa}), {target.triple}",
-        "# main: image -> logits. trace: image -> memory, in which every integer tensor has",
-        "# its offset, shape and strides in bytes:",
-        *(
-            f"#   {name}: {at['offset']}, {tuple(at['shape'])}, {tuple(at['strides'])}"
-            for name, at in module.facts["trace"].items()
-        ),
-        str(module.ir.script()),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
+    lines = [f"# qtool {qtool.__version__}: {target.mcpu} ({target.isa}), {target.triple}"]
+    for pair, facts in module.networks.items():
+        run, trace = function_names(pair)
+        lines += [
+            f"# {run}: image -> logits. {trace}: image -> memory, in which every integer "
+            "tensor has\n# its offset, shape and strides in bytes:",
+            *(
+                f"#   {name}: {at['offset']}, {tuple(at['shape'])}, {tuple(at['strides'])}"
+                for name, at in facts["trace"].items()
+            ),
+        ]
+    return "\n".join([*lines, str(module.ir.script())]).rstrip() + "\n"
 
 
 def model_json(name: str, compiled: Compiled, program: Program) -> dict[str, Any]:
@@ -86,16 +100,40 @@ def model_json(name: str, compiled: Compiled, program: Program) -> dict[str, Any
         program: what it computes.
     """
     facts = compiled.facts
-    shape = [facts["batch"], *facts["input_shape"]]
-    classes = list(program.shapes()[program.output])
+    return {
+        **file_json(name, compiled),
+        "digest": facts["digest"],
+        "dataset": facts["dataset"],
+        "versions": versions_json(facts),
+        **network_json(facts, program),
+    }
+
+
+def file_json(name: str, compiled: Compiled) -> dict[str, Any]:
+    """Return what model.json says of the file beside it, which is called `name`."""
     return {
         "format": JSON_FORMAT,
         "file": name,
         "bytes": len(compiled.data),
         "sha256": hashlib.sha256(compiled.data).hexdigest(),
-        "digest": facts["digest"],
-        "dataset": facts["dataset"],
-        "versions": {k: facts[k] for k in ("qtool", "tvm", "tvm_ffi")},
+    }
+
+
+def versions_json(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions of what made the code."""
+    return {name: facts[name] for name in ("qtool", "tvm", "tvm_ffi")}
+
+
+def network_json(facts: Mapping[str, Any], program: Program) -> dict[str, Any]:
+    """Return what model.json says of a network.
+
+    Args:
+        facts: what a seal holds of it (`qtool.core.sealed.network_facts`).
+        program: what it computes.
+    """
+    shape = [facts["batch"], *facts["input_shape"]]
+    classes = list(program.shapes()[program.output])
+    return {
         "input": {
             "name": program.input_name, "shape": shape, "dtype": facts["input_kind"],
             "range": facts["input_range"],

@@ -21,6 +21,7 @@ from passes.emit.tvm.lowering_pipeline import compile_module
 from qtool.core.errors import UserError
 
 LIBRARY, OBJECTS = ".so", ".tar"
+_STRIP = "-Wl,-S"
 
 
 def find_linker(target: CpuTarget) -> str:
@@ -63,14 +64,16 @@ def compile_library(
     target: CpuTarget,
     suffix: str = LIBRARY,
     progress: Callable[[str], None] | None = None,
+    strip: bool = False,
 ) -> bytes:
     """Compile an IRModule and return the shared library, or an archive of its objects.
 
     Args:
-        module: functions ``main`` and ``trace``.
+        module: of `tvm_module`.
         target: the CPU.
         suffix: `LIBRARY` or `OBJECTS`.
         progress: is told what is going on.
+        strip: leave debug information out of a library.
 
     Raises:
         UserError: no compiler to link with, or linking fails.
@@ -86,7 +89,8 @@ def compile_library(
             return path.read_bytes()
         note(f"linking with {linker}")
         try:
-            executable.export_library(str(path), cc=linker)
+            options = [_STRIP] if strip else []
+            executable.export_library(str(path), cc=linker, options=options)
         except (RuntimeError, OSError) as error:
             raise UserError(f"linking with {linker} failed: {_reason(error)}") from None
         return path.read_bytes()

@@ -1,14 +1,16 @@
 """``--target tvm``: model.so, model.json beside it and, if asked for, the readable module.
 
 model.so is sealed (`qtool.core.sealed`): runtimes read what they need from there. model.json
-says the same and more to people and tools; both are written, or neither.
+says the same and more to people and tools; both are written, or neither. Several pairs of
+bit-widths are the same two files (`passes.emit.tvm.pairs`), in the folder that is named.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passes.emit.base import Described, Note, Target
+from passes.emit.base import Described, Note, Target, pairs_folder
 from qtool.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,6 +70,10 @@ class TvmTarget(Target):
     def check(self, output: Path | None, force: bool) -> None:
         """Refuse what `Target.check` does; no TVM, CPU or linker; a damaged tuning cache."""
         super().check(output, force)
+        self._require(output)
+
+    def _require(self, output: Path | None) -> None:
+        """Refuse what would fail when it is compiled."""
         from qtool.core.tvm_env import require_tvm
 
         require_tvm()
@@ -125,11 +131,55 @@ class TvmTarget(Target):
             files[self.emit_ir] = readable(module, target).encode()
         write_together(files)
 
-    @classmethod
-    def read(cls, path: Path) -> Described:
-        """Return what a sealed library says of its program and its code."""
-        from passes.emit.facts import describe_module
-        from qtool.core.sealed import read_seal
+    def pair_files(self, names: Sequence[str], output: Path | None) -> list[Path]:
+        """Return the `files` of all pairs together."""
+        library = self._library(output)
+        files = self.files(library)
+        self._require(library)
+        return files
 
-        facts = read_seal(path)
-        return Described(facts, describe_module(facts))
+    def _library(self, output: Path | None) -> Path | None:
+        """Return the file for several pairs: in the folder `output`, unless it names one."""
+        if output is None and self.emit_ir is not None:
+            return None
+        if output is not None and output.suffix in self.suffixes:
+            return output
+        return pairs_folder(output) / f"model{_LIBRARY}"
+
+    def write_pairs(
+        self, dialects: "Mapping[str, ir.Model]", output: Path | None, note: Note
+    ) -> list[str]:
+        """Compile one network at several pairs into one library."""
+        from passes.emit.tvm.compile import readable
+        from passes.emit.tvm.cpu.tvm_module import emit
+        from passes.emit.tvm.cpu_target import cpu_target
+        from passes.emit.tvm.pairs import compile_pairs, pairs_json, plan_pairs
+        from qtool.core.dialect import read_program
+        from qtool.core.files import json_bytes, write_together
+
+        library, target = self._library(output), cpu_target(self.mcpu)
+        programs = {pair: read_program(dialect) for pair, dialect in dialects.items()}
+        networks = plan_pairs(programs, target, self.tuning(), note)
+        files, said = dict[Path, bytes](), list[str]()
+        if library is None:
+            module = emit(networks)
+        else:
+            made = compile_pairs(networks, target, library.suffix, note)
+            module = made.compiled.module
+            files[library] = made.compiled.data
+            content = pairs_json(library.name, made, programs)
+            files[library.with_suffix(".json")] = json_bytes(content)
+            said += made.sentences()
+        if self.emit_ir is not None:
+            files[self.emit_ir] = readable(module, target).encode()
+        write_together(files)
+        return said
+
+    @classmethod
+    def read(cls, path: Path) -> list[Described]:
+        """Return what a sealed library says of its programs and their code."""
+        from passes.emit.facts import describe_module
+        from qtool.core.sealed import networks_of, read_seal
+
+        networks = networks_of(read_seal(path))
+        return [Described(of, describe_module(of), pair) for pair, of in networks.items()]
