@@ -36,6 +36,8 @@ def test_what_is_asked_for() -> None:
     assert parse_pairs(" w8a2, FP,W1A1,w8a2", KNOWN) == [
         LayerBits(8, 2), LayerBits(32, 32), LayerBits(1, 1),
     ]  # fmt: skip
+    # No device has it, but the run does.
+    assert parse_pairs("w8a32", KNOWN) == [LayerBits(8, 32)]
 
 
 @pytest.mark.parametrize(
