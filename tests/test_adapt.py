@@ -24,6 +24,7 @@ from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.prototype_head import fit_head, head_alone, head_of, head_weights
 from qtool.nn.prototypes import prototype_logits, prototypes
 from qtool.runs.run import Run
+from qtool.runs.stage import Stage
 from qtool.training.evaluation import predict
 from qtool.training.frontend import load_frontend
 
@@ -184,6 +185,9 @@ def test_other_pairs(bits: str, pn_run: Path, support: Path, tmp_path: Path) -> 
     ("model=fewshot_sets:Residual", "shared_steps=false", "asymmetric=true"),
     ("activation_quantizer=pact", "weight_quantizer=lsq", "first_last_bits=8"),
     ("glue_bits=7",),
+    ("weight_quantizer=double_rounding",),
+    # Its outputs are as many as the classes that it was trained on.
+    ("model=test_maml:classifier",),
 ])  # fmt: skip
 def test_other_networks_and_grids(
     settings: tuple[str, ...], support: Path, tmp_path: Path
@@ -251,6 +255,34 @@ def test_a_run_there_stays(pn_run: Path, support: Path, adapted: Path) -> None:
     assert refused.code == 2 and "exists already" in refused.err
     assert adapt(pn_run, support, adapted, "--bits", BITS, "--force").code == 0
     assert (adapted / "model.safetensors").read_bytes() == before
+
+
+def test_the_source_is_not_replaced(pn_run: Path, support: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in pn_run.iterdir()}
+    link = tmp_path / "link"
+    link.symlink_to(pn_run)
+    for out in (pn_run / "x" / "..", link):
+        refused = adapt(pn_run, support, out, "--bits", BITS, "--force")
+        assert refused.code == 2 and refused.err.count("\n") == 1
+        assert "holds what the run is made from (source " in refused.err
+        assert {path.name: path.read_bytes() for path in pn_run.iterdir()} == before
+
+
+@pytest.mark.parametrize("stage", [Stage.FLOAT, Stage.MODEL])
+def test_an_interruption_leaves_nothing(
+    stage: Stage, pn_run: Path, support: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Run.save_weights
+
+    def interrupted(run: Run, saved: Stage, state: dict[str, torch.Tensor]) -> None:
+        save(run, saved, state)
+        if saved is stage:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save_weights", interrupted)
+    stopped = adapt(pn_run, support, tmp_path / "a" / "run")
+    assert stopped.code == 130 and "interrupted; " in stopped.err
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_run_without_prototypes_is_not_exported(pn_run: Path, tmp_path: Path) -> None:

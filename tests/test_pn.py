@@ -297,6 +297,15 @@ def test_data_that_do_not_do(settings: tuple[str, ...], said: str) -> None:
         pn.check(pn_config(*settings), tiny_fewshot())
 
 
+@pytest.mark.parametrize("quantizer", ["sat", "sat_centered", "dorefa", "any_precision"])
+def test_weights_that_no_layer_of_prototypes_can_have(quantizer: str) -> None:
+    config = pn_config(f"quantizer={quantizer}")
+    said = f"{quantizer} gives .* train with weight_quantizer lsq, lsq_plus, pact, double_r"
+    with pytest.raises(UserError, match=said):
+        pn.check(config, tiny_fewshot())
+    pn.check(override(config, ["weight_quantizer=lsq"]), tiny_fewshot())
+
+
 @pytest.mark.parametrize(("setting", "said"), [
     ("bits=w4a4", "w4a4 is trained alone, so that steps .*: add --set shared_steps=false"),
     ("bits=w3a4", "recipe setting bits 'w3a4': w3a4 is not among the candidates: there are"),

@@ -294,6 +294,21 @@ def test_what_failed_before_it_kept_anything_is_taken_back(tmp_path: Path) -> No
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("teacher", [".", "float.safetensors"])
+def test_a_run_does_not_replace_what_it_is_made_from(teacher: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "float.safetensors").write_bytes(b"tensors")
+    config = tiny_config(f"teacher={folder / teacher}")
+    with (
+        pytest.raises(UserError, match=r"is made from \(teacher .*: nothing was written"),
+        begun(folder, config, tiny_data(), False, True),
+    ):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["float.safetensors"]
+    assert (folder / "float.safetensors").read_bytes() == b"tensors"
+
+
 @pytest.mark.parametrize("saved", ["checkpoint.safetensors", "float.safetensors"])
 def test_what_can_be_continued_stays(saved: str, tmp_path: Path) -> None:
     begin(tmp_path / "run", UserError("a picture"), saved=saved)

@@ -36,7 +36,7 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        _fail(130, "interrupted; training continues with --resume, eval when it is repeated")
+        _fail(130, "interrupted; train and search continue with --resume, others are repeated")
     except click.ClickException as error:
         _fail(2, f"error: {error.format_message()}")
     except MissedBar as error:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qtool.core.errors import UserError
 from qtool.core.files import leftovers
 from qtool.data.images import DataSet
 from qtool.parallel.job import current
@@ -11,10 +12,13 @@ from qtool.runs.run import CHECKPOINT, RUN_FILES, Run
 from qtool.runs.stage import Stage
 from qtool.settings.base import Config
 
+# Settings that name a run, or a file of one.
+_SOURCES = ("weights", "teacher", "source")
+
 
 @contextmanager
 def begun(
-    folder: Path, config: Config, data: DataSet, resume: bool, force: bool
+    folder: Path, config: Config, data: DataSet, resume: bool, force: bool, whole: bool = False
 ) -> Iterator[Run]:
     """Yield `Run.create` of the same arguments; a block that raises takes back what it began.
 
@@ -22,15 +26,41 @@ def begun(
     continued: the files of the run that were not there before are removed, and so are the
     directories made for them. The same command is then as good as the first time. Nothing is
     removed with `resume`, or when the user interrupts.
+
+    Args:
+        folder: of the run.
+        config: its recipe.
+        data: its images.
+        resume: continue the run there.
+        force: replace it.
+        whole: nothing can be continued: an interrupted run is taken back too, with all it has.
+
+    Raises:
+        UserError: the recipe's weights, teacher or source are what would be replaced.
     """
+    if not resume:
+        _refuse_sources(folder, config)
     files: set[Path] = set() if force else _files(folder)  # all of the old run goes
     folders = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         yield Run.create(folder, config, data, resume, force)
-    except Exception:
-        if not resume and current().is_main and not _has_results(folder, config):
+    except BaseException as error:
+        fails = whole or (isinstance(error, Exception) and not _has_results(folder, config))
+        if fails and not resume and current().is_main:
             _take_back(folder, files, folders)
         raise
+
+
+def _refuse_sources(folder: Path, config: Config) -> None:
+    """Refuse a run in place of what it is made from."""
+    replaced = {path.resolve() for path in (folder, *_files(folder))}
+    for name in _SOURCES:
+        source = getattr(config, name, "")
+        if source and Path(source).exists() and Path(source).resolve() in replaced:
+            raise UserError(
+                f"{folder} holds what the run is made from ({name} {source}): nothing was "
+                "written; name another directory"
+            )
 
 
 def _has_results(folder: Path, config: Config) -> bool:

@@ -21,3 +21,6 @@ class AdaptedConfig(Config):
     prototypes: bool = setting(
         False, "a layer behind the network holds a prototype for every class"
     )
+    embedding_classes: int = setting(
+        0, "classes that a network with prototypes was trained on; 0: as it has now", 0
+    )

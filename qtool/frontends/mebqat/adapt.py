@@ -38,14 +38,14 @@ def adapt(source: Run, support: Path, bits: str, out: Path, force: bool) -> str:
 
     Raises:
         UserError: no few-shot run, bits that it was not trained for, a folder with too few
-            classes or damaged images.
+            classes or damaged images, `out` is the source.
     """
     config = source.settings(EpisodeConfig)
     pair, names = _pair(config, bits), class_names(support)
     dataset, size = support_name(config.dataset, source.input_shape), source.input_shape[-1]
     data = load_dataset(dataset, support, size)
     make = _method(source, config, data)
-    with begun(out, _recipe(source, config, dataset), data, False, force) as run:
+    with begun(out, _recipe(source, config, dataset), data, False, force, whole=True) as run:
         make(source, run, pair, data)
         write_json(run.path(CLASSES), {"classes": names})
         return _told(run, pair, names, data)
@@ -86,7 +86,7 @@ def _recipe(source: Run, config: EpisodeConfig, dataset: str) -> AdaptedConfig:
         asymmetric=True, quantizer=config.quantizer, weight_quantizer=config.weight_quantizer,
         activation_quantizer=config.activation_quantizer, allow_float=config.allow_float,
         image_size=source.input_shape[-1], seed=config.seed, source=str(source.folder),
-        prototypes=config.open_end,
+        prototypes=config.open_end, embedding_classes=source.classes * config.open_end,
     )  # fmt: skip
 
 

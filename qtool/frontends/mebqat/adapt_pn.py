@@ -16,7 +16,7 @@ from qtool.nn.control import bit_costs, select, selected_bits
 from qtool.nn.prepare.prepare import prepare
 from qtool.nn.prototype_head import WEIGHT_BITS, fit_head, head_weights, output_quantizer
 from qtool.nn.prototypes import prototypes
-from qtool.quantizers import weight_quantizer
+from qtool.quantizers import QUANTIZERS, weight_quantizer
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
 from qtool.settings.base import Config
@@ -25,12 +25,18 @@ from qtool.training.evaluation import predict
 
 def check_pn(config: Config) -> None:
     """Refuse what no layer of prototypes can follow."""
-    kind = config.weight_quantizer or config.quantizer
-    if not weight_quantizer(kind).learned:
+    if not can_follow(config):
+        kind = config.weight_quantizer or config.quantizer
+        known = [name for name in QUANTIZERS if weight_quantizer(name).learned]
         raise UserError(
             f"recipe {config.name}: {kind} gives weights another size, so that prototypes "
-            "cannot be a layer's weights: train with quantizer lsq"
+            f"cannot be a layer's weights: train with weight_quantizer {', '.join(known)}"
         )
+
+
+def can_follow(config: Config) -> bool:
+    """True where a layer of prototypes can be behind the recipe's embedding."""
+    return weight_quantizer(config.weight_quantizer or config.quantizer).learned
 
 
 def give_prototypes(source: Run, run: Run, bits: LayerBits, data: DataSet) -> None:

@@ -38,6 +38,7 @@ from qtool.core.progress import Progress
 from qtool.core.selection import LayerBits
 from qtool.data.episodes import Episode, Task
 from qtool.data.images import DataSet
+from qtool.frontends.mebqat.adapt_pn import can_follow, check_pn
 from qtool.frontends.mebqat.episode_accuracy import EmbeddedEpisodes, transductive_accuracy
 from qtool.frontends.mebqat.episode_table import tested_pairs
 from qtool.frontends.mebqat.episode_training import (
@@ -72,6 +73,7 @@ from qtool.training.update import Losses, Pass, Update
 def check(config: Config, data: DataSet) -> None:
     """Refuse, before anything is written, what `train` would refuse."""
     config = config_as(config, PnConfig, "qtool train")
+    check_pn(config)
     check_episodes(config, data, plan(config)[0])
     check_embedding(config, data.shape, data.classes)
 
@@ -164,6 +166,7 @@ class PrototypeTester:
     def __init__(self, run: Run, data: DataSet) -> None:
         self._images, self._model = data.test, load_adaptive(run)
         self._draws = make_test_draws(run.settings(PnConfig), data)
+        self._has_files = can_follow(run.config)
 
     def deployed(
         self, bits: LayerBits, episodes: int
@@ -171,7 +174,7 @@ class PrototypeTester:
         """Return the accuracy of the nearest prototype, and that of the exported file."""
         select_pair(self._model, bits)
         found = EmbeddedEpisodes(self._model, self._images, self._draws, episodes)
-        if not deployable(bits):
+        if not (self._has_files and deployable(bits)):
             return found.nearest(), None
         return found.nearest(), found.on_device(output_quantizer(self._model))
 
