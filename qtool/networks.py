@@ -35,12 +35,13 @@ def build_float(run: Run) -> nn.Module:
 
 def build_network(config: Config, shape: Sequence[int], classes: int) -> nn.Module:
     """Return the recipe's float network for images `shape` (C, H, W), from its seed."""
-    is_behind = isinstance(config, AdaptedConfig) and config.prototypes
-    # Some embeddings have an output for each class that they were trained on.
-    outputs = config.embedding_classes or classes if is_behind else classes
+    outputs, has_prototypes = classes, False
+    if isinstance(config, AdaptedConfig) and config.prototypes:
+        # Some embeddings have an output for each class that they were trained on.
+        outputs, has_prototypes = config.embedding_classes or classes, True
     with seeded(config.seed):
         network = model_factory(config.model)(in_channels=shape[0], classes=outputs)
-        if is_behind:
+        if has_prototypes:
             network = Prototyped(network, shape, classes)
     model = normalised(network, config.mean, config.std, shape[0])
     if all(parameter.ndim != 5 for parameter in model.parameters()):  # torch refuses those

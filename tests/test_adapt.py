@@ -1,6 +1,7 @@
 """A few-shot run learns a user's classes: prototypes as a layer, and the files it becomes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,28 @@ def test_the_exported_file_answers_with_the_nearest_class(
     assert record["accuracy"]["ort"] == pytest.approx(right) and right > 60
 
 
+def test_a_file_is_checked_on_its_own_classes_only(
+    adapted: Path, queries: Path, tmp_path: Path
+) -> None:
+    model, library = tmp_path / "model.onnx", tmp_path / "model.so"
+    for target, path in (("onnx", model), ("tvm", library)):
+        assert run_qtool("export", adapted, "--target", target, "-o", path).code == 0
+    others, more = tmp_path / "others", tmp_path / "more"
+    for folder in (others, more):
+        shutil.copytree(queries, folder)
+    (others / "class3").rename(others / "zebra")
+    shutil.copytree(more / "class0", more / "class7")
+    for file in (model, library):
+        for folder, said in (
+            (others, "has 5 classes (class0, class1, class2, class4, zebra), the model tells"),
+            (more, "has 6 classes (class0, class1, class2, class3, class4, class7), the mod"),
+        ):
+            refused = run_qtool("check", file, "--data", folder)
+            assert refused.code == 2 and refused.err.count("\n") == 1, refused.err
+            assert said in refused.err and "apart 5 (class0, class1," in refused.err
+        assert run_qtool("check", file, "--data", queries).code == 0
+
+
 @pytest.mark.parametrize("bits", ["w2a2", "w8a8"])
 def test_other_pairs(bits: str, pn_run: Path, support: Path, tmp_path: Path) -> None:
     assert adapt(pn_run, support, tmp_path / "run", "--bits", bits).code == 0
@@ -218,7 +241,7 @@ def test_other_networks_and_grids(
 
 @pytest.mark.parametrize(("bits", "said"), [
     ("w3a4", "w3a4 is not among the candidates: there are weights of 2, 4, 8, FP bits"),
-    ("fp", "--bits 'fp': expected one pair of at most 8 bits, such as w8a8"),
+    ("fp", "--bits 'fp': expected one pair of at most 8 bits, such as w2a2"),
     ("w4a4,w2a2", "expected one pair of at most 8 bits"),
     ("four", "'four' is not like w4a4 or fp"),
 ])  # fmt: skip
@@ -289,6 +312,7 @@ def test_a_run_without_prototypes_is_not_exported(pn_run: Path, tmp_path: Path) 
     refused = run_qtool("export", pn_run, "--target", "onnx", "-o", tmp_path / "m.onnx")
     assert refused.code == 2 and refused.err.count("\n") == 1
     assert "is an embedding without prototypes: give it classes with qtool" in refused.err
+    assert "--bits w2a2 -o" in refused.err  # which its recipe tests
     assert not (tmp_path / "m.onnx").exists()
 
 

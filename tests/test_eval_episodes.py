@@ -17,6 +17,7 @@ from qtool.frontends.mebqat.pn import PrototypeTester
 from qtool.runs.run import Run
 from qtool.training.frontend import load_frontend
 
+DOREFA = ("weight_quantizer=dorefa",)
 DATA = ("--data", "fewshot_sets:tiny_fewshot")
 
 
@@ -47,7 +48,10 @@ def test_a_pair_has_the_accuracy_of_its_exported_file(pn_run: Path) -> None:
     pair = found["pairs"]["w2a4"]
     assert device is not None
     assert (pair["accuracy"], pair["interval"]) == (device.mean, device.interval)
-    assert pair["transductive"] == tester.transductive(LayerBits(2, 4), 8).mean
+    batches = tester.transductive(LayerBits(2, 4), 8)
+    own = (pair["transductive"], pair["transductive_interval"])
+    assert own == (batches.mean, batches.interval)
+    assert f"({batches.text()})".replace("± ", "±") in done.out
     accuracy, none = tester.deployed(LayerBits(32, 32), 8)
     assert none is None and found["pairs"]["fp"]["accuracy"] == accuracy.mean
     assert "8 episodes, 3-way 3-shot, of fewshot_sets" in done.out
@@ -93,11 +97,15 @@ def test_images_or_episodes(pn_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_classifier_is_fine_tuned_on_every_episode(tmp_path: Path) -> None:
-    config, data = maml_config("test_bits=", "epochs=1"), tiny_fewshot()
+    config, data = maml_config("test_bits=", "epochs=1", *DOREFA), tiny_fewshot()
     run = Run.create(tmp_path / "run", config, data, False, False)
     load_frontend(config.frontend).train(run, data, Silent(), False)
-    done = evaluate(run.folder, "--bits", "w4a4,w2a2", "--episodes", 3, "--transductive")
+    bits = "w4a4,w2a2,w8a8"
+    done = evaluate(run.folder, "--bits", bits, "--episodes", 3, "--transductive")
     assert done.code == 0, done.err
     pairs = content(run.folder)["pairs"]
-    assert list(pairs) == ["w2a2", "w4a4"]
+    assert list(pairs) == ["w2a2", "w4a4", "w8a8"]
+    # int8 does not hold DoReFa's codes of 8 bits: there are no integers to speak of.
+    assert "integers of each episode's network" in pairs["w4a4"]["reason"]
+    assert "have no integer form" in pairs["w8a8"]["reason"]
     assert all(0 <= pair["transductive"] <= 100 for pair in pairs.values())

@@ -306,6 +306,17 @@ def test_weights_that_no_layer_of_prototypes_can_have(quantizer: str) -> None:
     pn.check(override(config, ["weight_quantizer=lsq"]), tiny_fewshot())
 
 
+@pytest.mark.parametrize(("settings", "bits"), [
+    (("test_bits=fp,w4a2",), "w4a2"),
+    (("test_bits=fp",), "w8a8"),
+    (("test_bits=", "weight_bits=32,5", "activation_bits=32,6"), "w5a6"),
+    (("bits=w2a8", "shared_steps=false"), "w2a8"),
+    (("bits=fp", "shared_steps=false", "test_bits="), "w8a8"),
+])  # fmt: skip
+def test_hints_name_a_pair_that_there_is(settings: tuple[str, ...], bits: str) -> None:
+    assert pn_config(*settings).example_bits == bits
+
+
 @pytest.mark.parametrize(("setting", "said"), [
     ("bits=w4a4", "w4a4 is trained alone, so that steps .*: add --set shared_steps=false"),
     ("bits=w3a4", "recipe setting bits 'w3a4': w3a4 is not among the candidates: there are"),
@@ -348,3 +359,4 @@ def test_the_command(tmp_path: Path) -> None:
     done = run_qtool("train", "mebqat_pn_omniglot", *chosen, *options)
     assert done.code == 0, done.err
     assert "w2a2" in done.out and "±" in done.out and "next: qtool adapt" in done.out
+    assert "--bits w2a2 -o ADAPTED" in done.out

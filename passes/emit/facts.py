@@ -1,5 +1,6 @@
 """What a check, a report and a reader of model.json need to know about a program."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,11 +8,16 @@ import qtool
 from passes.packing.packing import weight_bytes
 from qtool.core.cost import total_bops, total_macs
 from qtool.core.dialect import Program, Quantize
+from qtool.core.errors import UserError
 
 DATASET_KEY = "qtool.dataset"
 VERSION_KEY = "qtool.version"
 # Images a clip of the video that a run was trained on; absent where it is the usual number.
 FRAMES_KEY = "qtool.frames"
+# Names of the classes, a list as JSON, of a network that was given them (`qtool adapt`).
+CLASSES_KEY = "qtool.classes"
+# Of these, every file holds what the dialect has.
+FILE_KEYS = (DATASET_KEY, FRAMES_KEY, VERSION_KEY, CLASSES_KEY)
 
 
 def describe(program: Program) -> dict[str, Any]:
@@ -22,6 +28,7 @@ def describe(program: Program) -> dict[str, Any]:
         "qtool": qtool.__version__,
         "dataset": program.metadata.get(DATASET_KEY),
         "frames": int(program.metadata.get(FRAMES_KEY, 0)),
+        "classes": _classes(program.metadata),
         "input_shape": list(program.input_shape),
         "output_scale": float(grid.scale),
         "output_zero_point": grid.zero_point,
@@ -57,6 +64,17 @@ def describe_module(facts: Mapping[str, Any]) -> dict[str, Any]:
         "peak_activation_bytes": module["arena_bytes"],
         **{name: module[name] for name in kept},
     }
+
+
+def _classes(metadata: Mapping[str, str]) -> list[str]:
+    """Return the names of the classes, none where a file does not say them."""
+    text = metadata.get(CLASSES_KEY, "[]")
+    try:
+        return [str(name) for name in json.loads(text)]
+    except (ValueError, TypeError):
+        raise UserError(
+            f"its {CLASSES_KEY} metadata is damaged: {text[:60]!r}: export it again"
+        ) from None
 
 
 def _input_range(program: Program) -> list[float] | None:

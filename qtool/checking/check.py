@@ -25,6 +25,9 @@ from runtimes.base import Artifact, TellsTables
 from runtimes.isa import read_isa
 from runtimes.registry import RUNTIMES
 
+# Class names that a message has.
+_SHOWN = 6
+
 
 @dataclass(frozen=True)
 class Task:
@@ -46,6 +49,7 @@ def check_model(
 ) -> CheckRecord:
     """Return the record of one model, its `runtimes` run on `data`, each with its file."""
     _require_shape(model, data)
+    _require_classes(model, data)
     run, origin = task.origins.reference, task.origins.original
     checked, engines = _run_all(model, data, runtimes, task.progress)
     witness = None if origin is None else compare_original(model, checked, data, origin)
@@ -118,6 +122,25 @@ def _require_shape(model: Model, data: DataSet | RandomInputs) -> None:
             f"data set {data.name} has images {data.shape}, the model expects "
             f"{tuple(model.facts['input_shape'])}; choose with --data"
         )
+
+
+def _require_classes(model: Model, data: DataSet | RandomInputs) -> None:
+    """Refuse labels that mean other classes than the model's, where it names its own."""
+    known = model.facts.get("classes", [])  # files of an earlier qtool do not say
+    if not known or not isinstance(data, DataSet):
+        return
+    if list(data.names) == known or (not data.names and data.classes == len(known)):
+        return
+    found = f"{data.classes} classes" + (f" ({_listed(data.names)})" if data.names else "")
+    raise UserError(
+        f"data set {data.name} has {found}, the model tells apart {len(known)} "
+        f"({_listed(known)}): give a folder of these with --data"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names of some."""
+    return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
 
 
 def _modules(model: Model) -> dict[str, Module]:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from qtool.checking.grid_record import TORCH, PairRecord
 from qtool.checking.meter import Meter
+from qtool.core.pairs import deployable
 from qtool.core.selection import LayerBits
 from qtool.training.episode_tests import EpisodeTester
 
 _INTEGERS = "the integers of each episode's network, which is never written to a file"
 _FLOATS = "16 and 32 bits are floating point"
+_NO_FILE = "weights of this quantizer and so many bits have no integer form that adapt exports"
 
 
 @dataclass
@@ -25,7 +27,7 @@ class EpisodeMeter(Meter):
         """Return accuracy and cost of a pair; as integers where an exported file has it."""
         accuracy, device = self.tester.deployed(bits, self.episodes)
         found, pair = device or accuracy, (bits.weight, bits.activation)
-        reason = _FLOATS if device is None else _INTEGERS
+        reason = _INTEGERS if device else _NO_FILE if deployable(bits) else _FLOATS
         return PairRecord(
             pair, found.mean, TORCH, self.bops(bits), reason, interval=found.interval
         )
@@ -33,4 +35,4 @@ class EpisodeMeter(Meter):
     def with_batches(self, known: PairRecord) -> PairRecord:
         """Return `known` with its accuracy on statistics of each episode's images."""
         found = self.tester.transductive(known.pair, self.episodes)
-        return replace(known, transductive=found.mean)
+        return replace(known, transductive=found.mean, transductive_interval=found.interval)

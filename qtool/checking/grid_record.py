@@ -56,6 +56,7 @@ class PairRecord:
         reason: why in torch, where a runtime was asked for.
         transductive: top-1, percent, with BatchNorm's statistics of the test batches.
         interval: half the 95 % interval of an accuracy over episodes, percent.
+        transductive_interval: likewise, of `transductive`.
     """
 
     bits: tuple[int, int]
@@ -65,6 +66,7 @@ class PairRecord:
     reason: str | None = None
     transductive: float | None = None
     interval: float | None = None
+    transductive_interval: float | None = None
 
     @property
     def pair(self) -> LayerBits:

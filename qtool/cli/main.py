@@ -36,7 +36,11 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        _fail(130, "interrupted; train and search continue with --resume, others are repeated")
+        _fail(
+            130,
+            "interrupted; train and search continue with --resume, eval when it is repeated; "
+            "any other command starts anew",
+        )
     except click.ClickException as error:
         _fail(2, f"error: {error.format_message()}")
     except MissedBar as error:

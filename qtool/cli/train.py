@@ -56,4 +56,5 @@ def train(
     if job.is_main:
         if table is not None:
             show(table)
-        click.echo(f"trained {config.name} -> {out}; next: {frontend.next.format(run=out)}")
+        hint = frontend.next.format(run=out, bits=config.example_bits)
+        click.echo(f"trained {config.name} -> {out}; next: {hint}")

@@ -88,7 +88,8 @@ class DataSet:
     """Training and test images, with the number of classes.
 
     `unseen`: test images are of other classes, which no training image is of, numbered from 0
-    (`qtool.data.fewshot`); `classes` counts those of training.
+    (`qtool.data.fewshot`); `classes` counts those of training. `names`: of the classes, in
+    their order, where they are the user's own; else empty.
     """
 
     name: str
@@ -96,6 +97,7 @@ class DataSet:
     test: Source
     classes: int
     unseen: bool = False
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of test images."""

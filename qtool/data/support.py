@@ -76,6 +76,6 @@ def class_names(folder: Path) -> list[str]:
 
 def _load(name: str, folder: Path | None, size: int) -> DataSet:
     root = data_folder(name, folder)
-    classes = len(class_names(root))
+    names = tuple(class_names(root))
     images = class_folders(str(root), _DECODERS[name](size))
-    return DataSet(name, images, images, classes)
+    return DataSet(name, images, images, len(names), names=names)

@@ -7,6 +7,7 @@ traced again.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 import qtool
-from passes.emit.facts import DATASET_KEY, FRAMES_KEY, VERSION_KEY
+from passes.emit.facts import CLASSES_KEY, DATASET_KEY, FRAMES_KEY, VERSION_KEY
 from qtool.core.errors import UserError
 from qtool.core.files import write_bytes
 from qtool.core.selection import Selection
@@ -46,8 +47,8 @@ class RunSource:
         if self.run.config.classless:
             raise UserError(
                 f"run {self.run.folder} is {self.run.config.classless}: give it classes with "
-                f"qtool adapt {self.run.folder} --support DIR --bits w4a4 -o ADAPTED, and "
-                "export that run"
+                f"qtool adapt {self.run.folder} --support DIR --bits "
+                f"{self.run.config.example_bits} -o ADAPTED, and export that run"
             )
         key = origin_key(self.run)
         known = _read(self.run, key)
@@ -58,11 +59,13 @@ class RunSource:
         return self.run.selection()
 
     def metadata(self) -> dict[str, str]:
-        """Return the data set and the version, and how many frames a clip has."""
+        """Return data set and version, how many frames a clip has, and names of classes."""
         config = self.run.config
         metadata = {DATASET_KEY: config.dataset, VERSION_KEY: qtool.__version__}
         if config.frames:
             metadata[FRAMES_KEY] = str(config.frames)
+        if names := self.run.class_names():
+            metadata[CLASSES_KEY] = json.dumps(names)
         return metadata
 
 

@@ -106,9 +106,14 @@ def _value(pair: PairRecord | None) -> float:
 def _cell(pair: PairRecord | None) -> str:
     if pair is None:
         return ""
-    width = "" if pair.interval is None else f" ±{pair.interval:.2f}"
-    shown = f"{pair.accuracy:.2f}{width}{_mark(pair) or ' '}"
-    return shown if pair.transductive is None else f"{shown}\n({pair.transductive:.2f})"
+    shown = f"{_percent(pair.accuracy, pair.interval)}{_mark(pair) or ' '}"
+    if pair.transductive is None:
+        return shown
+    return f"{shown}\n({_percent(pair.transductive, pair.transductive_interval)})"
+
+
+def _percent(accuracy: float, interval: float | None) -> str:
+    return f"{accuracy:.2f}" + ("" if interval is None else f" ±{interval:.2f}")
 
 
 def _mark(pair: PairRecord) -> str:
@@ -128,7 +133,8 @@ def grid_notes(record: GridRecord) -> list[str]:
     if any(pair.where == TORCH for pair in pairs):
         lines += [f"{_IN_TORCH} in torch{reason}" for reason in _reasons(pairs)]
     if any(pair.transductive is not None for pair in pairs):
-        lines.append("(in brackets) with BatchNorm's statistics of the test batches")
+        batches = "each episode's images" if record.question.episodes else "the test batches"
+        lines.append(f"(in brackets) with BatchNorm's statistics of {batches}")
     if any(pair.interval is not None for pair in pairs):
         lines.append("± half the 95 % interval over episodes")
     return lines

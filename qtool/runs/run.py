@@ -247,6 +247,16 @@ class Run:
             raise UserError(f"{path} is damaged: {error}") from None
         return [value for value in values if phase in (None, value.get("phase"))]
 
+    def class_names(self) -> list[str]:
+        """Return the names of the classes that it was adapted to; none: it was not."""
+        path = self.path(CLASSES)
+        if not path.exists():
+            return []
+        names = read_json(path, "class names").get("classes")
+        if not isinstance(names, list) or len(names) != self.classes:
+            raise UserError(f"{path} is damaged: expected {self.classes} names: adapt again")
+        return [str(name) for name in names]
+
     def save_bits(self, content: dict[str, Any]) -> None:
         """Write bits.json."""
         path = self.path("bits.json")

@@ -11,6 +11,7 @@ from typing import ClassVar, TypeVar
 
 from qtool.core.errors import UserError
 from qtool.core.grids import ACTIVATION_BITS, FLOAT_WIDTHS, WEIGHT_BITS
+from qtool.core.pairs import deployable, pair_name
 from qtool.core.selection import LayerBits
 from qtool.data.augment import AUGMENTS, parse_augment
 from qtool.quantizers import QUANTIZERS
@@ -97,6 +98,11 @@ class Config:
         """Return every pair of the candidates, weights slowest; none where bits are fixed."""
         weights = self.weight_candidates
         return [LayerBits(w, a) for w in weights for a in self.activation_bits]
+
+    @property
+    def example_bits(self) -> str:
+        """A pair of integers that the run has, for hints: ``w4a4``; empty: it has none."""
+        return next(map(pair_name, filter(deployable, self.pairs())), "")
 
     def require_consistent(self) -> None:
         """Refuse settings that contradict each other."""

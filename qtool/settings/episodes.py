@@ -5,7 +5,13 @@ from typing import ClassVar
 
 from qtool.core.errors import UserError
 from qtool.core.grids import FLOAT_WIDTHS
-from qtool.core.pairs import allowed_pairs, parse_pairs, require_pairs
+from qtool.core.pairs import (
+    allowed_pairs,
+    deployable,
+    pair_name,
+    parse_pairs,
+    require_pairs,
+)
 from qtool.core.selection import LayerBits
 from qtool.settings.base import ACTIVATIONS, WEIGHTS, TrainConfig
 from qtool.settings.setting import differ, setting
@@ -73,6 +79,12 @@ class EpisodeConfig(TrainConfig):
     def pair(self) -> LayerBits | None:
         """The one pair that is trained; None: all of them."""
         return self._parsed("bits", self.bits)[0] if self.bits else None
+
+    @property
+    def example_bits(self) -> str:
+        """See `Config`: the trained pair, or one that is tested, where they are integers."""
+        first = [*([self.pair] if self.pair else []), *self.tested]
+        return next(map(pair_name, filter(deployable, first)), super().example_bits)
 
     @property
     def passes(self) -> tuple[int, int]:

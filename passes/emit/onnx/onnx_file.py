@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from passes.emit.facts import DATASET_KEY, FRAMES_KEY, VERSION_KEY
+from passes.emit.facts import FILE_KEYS
 from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
 from passes.emit.onnx.onnx_qop import emit_onnx_qop
 from passes.packing.nesting import Nested
@@ -30,8 +30,7 @@ def file_model(
         form: a key of `FORMS`.
         shared: how weights are held that several files share, by layer.
     """
-    keys = (DATASET_KEY, FRAMES_KEY, VERSION_KEY)
-    metadata = {k: v for k, v in dialect.metadata_props.items() if k in keys}
+    metadata = {k: v for k, v in dialect.metadata_props.items() if k in FILE_KEYS}
     proto = compact(FORMS[form](dialect, metadata, shared))
     # Shape inference does not know the contrib operators of the operator form.
     onnx.checker.check_model(proto, full_check=form == "qdq")

@@ -72,8 +72,7 @@ def _pair(config: EpisodeConfig, bits: str) -> LayerBits:
     if len(pairs) > 1 or not deployable(pairs[0]):
         raise UserError(
             f"--bits {bits!r}: expected one pair of at most 8 bits, such as "
-            f"{next(pair_name(pair) for pair in config.pairs() if deployable(pair))}: the "
-            "adapted network is one of integers"
+            f"{config.example_bits}: the adapted network is one of integers"
         )
     return pairs[0]
 

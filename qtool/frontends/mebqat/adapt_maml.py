@@ -7,6 +7,7 @@ support images.
 import torch
 
 from qtool.core.errors import UserError
+from qtool.core.pairs import deployable
 from qtool.core.selection import LayerBits, Selection
 from qtool.data.batches import to_batch
 from qtool.data.images import DataSet
@@ -15,8 +16,10 @@ from qtool.frontends.mebqat.transplant import copy_layers
 from qtool.networks import bits_content, build_float, load_deployed, quant_spec
 from qtool.nn.control import bit_costs, select, selected_bits
 from qtool.nn.prepare.prepare import prepare
+from qtool.quantizers import weight_quantizer
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
+from qtool.settings.base import Config
 from qtool.settings.episodes import MamlConfig
 
 
@@ -27,6 +30,12 @@ def check_maml(source: Run, data: DataSet) -> None:
             f"run {source.folder} tells {source.classes} classes apart, the support folder "
             f"has {data.classes}: expected {source.classes} folders of images"
         )
+
+
+def has_file(config: Config, bits: LayerBits) -> bool:
+    """True where a network adapted to `bits` can be exported: int8 holds its weights."""
+    kind = weight_quantizer(config.weight_quantizer or config.quantizer)
+    return deployable(bits) and bits.weight <= kind.widest
 
 
 def give_weights(source: Run, run: Run, bits: LayerBits, data: DataSet) -> None:

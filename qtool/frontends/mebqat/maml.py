@@ -27,12 +27,12 @@ from torch import nn
 from torch.nn import functional
 
 from qtool.core.errors import UserError
-from qtool.core.pairs import deployable
 from qtool.core.progress import Progress
 from qtool.core.selection import LayerBits
 from qtool.data.batches import to_batch
 from qtool.data.episodes import Episode
 from qtool.data.images import DataSet
+from qtool.frontends.mebqat.adapt_maml import has_file
 from qtool.frontends.mebqat.episode_accuracy import TEST_EPOCH, batch_statistics
 from qtool.frontends.mebqat.episode_table import tested_pairs
 from qtool.frontends.mebqat.episode_training import (
@@ -150,7 +150,7 @@ class FineTuneTester:
         Both are the same: evaluation in torch computes what the device does.
         """
         found = self._accuracy(bits, episodes, lambda _model: nullcontext())
-        return found, found if deployable(bits) else None
+        return found, found if has_file(self._config, bits) else None
 
     def transductive(self, bits: LayerBits, episodes: int) -> EpisodeAccuracy:
         """Return the accuracy with BatchNorm on the queries of each episode."""
@@ -199,5 +199,5 @@ def search_start(run: Run) -> NoReturn:
 
 FRONTEND = Frontend(
     MamlConfig, check, train, search_start,
-    "qtool adapt {run} --support DIR --bits w3a8 -o ADAPTED", FineTuneTester,
+    "qtool adapt {run} --support DIR --bits {bits} -o ADAPTED", FineTuneTester,
 )  # fmt: skip

@@ -195,5 +195,5 @@ def search_start(run: Run) -> NoReturn:
 
 FRONTEND = Frontend(
     PnConfig, check, train, search_start,
-    "qtool adapt {run} --support DIR --bits w8a3 -o ADAPTED", PrototypeTester,
+    "qtool adapt {run} --support DIR --bits {bits} -o ADAPTED", PrototypeTester,
 )  # fmt: skip
