@@ -193,6 +193,11 @@ def test_a_file_is_checked_on_its_own_classes_only(
             assert refused.code == 2 and refused.err.count("\n") == 1, refused.err
             assert said in refused.err and "apart 5 (class0, class1," in refused.err
         assert run_qtool("check", file, "--data", queries).code == 0
+    measured = run_qtool("eval", adapted, "--data", others)
+    assert (
+        measured.code == 2 and "has classes class0, class1, class2, class4, z" in measured.err
+    )
+    assert not (adapted / "eval.json").exists()
 
 
 @pytest.mark.parametrize("bits", ["w2a2", "w8a8"])

@@ -15,7 +15,7 @@ from qtool.checking.original import Origins, compare_original
 from qtool.checking.parity import compare_runtimes, island_differences, island_ops
 from qtool.checking.record import CheckRecord, Coverage, Instructions, Module
 from qtool.checking.speed import FLOAT, latencies, opened_baselines, slow, why_slow
-from qtool.core.errors import UserError
+from qtool.core.errors import UserError, listed
 from qtool.core.progress import Progress
 from qtool.core.records import from_json
 from qtool.data import load_dataset
@@ -24,9 +24,6 @@ from qtool.data.random_inputs import RandomInputs, random_inputs
 from runtimes.base import Artifact, TellsTables
 from runtimes.isa import read_isa
 from runtimes.registry import RUNTIMES
-
-# Class names that a message has.
-_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -131,16 +128,11 @@ def _require_classes(model: Model, data: DataSet | RandomInputs) -> None:
         return
     if list(data.names) == known or (not data.names and data.classes == len(known)):
         return
-    found = f"{data.classes} classes" + (f" ({_listed(data.names)})" if data.names else "")
+    found = f"{data.classes} classes" + (f" ({listed(data.names)})" if data.names else "")
     raise UserError(
         f"data set {data.name} has {found}, the model tells apart {len(known)} "
-        f"({_listed(known)}): give a folder of these with --data"
+        f"({listed(known)}): give a folder of these with --data"
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return the first names of some."""
-    return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
 
 
 def _modules(model: Model) -> dict[str, Module]:

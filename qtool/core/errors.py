@@ -1,7 +1,10 @@
 """Errors that a user can act on, and the helpers that word them."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+# Names that a message has.
+_SHOWN = 6
 
 
 class UserError(Exception):
@@ -25,3 +28,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
     return UserError(f"unknown {kind} {name!r}: {hint}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return ``a, b, c``, of many names the first."""
+    return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)

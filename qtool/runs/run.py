@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import qtool
-from qtool.core.errors import UserError
+from qtool.core.errors import UserError, listed
 from qtool.core.files import (
     leftovers,
     link_or_copy,
@@ -168,6 +168,12 @@ class Run:
             raise UserError(
                 f"data set {data.name} has {data.classes} classes of images {data.shape}; run "
                 f"{self.folder} was trained on {self.classes} of {self.input_shape}"
+            )
+        names = self.class_names()
+        if names and data.names and names != list(data.names):
+            raise UserError(
+                f"data set {data.name} has classes {listed(data.names)}; run {self.folder} was "
+                f"adapted to {listed(names)}: give a folder of these with --data"
             )
 
     def settings(self, kind: type[ConfigT]) -> ConfigT:
