@@ -204,7 +204,7 @@ def test_a_network_trained_on_pairs_has_statistics_of_its_own_at_each(tmp_path: 
 
 
 def test_what_names_several_pairs() -> None:
-    several = ("all", " ALL", "w8a8,w4a4", "w4a4, w2a2")
+    several = ("all", " ALL", "w8a8,w4a4", "w4a4, w2a2", "fp", "w8a8,fp", "w4a32, w8a8")
     single = (None, "w4a4", "w4a4,conv1=w8a8", "bits.json", "w8a8,conv")
     assert all(map(names_pairs, several)) and not any(map(names_pairs, single))
 
@@ -224,6 +224,9 @@ def test_refusals(ptq_run: Path, tmp_path: Path) -> None:
     assert "unknown CPU 'zenver4'" in said
     line = refused("--target", "onnx", "--bits", "w8a8,w3a8", "-o", tmp_path / "d")
     assert "w3a8 is not among the candidates: there are weights of 4, 8 bits" in line
+    for bits, pair in (("fp", "fp"), ("w8a8,FP", "fp"), ("w8a8,w4a32", "w4a32")):
+        line = refused("--target", "onnx", "--bits", bits, "-o", tmp_path / "d")
+        assert f"{pair} has no integer form" in line and f"--bits {pair} measures it" in line
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "w8a8.onnx").write_bytes(b"")
     assert "exists already" in refused(*onnx, "-o", tmp_path / "full")

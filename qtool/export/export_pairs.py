@@ -1,35 +1,50 @@
 """``qtool export RUN --bits all``: a run at every pair of its candidates, weights once."""
 
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
+from shlex import quote
 
 import onnx_ir as ir
 
 from passes.emit.base import Inspect, Note, refuse_unwritable
 from passes.raw_pixels import UseRawPixels
 from qtool.core.errors import UserError
-from qtool.core.pairs import ALL, deployable, pair_name, parse_pairs
-from qtool.core.selection import LayerBits, Selection, parse_uniform
+from qtool.core.grids import FLOAT_WIDTHS
+from qtool.core.pairs import ALL, FLOAT, deployable, pair_name, parse_pair, parse_pairs
+from qtool.core.selection import LayerBits, Selection
 from qtool.export.adaptive import RunSource
 from qtool.export.export import ExportOptions, integer_model_at
 from qtool.runs.run import Run
 
 
 def names_pairs(bits: str | None) -> bool:
-    """True where ``--bits`` asks for several pairs: ``all``, or such as ``w8a8,w4a4``."""
+    """True where ``--bits`` asks for several pairs: ``all``, or such as ``w8a8,w4a4``.
+
+    So does ``fp``, which means a pair in such lists and nothing elsewhere.
+    """
     if bits is None:
         return False
-    parts = [part.strip() for part in bits.split(",")]
-    plain = len(parts) > 1 and all(parse_uniform(part) is not None for part in parts)
-    return bits.strip().lower() == ALL or plain
+    parts = [part.strip().lower() for part in bits.split(",")]
+    plain = len(parts) > 1 and all(parse_pair(part) is not None for part in parts)
+    return parts in ([ALL], [FLOAT]) or plain
 
 
 def pairs_of(run: Run, bits: str) -> list[LayerBits]:
     """Return the pairs that `bits` names, of those that an integer runtime has.
 
     Raises:
-        UserError: a pair that the run does not have, or a run without candidates.
+        UserError: a pair that the run does not have or that is no export, or a run without
+            candidates.
     """
+    asked = [pair for part in bits.split(",") if (pair := parse_pair(part.strip()))]
+    floats = [pair for pair in asked if {*astuple(pair)} & {*FLOAT_WIDTHS}]
+    if floats:
+        name = pair_name(floats[0])
+        raise UserError(
+            f"--bits {bits!r}: {name} has no integer form, so there is no export of it; leave "
+            f"it out (qtool eval {quote(str(run.folder))} --bits {name} measures it)"
+        )
     known = [pair for pair in run.config.pairs() if deployable(pair)]
     if not known:
         raise UserError(
