@@ -1,6 +1,7 @@
 """``qtool export RUN --bits all``: real runs, the command line, and what it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,17 @@ def train_ptq(folder: Path, *more: str) -> Path:
     done = run_qtool(
         "train", "ptq", "--model", "test_export_pairs:Net", *DATA, "--out", folder / "run",
         *settings(f"weights={folder / 'w.pt'}", *bits, *small, *more),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    return folder / "run"
+
+
+def train_pairs(folder: Path, *bits: str) -> Path:
+    """A run of frontend mebqat."""
+    small = ("batch_size=8", "epochs=1", "float_epochs=1", "norm_batches=2")
+    done = run_qtool(
+        "train", "mebqat_fashion", "--model", "test_export_pairs:Net", *DATA, "--out",
+        folder / "run", *settings(*bits, *small),
     )  # fmt: skip
     assert done.code == 0, done.err
     return folder / "run"
@@ -163,6 +175,36 @@ def test_some_pairs(ptq_run: Path, tmp_path: Path) -> None:
     assert list(index["pairs"]) == ["w8a8", "w4a8"]
 
 
+def test_fewer_pairs_replace_more_and_leave_what_is_not_theirs(
+    pairs: Path, ptq_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pairs, tmp_path / "pairs")
+    mine = (folder / "w8a4.onnx").read_bytes() + b"\0"
+    (folder / "w8a4.onnx").write_bytes(mine)
+    done = export(ptq_run, folder, "w4a8", "--force")
+    assert done.code == 2, done.err  # one pair is one file
+    done = export(ptq_run, folder, "w8a8,w4a8", "--no-witness", "--force")
+    assert done.code == 0 and f"{folder / 'w4a4.onnx'} is removed" in done.err, done.err
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"w8a8.onnx", "w4a8.onnx", "w8a4.onnx", "weights.bin", "index.json"}
+    assert (folder / "w8a4.onnx").read_bytes() == mine
+
+
+def test_all_goes_on_without_pairs_that_have_no_integer_form(tmp_path: Path) -> None:
+    bits = ("weight_bits=8,4", "activation_bits=8,4", "quantizer=dorefa")
+    run = train_pairs(tmp_path, *bits)
+    reason = "8-bit DoReFa weights are odd integers"
+    done = export(run, tmp_path / "one", "w8a8,w4a4", "--no-witness")
+    assert done.code == 2 and reason in done.err and not (tmp_path / "one").exists()
+    done = export(run, tmp_path / "pairs", "all", "--no-witness")
+    assert done.code == 0 and done.err.count(reason) == 2, done.err
+    assert "pair w8a4 is left out: layer " in done.err and "w8a8.onnx" not in done.out
+    index = json.loads((tmp_path / "pairs" / "index.json").read_text())
+    assert list(index["pairs"]) == ["w4a8", "w4a4"]
+    assert list(index["left_out"]) == ["w8a8", "w8a4"]
+    assert all(reason in text for text in index["left_out"].values())
+
+
 def test_lsq_does_not_nest_and_says_so(tmp_path: Path) -> None:
     run = train_ptq(tmp_path)
     done = export(run, tmp_path / "pairs", "all", "--no-witness")
@@ -186,12 +228,7 @@ def test_a_meta_state_of_sat(tmp_path: Path) -> None:
 
 def test_a_network_trained_on_pairs_has_statistics_of_its_own_at_each(tmp_path: Path) -> None:
     bits = ("weight_bits=8,4,2,32", "activation_bits=8,4,32", "quantizer=double_rounding")
-    small = ("batch_size=8", "epochs=1", "float_epochs=1", "norm_batches=2")
-    done = run_qtool(
-        "train", "mebqat_fashion", "--model", "test_export_pairs:Net", *DATA, "--out",
-        tmp_path / "run", *settings(*bits, *small),
-    )  # fmt: skip
-    assert done.code == 0, done.err
+    train_pairs(tmp_path, *bits)
     done = export(tmp_path / "run", tmp_path / "pairs", "all", *DATA)
     assert done.code == 0, done.err
     index = json.loads((tmp_path / "pairs" / "index.json").read_text())
