@@ -61,10 +61,12 @@ def train_pairs(folder: Path, *bits: str) -> Path:
     small = ("batch_size=8", "epochs=1", "float_epochs=1", "norm_batches=2")
     done = run_qtool(
         "train", "mebqat_fashion", "--model", "test_export_pairs:Net", *DATA, "--out",
-        folder / "run", *settings(*bits, *small),
+        folder / "a run", *settings(*bits, *small),
     )  # fmt: skip
     assert done.code == 0, done.err
-    return folder / "run"
+    hint = f"next: qtool eval '{folder}/a run' --bits all --data {DATA[1]}"
+    assert done.out.endswith(f"{hint}\n"), done.out
+    return folder / "a run"
 
 
 @pytest.fixture(scope="module")
@@ -228,15 +230,15 @@ def test_a_meta_state_of_sat(tmp_path: Path) -> None:
 
 def test_a_network_trained_on_pairs_has_statistics_of_its_own_at_each(tmp_path: Path) -> None:
     bits = ("weight_bits=8,4,2,32", "activation_bits=8,4,32", "quantizer=double_rounding")
-    train_pairs(tmp_path, *bits)
-    done = export(tmp_path / "run", tmp_path / "pairs", "all", *DATA)
+    run = train_pairs(tmp_path, *bits)
+    done = export(run, tmp_path / "pairs", "all", *DATA)
     assert done.code == 0, done.err
     index = json.loads((tmp_path / "pairs" / "index.json").read_text())
     # Float pairs have no integer module.
     assert list(index["pairs"]) == ["w8a8", "w8a4", "w4a8", "w4a4", "w2a8", "w2a4"]
     assert index["stored_apart"] == [] and index["ratio"] < 1.4
     path = tmp_path / "pairs" / "w2a4.onnx"
-    done = run_qtool("check", path, "--reference", tmp_path / "run", *DATA, "--require-parity")
+    done = run_qtool("check", path, "--reference", run, *DATA, "--require-parity")
     assert done.code == 0, done.err
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -56,4 +57,6 @@ def train(
     if job.is_main:
         if table is not None:
             show(table)
-        click.echo(f"trained {config.name} -> {out}; next: {frontend.next.format(run=out)}")
+        again = "" if data is None else f" --data {quote(str(data))}"
+        command = frontend.next.format(run=quote(str(out)), data=again)
+        click.echo(f"trained {config.name} -> {out}; next: {command}")

@@ -34,7 +34,8 @@ class Frontend:
             stages FLOAT and MODEL in the run, and META if it can be searched.
         search_start: what a search of the run starts from; refuses a run that has no weights
             that serve several candidates, in its own words.
-        next: the command that a user may give afterwards, with ``{run}`` in it.
+        next: the command that a user may give afterwards, with ``{run}`` in it, and
+            ``{data}`` where it needs the images again: nothing, or `` --data DIR``.
         tester: of runs whose networks learn the test classes from episodes; None: they know
             them.
     """
