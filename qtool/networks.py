@@ -144,14 +144,20 @@ def bits_content(costs: Sequence[LayerCost]) -> dict[str, Any]:
     }
 
 
+def load_prepared(run: Run) -> nn.Module:
+    """Return the run's network with quantizers, and with the weights that it ends with."""
+    model = build_prepared(run)
+    load_state(model, run, Stage.MODEL)
+    return model
+
+
 def load_adaptive(run: Run) -> nn.Module:
     """Return the run's prepared network with everything that it has for any selection.
 
     Tensors of their own that the run holds for some bits (corrections, statistics) are rows of
     norms and biases; those of ``model.safetensors`` are the default ones.
     """
-    model = build_prepared(run)
-    load_state(model, run, Stage.MODEL)
+    model = load_prepared(run)
     if run.has_weights(Stage.CORRECTIONS):
         rows = split_corrections(run.load_weights(Stage.CORRECTIONS))
         own = run.settings(PtqConfig).bits

@@ -1,6 +1,7 @@
 """``qtool export RUN --bits all``: real runs, the command line, and what it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,19 @@ def train_ptq(folder: Path, *more: str) -> Path:
     )  # fmt: skip
     assert done.code == 0, done.err
     return folder / "run"
+
+
+def train_pairs(folder: Path, *bits: str) -> Path:
+    """A run of frontend mebqat."""
+    small = ("batch_size=8", "epochs=1", "float_epochs=1", "norm_batches=2")
+    done = run_qtool(
+        "train", "mebqat_fashion", "--model", "test_export_pairs:Net", *DATA, "--out",
+        folder / "a run", *settings(*bits, *small),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    hint = f"next: qtool eval '{folder}/a run' --bits all --data {DATA[1]}"
+    assert done.out.endswith(f"{hint}\n"), done.out
+    return folder / "a run"
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +177,36 @@ def test_some_pairs(ptq_run: Path, tmp_path: Path) -> None:
     assert list(index["pairs"]) == ["w8a8", "w4a8"]
 
 
+def test_fewer_pairs_replace_more_and_leave_what_is_not_theirs(
+    pairs: Path, ptq_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pairs, tmp_path / "pairs")
+    mine = (folder / "w8a4.onnx").read_bytes() + b"\0"
+    (folder / "w8a4.onnx").write_bytes(mine)
+    done = export(ptq_run, folder, "w4a8", "--force")
+    assert done.code == 2, done.err  # one pair is one file
+    done = export(ptq_run, folder, "w8a8,w4a8", "--no-witness", "--force")
+    assert done.code == 0 and f"{folder / 'w4a4.onnx'} is removed" in done.err, done.err
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"w8a8.onnx", "w4a8.onnx", "w8a4.onnx", "weights.bin", "index.json"}
+    assert (folder / "w8a4.onnx").read_bytes() == mine
+
+
+def test_all_goes_on_without_pairs_that_have_no_integer_form(tmp_path: Path) -> None:
+    bits = ("weight_bits=8,4", "activation_bits=8,4", "quantizer=dorefa")
+    run = train_pairs(tmp_path, *bits)
+    reason = "8-bit DoReFa weights are odd integers"
+    done = export(run, tmp_path / "one", "w8a8,w4a4", "--no-witness")
+    assert done.code == 2 and reason in done.err and not (tmp_path / "one").exists()
+    done = export(run, tmp_path / "pairs", "all", "--no-witness")
+    assert done.code == 0 and done.err.count(reason) == 2, done.err
+    assert "pair w8a4 is left out: layer " in done.err and "w8a8.onnx" not in done.out
+    index = json.loads((tmp_path / "pairs" / "index.json").read_text())
+    assert list(index["pairs"]) == ["w4a8", "w4a4"]
+    assert list(index["left_out"]) == ["w8a8", "w8a4"]
+    assert all(reason in text for text in index["left_out"].values())
+
+
 def test_lsq_does_not_nest_and_says_so(tmp_path: Path) -> None:
     run = train_ptq(tmp_path)
     done = export(run, tmp_path / "pairs", "all", "--no-witness")
@@ -186,25 +230,20 @@ def test_a_meta_state_of_sat(tmp_path: Path) -> None:
 
 def test_a_network_trained_on_pairs_has_statistics_of_its_own_at_each(tmp_path: Path) -> None:
     bits = ("weight_bits=8,4,2,32", "activation_bits=8,4,32", "quantizer=double_rounding")
-    small = ("batch_size=8", "epochs=1", "float_epochs=1", "norm_batches=2")
-    done = run_qtool(
-        "train", "mebqat_fashion", "--model", "test_export_pairs:Net", *DATA, "--out",
-        tmp_path / "run", *settings(*bits, *small),
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    done = export(tmp_path / "run", tmp_path / "pairs", "all", *DATA)
+    run = train_pairs(tmp_path, *bits)
+    done = export(run, tmp_path / "pairs", "all", *DATA)
     assert done.code == 0, done.err
     index = json.loads((tmp_path / "pairs" / "index.json").read_text())
     # Float pairs have no integer module.
     assert list(index["pairs"]) == ["w8a8", "w8a4", "w4a8", "w4a4", "w2a8", "w2a4"]
     assert index["stored_apart"] == [] and index["ratio"] < 1.4
     path = tmp_path / "pairs" / "w2a4.onnx"
-    done = run_qtool("check", path, "--reference", tmp_path / "run", *DATA, "--require-parity")
+    done = run_qtool("check", path, "--reference", run, *DATA, "--require-parity")
     assert done.code == 0, done.err
 
 
 def test_what_names_several_pairs() -> None:
-    several = ("all", " ALL", "w8a8,w4a4", "w4a4, w2a2")
+    several = ("all", " ALL", "w8a8,w4a4", "w4a4, w2a2", "fp", "w8a8,fp", "w4a32, w8a8")
     single = (None, "w4a4", "w4a4,conv1=w8a8", "bits.json", "w8a8,conv")
     assert all(map(names_pairs, several)) and not any(map(names_pairs, single))
 
@@ -224,6 +263,9 @@ def test_refusals(ptq_run: Path, tmp_path: Path) -> None:
     assert "unknown CPU 'zenver4'" in said
     line = refused("--target", "onnx", "--bits", "w8a8,w3a8", "-o", tmp_path / "d")
     assert "w3a8 is not among the candidates: there are weights of 4, 8 bits" in line
+    for bits, pair in (("fp", "fp"), ("w8a8,FP", "fp"), ("w8a8,w4a32", "w4a32")):
+        line = refused("--target", "onnx", "--bits", bits, "-o", tmp_path / "d")
+        assert f"{pair} has no integer form" in line and f"--bits {pair} measures it" in line
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "w8a8.onnx").write_bytes(b"")
     assert "exists already" in refused(*onnx, "-o", tmp_path / "full")

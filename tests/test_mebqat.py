@@ -376,6 +376,7 @@ def test_a_pair_without_statistics_gets_them_on_the_spot(
 @pytest.mark.parametrize(("bits", "message"), [
     ("w5a4", "layer one.0: weight bits 5 were not trained"),
     ("w4a4,one.0=w2a4", "--calibration: statistics are of one pair for all layers, such as"),
+    ("w16a4", "layer one.0: weights of 16 bits would run in floating point (--allow-float"),
 ])  # fmt: skip
 def test_what_cannot_be_calibrated(
     mebqat_run: Path, source: Path, tmp_path: Path, bits: str, message: str
@@ -387,6 +388,26 @@ def test_what_cannot_be_calibrated(
     )  # fmt: skip
     assert (done.code, done.err.count("\n")) == (2, 1) and message in done.err, done.err
     assert (mebqat_run / "norms.safetensors").read_bytes() == before
+
+
+def test_what_is_refused_after_calibration_leaves_the_run_as_it_was(
+    mebqat_run: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = (mebqat_run / "norms.safetensors").read_bytes()
+    asked = ("export", mebqat_run, "--target", "onnx", "--bits", "w1a4", "--calibration")
+    output = ("-o", tmp_path / "m.onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxTarget, "write", stopping)
+        done = run_qtool(*asked, source, *output)
+    assert done.code == 130 and "statistics at w1a4" in done.err, done.err
+    assert (mebqat_run / "norms.safetensors").read_bytes() == before
+    done = run_qtool(*asked, tmp_path / "nope", *output)
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert "nope does not exist: give the folder of cifar10" in done.err
+    assert not (tmp_path / "m.onnx").exists()
 
 
 @pytest.mark.parametrize(("method", "call"), [

@@ -97,6 +97,14 @@ def test_keys_of_another_form_are_refused(key: str) -> None:
         choose_rows(("w8a8", key), {}, {})
 
 
+def test_of_exact_rows_those_that_can_be_deployed_are_named_first() -> None:
+    floats = tuple(f"w{w}a{a}" for w in (16, 8, 4, 2) for a in (16, 32))
+    keys = ("w8a8", *floats, "w4a4", "w2a2")
+    given = dict.fromkeys(LAYERS, LayerBits(1, 1))
+    with pytest.raises(UserError, match="they were at w8a8, w4a4, w2a2, w16a16, "):
+        choose_rows(keys, LAYERS, given, exact=True)
+
+
 # --- the pass ---
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "qtool" : 1]>'

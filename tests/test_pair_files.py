@@ -17,6 +17,7 @@ import torch
 from test_parity import randomise_norms
 from torch import Tensor, nn
 
+from passes.emit.onnx.earlier_graphs import earlier_graphs
 from passes.emit.onnx.onnx_file import file_model
 from passes.emit.onnx.pair_files import INDEX, WEIGHTS, PairFiles, pair_files
 from passes.emit.onnx.shared_file import SHARED_KEY, facts_of
@@ -155,6 +156,16 @@ def test_the_index_says_what_is_there(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         INDEX, WEIGHTS, *(f"{name}.onnx" for name in index["pairs"]),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [
+    "{", "[]", "{}", '{"pairs": [1]}', '{"pairs": {"w8a8": 1}}', "[" * 100_000,
+    '{"pairs": {"w8a8": {"file": 3}}}', '{"pairs": {"w8a8": {"file": "../index.json"}}}',
+])  # fmt: skip
+def test_a_damaged_index_names_nothing_to_remove(tmp_path: Path, text: str) -> None:
+    (tmp_path / INDEX).write_text(text)
+    assert earlier_graphs(tmp_path / INDEX, ()) == []
+    assert earlier_graphs(tmp_path / "none", ()) == []
 
 
 def test_equal_networks_make_equal_bytes() -> None:

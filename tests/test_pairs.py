@@ -33,8 +33,8 @@ KNOWN = allowed_pairs((1, 2, 8, 32), (1, 2, 8, 32))
 
 def test_what_is_asked_for() -> None:
     assert parse_pairs("all", KNOWN) == KNOWN
-    assert parse_pairs(" w8a2, FP,W1A1,w8a2", KNOWN) == [
-        LayerBits(8, 2), LayerBits(32, 32), LayerBits(1, 1),
+    assert parse_pairs(" w8a2, FP,W1A1,w8a2,w2a32", KNOWN) == [
+        LayerBits(8, 2), LayerBits(32, 32), LayerBits(1, 1), LayerBits(2, 32),
     ]  # fmt: skip
     # No device has it, but the run does.
     assert parse_pairs("w8a32", KNOWN) == [LayerBits(8, 32)]

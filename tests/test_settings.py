@@ -15,6 +15,7 @@ from qtool.core.errors import UserError
 from qtool.recipes import GENERIC, RECIPES, load_recipe
 from qtool.settings.base import Config
 from qtool.settings.listing import Row, rows_of
+from qtool.settings.mebqat import MebqatConfig
 from qtool.settings.metamix import MetaMixConfig
 from qtool.settings.override import override
 from qtool.settings.ptq import PtqConfig
@@ -75,6 +76,7 @@ def test_numbers_are_held_to_their_ranges() -> None:
     (QatConfig, "batch_size=0", "recipe setting batch_size: got 0, expected 1 to 1e+09"),
     (QatConfig, "label_smoothing=nan", "label_smoothing: got nan, expected 0 to 1"),
     (QatConfig, "first_last_bits=9", "first_last_bits: got 9, expected 1 to 8"),
+    (MebqatConfig, "weight_bits=17,8", "weight_bits: got 17, expected 1 to 8, 16, 32"),
     (QatConfig, "seed=-1", "recipe setting seed: got -1, expected 0 to 1e+10"),
     (QatConfig, "milestones=0.5,2", "recipe setting milestones: got 2.0, expected 0 to 1"),
     (QatConfig, "weight_quantizer=lsc", "setting weight_quantizer 'lsc': did you mean lsq"),

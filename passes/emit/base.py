@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
 from qtool.core.errors import UserError
@@ -103,7 +104,11 @@ class Target(ABC):
         )
 
     def write_pairs(
-        self, dialects: "Mapping[str, ir.Model]", output: Path | None, note: Note
+        self,
+        dialects: "Mapping[str, ir.Model]",
+        output: Path | None,
+        note: Note,
+        left_out: Mapping[str, str] = MappingProxyType({}),
     ) -> list[str]:
         """Write one network at several pairs, the `pair_files`, all or none.
 
@@ -111,6 +116,7 @@ class Target(ABC):
             dialects: results of `passes.pipelines.lower` by the pairs' names.
             output: as `pair_files` has it.
             note: is told what is going on.
+            left_out: why other pairs are not written, by their names.
 
         Returns:
             Sentences about what was written.

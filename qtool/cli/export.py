@@ -9,6 +9,7 @@ import click
 
 from passes.emit.base import Inspect
 from passes.emit.registry import TARGETS, make_target, target_for
+from qtool.cli.calibration import calibrated
 from qtool.cli.options import (
     FILE,
     FOLDER,
@@ -17,8 +18,7 @@ from qtool.cli.options import (
     target_options,
     witness_options,
 )
-from qtool.cli.session import load_data, progress_shown
-from qtool.core.errors import UserError
+from qtool.cli.session import progress_shown
 
 
 @click.command()
@@ -66,14 +66,12 @@ def export(
         asked = Asked(data, images=images)
         return witness_of_run(run, at, asked, lambda t: told.append(where + t), accept)
 
-    with progress_shown() as progress:
-        if calibration is not None:
-            if not names_pairs(bits):
-                made.check(output, force)
-            progress.note(_calibrate(run, bits, calibration))
-        if no_witness:
-            told.append("no witness: nothing is compared with the run's network")
-        at = None if no_witness else witness_at
+    if no_witness:
+        told.append("no witness: nothing is compared with the run's network")
+    at = None if no_witness else witness_at
+    if not names_pairs(bits):
+        made.check(output, force)
+    with progress_shown() as progress, calibrated(run, options, calibration, progress.note):
         if names_pairs(bits):
             files = export_pairs(run, options, output, force, progress.note, at)
         else:
@@ -82,31 +80,6 @@ def export(
         for text in told:
             progress.note(text)
     _written(files)
-
-
-def _calibrate(folder: Path, bits: str | None, data: Path | str) -> str:
-    """Take statistics at the pair `bits`; return what was done."""
-    from qtool.core.pairs import pair_key
-    from qtool.core.selection import parse_uniform
-    from qtool.runs.run import Run
-    from qtool.settings.base import TrainConfig
-    from qtool.training.ingredients import make_batches
-    from qtool.training.statistics import add_statistics
-
-    pair = None if bits is None else parse_uniform(bits)
-    if pair is None:
-        raise UserError(
-            f"--calibration: statistics are of one pair for all layers, such as --bits w4a4, "
-            f"not of {bits or 'no --bits'}"
-        )
-    run = Run.open(folder)
-    config, loaded = run.settings(TrainConfig), load_data(run.config, data)
-    run.require_shape(loaded)
-    batches = make_batches(config, loaded)
-    count = min(config.norm_batches, len(batches))
-    add_statistics(run, pair, batches, count)
-    images = count * batches.size
-    return f"statistics at {pair_key(pair)}: {images:,} images of {loaded.name}"
 
 
 def _written(files: Iterable[Path]) -> None:

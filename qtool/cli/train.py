@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -56,5 +57,6 @@ def train(
     if job.is_main:
         if table is not None:
             show(table)
-        hint = frontend.next.format(run=out, bits=config.example_bits)
+        again = "" if data is None else f" --data {quote(str(data))}"
+        hint = frontend.next.format(run=quote(str(out)), bits=config.example_bits, data=again)
         click.echo(f"trained {config.name} -> {out}; next: {hint}")

@@ -148,6 +148,8 @@ def choose_rows(
 
 
 def _listed(keys: Sequence[str]) -> str:
+    """Name the first keys, those that an integer runtime has before those with floats."""
+    keys = sorted(keys, key=lambda key: parse_key(key).is_float)
     shown = ", ".join(keys[:_SHOWN])
     return shown if len(keys) <= _SHOWN else f"{shown} and {len(keys) - _SHOWN} more pairs"
 
@@ -166,6 +168,11 @@ class Key:
     def is_pair(self) -> bool:
         """True for a pair."""
         return self.weight is not None and self.activation is not None
+
+    @property
+    def is_float(self) -> bool:
+        """True where a width that it says is floating point."""
+        return self.weight in FLOAT_WIDTHS or self.activation in FLOAT_WIDTHS
 
     def completed(self, bits: LayerBits) -> LayerBits:
         """Return the bits of this key; what it does not say is as in `bits`."""

@@ -95,6 +95,20 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+@contextmanager
+def restored(path: Path) -> Iterator[None]:
+    """Give the file `path` back what it held, or that it was absent, if the block fails."""
+    before = path.read_bytes() if path.exists() else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            path.unlink(missing_ok=True)
+        elif path.read_bytes() != before:
+            write_bytes(path, before)
+        raise
+
+
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write several files: none takes its name before all of them are written."""
     for path in files:

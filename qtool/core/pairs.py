@@ -123,8 +123,13 @@ def parse_pairs(
     return list(dict.fromkeys(pairs))
 
 
+def parse_pair(text: str) -> LayerBits | None:
+    """Return the pair that `text` names, ``w4a8``, ``w4a32`` or ``fp``; None: another form."""
+    return FLOAT_BITS if text.lower() == FLOAT else parse_uniform(text, float_inputs=True)
+
+
 def _parse(part: str, text: str, what: str) -> LayerBits:
-    bits = FLOAT_BITS if part.lower() == FLOAT else parse_uniform(part, float_inputs=True)
+    bits = parse_pair(part)
     if bits is None:
         raise UserError(
             f"{what} {text!r}: {part!r} is not like w4a4 or {FLOAT}; expected a list of such, "

@@ -106,9 +106,7 @@ def parse_uniform(text: str, float_inputs: bool = False) -> LayerBits | None:
     return _checked(LayerBits(weight, activation), "", text, float_inputs)
 
 
-def _checked(
-    bits: LayerBits, layer: str, where: str, float_inputs: bool = False
-) -> LayerBits:
+def _checked(bits: LayerBits, layer: str, where: str, float_inputs: bool = False) -> LayerBits:
     """Return `bits`, or refuse them."""
     for what, got, known in (
         ("weight", bits.weight, WEIGHT_BITS), ("activation", bits.activation, ACTIVATION_BITS),

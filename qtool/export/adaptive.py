@@ -44,12 +44,7 @@ class RunSource:
         Raises:
             UserError: the run has no weights yet, or they are damaged; or no classes.
         """
-        if self.run.config.classless:
-            raise UserError(
-                f"run {self.run.folder} is {self.run.config.classless}: give it classes with "
-                f"qtool adapt {self.run.folder} --support DIR --bits "
-                f"{self.run.config.example_bits} -o ADAPTED, and export that run"
-            )
+        _require_classes(self.run)
         key = origin_key(self.run)
         known = _read(self.run, key)
         return _trace(self.run, key) if known is None else known
@@ -67,6 +62,32 @@ class RunSource:
         if names := self.run.class_names():
             metadata[CLASSES_KEY] = json.dumps(names)
         return metadata
+
+
+@dataclass(frozen=True)
+class OneRow(RunSource):
+    """The run with its own norms at every selection, whatever these were taken at.
+
+    Lowered, it shows what an export refuses, before statistics are taken for it.
+    """
+
+    def graph(self) -> ir.Model:
+        """Return the graph, traced anew; raises as `RunSource.graph`."""
+        from qtool.export.trace import trace
+        from qtool.networks import load_prepared
+
+        _require_classes(self.run)
+        return trace(load_prepared(self.run), self.run.input_shape)
+
+
+def _require_classes(run: Run) -> None:
+    """Refuse a run whose network is to be given its classes."""
+    if run.config.classless:
+        raise UserError(
+            f"run {run.folder} is {run.config.classless}: give it classes with "
+            f"qtool adapt {run.folder} --support DIR --bits {run.config.example_bits} -o "
+            "ADAPTED, and export that run"
+        )
 
 
 def _trace(run: Run, key: str) -> ir.Model:

@@ -47,8 +47,7 @@ class Setting:
                 highest = MANY if self.highest is None else self.highest
                 if not self.lowest <= item <= highest:
                     raise UserError(
-                        f"recipe setting {name}: got {item}, expected {self.lowest:g} to "
-                        f"{highest:g}"
+                        f"recipe setting {name}: got {item}, expected {self._spanned(highest)}"
                     )
             if self.choices and item not in self.choices:
                 raise unknown_name(f"recipe setting {name}", item, self.choices)
@@ -64,7 +63,11 @@ class Setting:
             return ""
         if self.highest is None:
             return f">= {self.lowest:g}"
-        return ", ".join([f"{self.lowest:g} to {self.highest:g}", *map(str, self.also)])
+        return self._spanned(self.highest)
+
+    def _spanned(self, highest: float) -> str:
+        """Return ``1 to 8, 16, 32``."""
+        return ", ".join([f"{self.lowest:g} to {highest:g}", *map(str, self.also)])
 
 
 def differ(name: str, value: Any) -> None:

@@ -34,8 +34,9 @@ class Frontend:
             stages FLOAT and MODEL in the run, and META if it can be searched.
         search_start: what a search of the run starts from; refuses a run that has no weights
             that serve several candidates, in its own words.
-        next: the command that a user may give afterwards, with ``{run}`` and maybe
-            ``{bits}``, a pair that the run has, in it.
+        next: the command that a user may give afterwards, with ``{run}`` in it and, where it
+            needs them, ``{bits}``, a pair that the run has, and ``{data}``, nothing or
+            `` --data DIR``, the images again.
         tester: of runs whose networks learn the test classes from episodes; None: they know
             them.
     """

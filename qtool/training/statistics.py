@@ -16,7 +16,7 @@ from qtool.core.progress import Progress
 from qtool.core.selection import LayerBits
 from qtool.data.batch_source import BatchSource
 from qtool.data.batches import Batch
-from qtool.networks import build_prepared, load_state
+from qtool.networks import load_prepared
 from qtool.nn.control import select_pair
 from qtool.nn.modules.switch_norm import SwitchNorm
 from qtool.nn.norm_rows import give_rows, switches
@@ -99,8 +99,7 @@ def add_statistics(run: Run, bits: LayerBits, batches: BatchSource[Batch], count
             f"run {run.folder} keeps no statistics of pairs of bits: its BatchNorms have what "
             "they were trained with"
         )
-    known, model = run.load_weights(Stage.NORMS), build_prepared(run)
-    load_state(model, run, Stage.MODEL)
+    known, model = run.load_weights(Stage.NORMS), load_prepared(run)
     select_pair(model, bits)
     recalibrate_norms(model, batches, count)
     state, key = model.state_dict(), pair_key(bits)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
@@ -74,12 +75,17 @@ def file_names(pairs: Iterable[str]) -> list[str]:
     return [*(f"{name}.onnx" for name in pairs), WEIGHTS, INDEX]
 
 
-def pair_files(dialects: Mapping[str, ir.Model], form: str) -> PairFiles:
+def pair_files(
+    dialects: Mapping[str, ir.Model],
+    form: str,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> PairFiles:
     """Return the files of a network at several pairs.
 
     Args:
         dialects: results of `passes.pipelines.lower` by the pairs' names, the same network.
         form: a key of `passes.emit.onnx.onnx_file.FORMS`.
+        left_out: why other pairs have no file, by their names.
     """
     held = _held(dialects)
     facts = {name: describe(read_program(dialect)) for name, dialect in dialects.items()}
@@ -101,6 +107,7 @@ def pair_files(dialects: Mapping[str, ir.Model], form: str) -> PairFiles:
         "total_bytes": total, "largest_alone": {"pair": largest, "bytes": alone},
         "ratio": round(total / alone, 4),
         "stored_apart": [layer for layer in next(iter(held.values())) if layer in apart],
+        "left_out": dict(left_out),
     })  # fmt: skip
 
 

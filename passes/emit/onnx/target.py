@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from passes.emit.base import Note, Target, pairs_folder
@@ -47,12 +48,25 @@ class OnnxTarget(Target):
         return [folder / name for name in file_names(names)]
 
     def write_pairs(
-        self, dialects: "Mapping[str, ir.Model]", output: Path | None, note: Note
+        self,
+        dialects: "Mapping[str, ir.Model]",
+        output: Path | None,
+        note: Note,
+        left_out: Mapping[str, str] = MappingProxyType({}),
     ) -> list[str]:
-        """Write a graph a pair, their weights once, and the index."""
-        from passes.emit.onnx.pair_files import pair_files
+        """Write a graph a pair, their weights once, and the index.
+
+        Graphs that an earlier index lists would read the new weights: they are removed.
+        """
+        from passes.emit.onnx.earlier_graphs import earlier_graphs
+        from passes.emit.onnx.pair_files import INDEX, pair_files
         from qtool.core.files import write_together
 
-        made = pair_files(dialects, self.format)
-        write_together(made.files(pairs_folder(output)))
-        return list(made.sentences())
+        made = pair_files(dialects, self.format, left_out)
+        folder = pairs_folder(output)
+        earlier = earlier_graphs(folder / INDEX, made.content)
+        write_together(made.files(folder))
+        for path in earlier:
+            path.unlink(missing_ok=True)
+        gone = [f"{path} is removed: its weights were replaced" for path in earlier]
+        return [*made.sentences(), *gone]

@@ -114,7 +114,10 @@ def compile_pairs(
 
 
 def pairs_json(
-    name: str, pairs: CompiledPairs, programs: Mapping[str, Program]
+    name: str,
+    pairs: CompiledPairs,
+    programs: Mapping[str, Program],
+    left_out: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return the content of model.json (docs/pairs.md, "model.json").
 
@@ -122,6 +125,7 @@ def pairs_json(
         name: of the file beside it.
         pairs: the file's content.
         programs: what it computes, by pair.
+        left_out: why other pairs are not in it, by their names.
     """
     compiled, known = pairs.compiled, networks_of(pairs.compiled.facts)
     return {
@@ -133,6 +137,7 @@ def pairs_json(
         "largest_alone": {"pair": pairs.largest, "bytes": len(pairs.alone.data)},
         "ratio": round(pairs.ratio, 4),
         "pairs": {pair: _entry(pair, known[pair], programs[pair]) for pair in programs},
+        "left_out": dict(left_out),
     }
 
 

@@ -8,6 +8,7 @@ bit-widths are the same two files (`passes.emit.tvm.pairs`), in the folder that 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from passes.emit.base import Described, Note, Target, pairs_folder
@@ -147,7 +148,11 @@ class TvmTarget(Target):
         return pairs_folder(output) / f"model{_LIBRARY}"
 
     def write_pairs(
-        self, dialects: "Mapping[str, ir.Model]", output: Path | None, note: Note
+        self,
+        dialects: "Mapping[str, ir.Model]",
+        output: Path | None,
+        note: Note,
+        left_out: Mapping[str, str] = MappingProxyType({}),
     ) -> list[str]:
         """Compile one network at several pairs into one library."""
         from passes.emit.tvm.compile import readable
@@ -167,7 +172,7 @@ class TvmTarget(Target):
             made = compile_pairs(networks, target, library.suffix, note)
             module = made.compiled.module
             files[library] = made.compiled.data
-            content = pairs_json(library.name, made, programs)
+            content = pairs_json(library.name, made, programs, left_out)
             files[library.with_suffix(".json")] = json_bytes(content)
             said += made.sentences()
         if self.emit_ir is not None:

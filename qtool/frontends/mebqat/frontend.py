@@ -133,4 +133,6 @@ def search_start(run: Run) -> NoReturn:
     )
 
 
-FRONTEND = Frontend(MebqatConfig, check, train, search_start, "qtool eval {run} --bits all")
+FRONTEND = Frontend(
+    MebqatConfig, check, train, search_start, "qtool eval {run} --bits all{data}"
+)

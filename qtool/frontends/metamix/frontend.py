@@ -92,5 +92,5 @@ def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> No
 
 
 FRONTEND = Frontend(
-    MetaMixConfig, check, train, search_start, "qtool search {run} --bops BUDGET"
+    MetaMixConfig, check, train, search_start, "qtool search {run} --bops BUDGET{data}"
 )
