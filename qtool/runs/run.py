@@ -172,8 +172,8 @@ class Run:
         names = self.class_names()
         if names and data.names and names != list(data.names):
             raise UserError(
-                f"data set {data.name} has classes {listed(data.names)}; run {self.folder} was "
-                f"adapted to {listed(names)}: give a folder of these with --data"
+                f"data set {data.name} has classes {listed(data.names)}; run {self.folder} "
+                f"was adapted to {listed(names)}: give a folder of these with --data"
             )
 
     def settings(self, kind: type[ConfigT]) -> ConfigT:
