@@ -101,7 +101,6 @@ class Run:
         if not resume:
             refuse_existing(recipe, force)
         if force:
-            _require_apart(folder, config)
             _clear(folder)
         _write_recipe(folder, config, data.shape, config.outputs(data.classes))
         keep_sample(folder, data)
@@ -172,8 +171,8 @@ class Run:
         names = self.class_names()
         if names and data.names and names != list(data.names):
             raise UserError(
-                f"data set {data.name} has classes {listed(data.names)}; run {self.folder} was "
-                f"adapted to {listed(names)}: give a folder of these with --data"
+                f"data set {data.name} has classes {listed(data.names)}; run {self.folder} "
+                f"was adapted to {listed(names)}: give a folder of these with --data"
             )
 
     def settings(self, kind: type[ConfigT]) -> ConfigT:
@@ -314,12 +313,12 @@ def _link(stage: Stage, source: Path, target: Path) -> None:
     link_or_copy(source / stage.file, target / stage.file)
 
 
-def _require_apart(folder: Path, config: Config) -> None:
+def require_apart(folder: Path, config: Config) -> None:
     """Refuse to replace the run in `folder` by one that starts from it."""
-    for name in ("weights", "teacher"):
+    for name in ("weights", "teacher", "source"):
         value = getattr(config, name, "")
-        source = Path(value).resolve() if value else None
-        if source is not None and folder.resolve() in (source, source.parent):
+        source = Path(value).resolve()
+        if value and source.exists() and folder.resolve() in (source, source.parent):
             raise UserError(
                 f"recipe setting {name}: {value} is in {folder}, which --force would replace: "
                 "choose another --out"
