@@ -292,7 +292,8 @@ def test_the_source_is_not_replaced(pn_run: Path, support: Path, tmp_path: Path)
     for out in (pn_run / "x" / "..", link):
         refused = adapt(pn_run, support, out, "--bits", BITS, "--force")
         assert refused.code == 2 and refused.err.count("\n") == 1
-        assert "holds what the run is made from (source " in refused.err
+        assert "recipe setting source: " in refused.err
+        assert "which --force would replace" in refused.err
         assert {path.name: path.read_bytes() for path in pn_run.iterdir()} == before
 
 

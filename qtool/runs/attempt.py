@@ -4,16 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qtool.core.errors import UserError
 from qtool.core.files import leftovers
 from qtool.data.images import DataSet
 from qtool.parallel.job import current
-from qtool.runs.run import CHECKPOINT, RUN_FILES, Run
+from qtool.runs.run import CHECKPOINT, RUN_FILES, Run, require_apart
 from qtool.runs.stage import Stage
 from qtool.settings.base import Config
-
-# Settings that name a run, or a file of one.
-_SOURCES = ("weights", "teacher", "source")
 
 
 @contextmanager
@@ -38,8 +34,8 @@ def begun(
     Raises:
         UserError: the recipe's weights, teacher or source are what would be replaced.
     """
-    if not resume:
-        _refuse_sources(folder, config)
+    if force and not resume:
+        require_apart(folder, config)
     files: set[Path] = set() if force else _files(folder)  # all of the old run goes
     folders = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
@@ -49,18 +45,6 @@ def begun(
         if fails and not resume and current().is_main:
             _take_back(folder, files, folders)
         raise
-
-
-def _refuse_sources(folder: Path, config: Config) -> None:
-    """Refuse a run in place of what it is made from."""
-    replaced = {path.resolve() for path in (folder, *_files(folder))}
-    for name in _SOURCES:
-        source = getattr(config, name, "")
-        if source and Path(source).exists() and Path(source).resolve() in replaced:
-            raise UserError(
-                f"{folder} holds what the run is made from ({name} {source}): nothing was "
-                "written; name another directory"
-            )
 
 
 def _has_results(folder: Path, config: Config) -> bool:

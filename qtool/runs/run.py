@@ -101,7 +101,6 @@ class Run:
         if not resume:
             refuse_existing(recipe, force)
         if force:
-            _require_apart(folder, config)
             _clear(folder)
         _write_recipe(folder, config, data.shape, config.outputs(data.classes))
         keep_sample(folder, data)
@@ -314,12 +313,12 @@ def _link(stage: Stage, source: Path, target: Path) -> None:
     link_or_copy(source / stage.file, target / stage.file)
 
 
-def _require_apart(folder: Path, config: Config) -> None:
+def require_apart(folder: Path, config: Config) -> None:
     """Refuse to replace the run in `folder` by one that starts from it."""
-    for name in ("weights", "teacher"):
+    for name in ("weights", "teacher", "source"):
         value = getattr(config, name, "")
-        source = Path(value).resolve() if value else None
-        if source is not None and folder.resolve() in (source, source.parent):
+        source = Path(value).resolve()
+        if value and source.exists() and folder.resolve() in (source, source.parent):
             raise UserError(
                 f"recipe setting {name}: {value} is in {folder}, which --force would replace: "
                 "choose another --out"
