@@ -459,9 +459,7 @@ def test_refused_settings_write_nothing(
     assert message in done.err and not (tmp_path / "run").exists()
 
 
-def test_a_run_is_not_replaced_by_what_starts_from_it(
-    mebqat_run: Path, source: Path
-) -> None:
+def test_a_run_is_not_replaced_by_what_starts_from_it(mebqat_run: Path, source: Path) -> None:
     before = {path: path.read_bytes() for path in mebqat_run.iterdir()}
     words = (word for each in (*SMALL, f"weights={mebqat_run}") for word in ("--set", each))
     done = run_qtool(
