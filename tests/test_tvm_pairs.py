@@ -33,13 +33,16 @@ SOME = [LayerBits(*bits) for bits in ((8, 8), (4, 8), (4, 2), (1, 2))]
 NAMES = [pair_name(pair) for pair in SOME]
 
 
+LEFT_OUT = {"w7a7": "it has no integer form"}
+
+
 def program(pair: LayerBits, kind: str = KIND) -> Program:
     return read_program(lowered(kind, pair))
 
 
 def written(folder: Path, pairs: list[LayerBits], kind: str = KIND) -> list[str]:
     dialects = {pair_name(pair): lowered(kind, pair) for pair in pairs}
-    return TvmTarget().write_pairs(dialects, folder, lambda _: None)
+    return TvmTarget().write_pairs(dialects, folder, lambda _: None, LEFT_OUT)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,7 @@ def test_weights_that_nest_are_there_once(content: dict[str, Any]) -> None:
     assert module.constants - alone["w8a8"] < weights / 4
     assert [pairs[name]["weights"] for name in NAMES] == [None, *["weights_w4"] * 2, None]
     assert list(content["made_bytes"]) == ["weights_w4"]
+    assert content["left_out"] == LEFT_OUT
 
 
 def test_weights_that_do_not_nest_are_there_once_a_width() -> None:
