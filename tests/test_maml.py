@@ -257,10 +257,10 @@ def test_another_number_of_classes_is_refused(maml_run: Run, tmp_path: Path) -> 
     assert refused.code == 2 and refused.err.count("\n") == 1
     assert "tells 3 classes apart, the support folder has 2: expected 3" in refused.err
     assert not (tmp_path / "run").exists()
-    exported = run_qtool(
-        "export", maml_run.folder, "--target", "onnx", "-o", tmp_path / "m.onnx"
-    )
-    assert "is a network to be fine-tuned: give it classes with qtool adapt" in exported.err
+    export = ("export", maml_run.folder, "--target", "onnx", "-o", tmp_path / "m.onnx")
+    for more in ((), ("--bits", "w4a4", "--calibration", tmp_path / "none")):
+        exported = run_qtool(*export, *more)
+        assert "is a network to be fine-tuned: give it classes with qtool" in exported.err
 
 
 def test_a_logit_a_class() -> None:
