@@ -348,6 +348,7 @@ def test_float_ends_are_islands_of_what_is_deployed(tmp_path: Path) -> None:
     assert (pair["accuracy"], pair["bops"]) == (record.accuracy["ort"], record.bops)
 
 
+@pytest.mark.nightly
 def test_runs_of_other_frontends(trained: Path, tmp_path: Path) -> None:
     images = ("--model", "tiny_training:plain_net", "--data", DATA)
     base = (*images, "--set", f"weights={trained}")

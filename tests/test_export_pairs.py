@@ -228,6 +228,7 @@ def test_a_meta_state_of_sat(tmp_path: Path) -> None:
     assert done.code == 0, done.err
 
 
+@pytest.mark.nightly
 def test_a_network_trained_on_pairs_has_statistics_of_its_own_at_each(tmp_path: Path) -> None:
     bits = ("weight_bits=8,4,2,32", "activation_bits=8,4,32", "quantizer=double_rounding")
     run = train_pairs(tmp_path, *bits)

@@ -152,6 +152,7 @@ with joined() as job:
 """
 
 
+@pytest.mark.nightly
 def test_a_job_of_two_processes_has_the_same_gradients() -> None:
     script = JOB.format(here=str(Path(__file__).parent))
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}

@@ -261,6 +261,7 @@ def assert_codes_of_batchnorm(path: Path, program: Program, x: np.ndarray) -> No
     assert wrong.max() <= 1 and (wrong > 0).mean() < 0.01
 
 
+@pytest.mark.nightly
 def test_a_float_output_is_exact_in_tvm(tmp_path: Path) -> None:
     path = save(foreign_files.nncf(), tmp_path)
     out, library, report = (tmp_path / name for name in ("out.onnx", "out.so", "check.json"))

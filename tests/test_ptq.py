@@ -385,6 +385,7 @@ def test_settings_have_the_types_of_their_class() -> None:
     not (QTOOL_DATA / "cifar10_webp").is_dir(),
     reason="QTOOL_DATA holds no cifar10_webp folder and published weights",
 )
+@pytest.mark.nightly
 def test_published_weights_keep_their_accuracy(tmp_path: Path) -> None:
     data = write_photographs(tmp_path / "data", QTOOL_DATA / "cifar10_webp", 300)
     weights = QTOOL_DATA / "weights" / "resnet20-12fca82f.th"
