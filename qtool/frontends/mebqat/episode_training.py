@@ -5,13 +5,13 @@ from torch import nn
 
 from qtool.core.cost import FLOAT_BITS
 from qtool.core.errors import UserError
-from qtool.core.pairs import default_pair, deployable, pair_key
+from qtool.core.pairs import default_pair, deployable
 from qtool.core.progress import Progress
 from qtool.core.selection import Selection
 from qtool.data.batches import to_batch
 from qtool.data.episodes import Episode, EpisodeDraws, Episodes, EpisodeSize
 from qtool.data.images import DataSet
-from qtool.frontends.mebqat.float_form import float_state
+from qtool.frontends.mebqat.save import save_network
 from qtool.frontends.mebqat.step import banks_of
 from qtool.frontends.mebqat.tasks import TaskBatches
 from qtool.networks import bits_content
@@ -20,20 +20,17 @@ from qtool.nn.control import (
     bit_costs,
     calibrate,
     quantizers,
-    select,
     select_pair,
     turn_off,
 )
-from qtool.nn.norm_rows import settle
 from qtool.parallel.job import current
 from qtool.runs.run import Run
-from qtool.runs.stage import Stage
 from qtool.settings.episodes import EpisodeConfig
 from qtool.training.device import training_device
 from qtool.training.evaluation import recalibrate_norms
 from qtool.training.gradients import GradientRule, MeanOverPasses, MeanOverUses
 from qtool.training.ingredients import make_batches
-from qtool.training.statistics import statistics_of, take_statistics
+from qtool.training.statistics import take_statistics
 
 
 def make_tasks(
@@ -153,9 +150,5 @@ def save_trained(
     if config.pair is not None and deployable(config.pair):
         costs = bit_costs(model, run.input_shape, Selection(default=config.pair))
         run.save_bits(bits_content(costs))
-    run.save_weights(Stage.FLOAT, float_state(network, model, FLOAT_BITS))
-    run.save_weights(Stage.NORMS, statistics_of(model, pair_key(default)))
-    select(model, Selection())
-    settle(model)
-    run.save_weights(Stage.MODEL, model.state_dict())
+    save_network(run, network, model, default)
     run.drop_checkpoint()

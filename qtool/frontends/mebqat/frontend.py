@@ -21,18 +21,17 @@ from torch import nn
 
 from qtool.core.cost import FLOAT_BITS
 from qtool.core.errors import UserError
-from qtool.core.pairs import default_pair, pair_key, pair_name
+from qtool.core.pairs import default_pair, pair_name
 from qtool.core.progress import Progress
-from qtool.core.selection import LayerBits, Selection
+from qtool.core.selection import LayerBits
 from qtool.data.batches import Batch, Batches, to_batch
 from qtool.data.images import DataSet
 from qtool.frontends.float_network import make_float
-from qtool.frontends.mebqat.float_form import float_state
+from qtool.frontends.mebqat.save import save_network
 from qtool.frontends.mebqat.step import pairs_step
 from qtool.frontends.mebqat.tasks import TaskBatches, Tasked, forced_tasks
 from qtool.networks import check_network, load_float, quant_spec
-from qtool.nn.control import calibrate, select, select_pair
-from qtool.nn.norm_rows import settle
+from qtool.nn.control import calibrate, select_pair
 from qtool.nn.prepare.prepare import prepare
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
@@ -46,7 +45,7 @@ from qtool.training.ingredients import check_training, make_batches
 from qtool.training.phase import Phase
 from qtool.training.phases import run_phase
 from qtool.training.schedules import schedule_of
-from qtool.training.statistics import statistics_of, take_statistics
+from qtool.training.statistics import take_statistics
 
 
 def check(config: Config, data: DataSet) -> None:
@@ -104,11 +103,7 @@ def _finish(
         result = accuracy(model, data.test)
         run.add_metrics(phase="pairs", bits=pair_name(bits), test_accuracy=result)
         progress.note(f"{pair_name(bits)}: test accuracy {result:.2f} %")
-    run.save_weights(Stage.FLOAT, float_state(network, model, FLOAT_BITS))
-    run.save_weights(Stage.NORMS, statistics_of(model, pair_key(default)))
-    select(model, Selection())
-    settle(model)
-    run.save_weights(Stage.MODEL, model.state_dict())
+    save_network(run, network, model, default)
 
 
 def measured(config: MebqatConfig) -> list[LayerBits]:
