@@ -12,6 +12,7 @@ from kernel_calls import Call, cpu_for, run
 from passes.emit.tvm.cpu.kernels.direct import DirectConv
 from passes.emit.tvm.cpu.kernels.packed_weights import (
     SMALLEST_FACTOR,
+    growth,
     pack,
     runs,
     scaled,
@@ -56,9 +57,8 @@ class Packed(Convolution):
         *first, packed, bias, factor, numbers = call.arrays
         codes = self.weights.reshape(self.total, -1)
         assert width_of(codes, bias, factor, self.unit.x_offset) == self.bits
-        return replace(
-            call, arrays=[*first, packed, *scaled(bias, factor, self.bits), numbers]
-        )
+        times = growth(codes, self.bits)
+        return replace(call, arrays=[*first, packed, *scaled(bias, factor, times), numbers])
 
 
 def compare(layers: Sequence[Packed], cpu: str) -> None:
@@ -98,7 +98,7 @@ def test_sums_at_the_bound_are_exact(bits: int, largest: int, sign: int) -> None
     """The largest bias that is packed with; one more is refused."""
     layer = Packed(Case(8, 16, kernel=(1, 1), x_zero=0), vectors("avx512_vnni"), 0, bits)
     half = 1 << (bits - 1)
-    layer.weights[...] = half - 1 if sign > 0 else -half
+    layer.weights[...] = sign * (half - 1)
     reach = 255 * layer.weights.reshape(16, -1).astype(np.int64).sum(1)
     ends = (largest - 1 if sign > 0 else -largest) - reach
     layer.bias = ends.astype(np.int32)
@@ -116,7 +116,9 @@ def test_sums_at_the_bound_are_exact(bits: int, largest: int, sign: int) -> None
 def test_width_is_what_codes_and_sums_allow() -> None:
     zero = np.zeros(1, np.int32)
     for codes, bits in (
-        ([0], 2), ([-2, 1], 2), ([2], 4), ([-3], 4), ([-8, 7], 4), ([8], 8), ([-9], 8),
+        ([0], 2), ([-2, 1], 2), ([2, 1], 4), ([-3], 4), ([-8, 7], 4), ([8, 1], 8), ([-9], 8),
+        # Powers of two that all have in common are divided away first.
+        ([2], 2), ([64, -64], 2), ([-128, 64], 2), ([-64, 48], 4), ([-64, 40], 4), ([72], 8),
     ):  # fmt: skip
         assert width_of(np.array([codes], np.int8), zero, ONE) == bits, codes
     # 16 * 255 * 7 * count reaches 2^31 between these two.
@@ -125,6 +127,18 @@ def test_width_is_what_codes_and_sums_allow() -> None:
         assert width_of(np.full((1, count), 7, np.int8), zero, ONE) == bits
         # The ends of x - 128 are nearer to 0.
         assert width_of(np.full((1, count), 7, np.int8), zero, ONE, 128) == 4
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_codes_times_a_power_of_two_give_the_same_sums(bits: int) -> None:
+    for shift in range(1, 8 - bits):
+        layer = Packed(Case(40, 24, tile=(1, 4, 2)), vectors("avx512_vnni"), shift, bits)
+        layer.weights[0, 0] = np.array(1, np.int8)  # odd: no more is divided away
+        layer.weights = (layer.weights << shift).astype(np.int8)
+        layer.acc = layer._sums()
+        layer.factor = layer._factor()
+        assert growth(layer.weights, bits) == 1 << (8 - bits - shift)
+        compare([layer], cpu_for("avx512_vnni"))
 
 
 def test_factors_that_would_lose_bits_are_refused() -> None:

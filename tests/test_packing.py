@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from passes.importing.unpacking import unpack
-from passes.packing.packing import PLAIN_VERSIONS, pack, required_versions, stored_bytes
+from passes.packing.packing import (
+    PLAIN_VERSIONS,
+    holds,
+    pack,
+    required_versions,
+    stored_bytes,
+)
 from qtool.core.errors import UnsupportedError
+from qtool.core.weight_codes import container_shift, largest_code
 from runtimes.ort import OrtRuntime
 
 BITS = range(1, 9)
@@ -153,7 +160,7 @@ def test_layers_share_their_tables():
 @pytest.mark.parametrize(
     ("codes", "bits", "message"),
     [
-        ([-4, 4], 3, "conv: codes -4 to 4 do not fit 3 bits"),
+        ([-5, 4], 3, "conv: codes -5 to 4 do not fit 3 bits"),
         ([-1, 0, 1], 1, "conv: codes -1 to 1 do not fit 1 bits"),
         ([9, 1], 3, "conv: codes 0 to 9 do not fit 3 bits"),
     ],
@@ -254,3 +261,29 @@ def test_nothing_is_unpacked_at_run_time(bits, tmp_path):
     assert packed_kernels == plain_kernels and packed_kernels.count("QLinearConv") == 1
     np.testing.assert_array_equal(y, expected, strict=True)
     assert len(np.unique(y)) > 10
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits", "shift"),
+    [("symmetric", 2, 6), ("symmetric", 4, 3), ("symmetric", 7, 0), ("symmetric", 8, 0),
+     ("modified", 2, 5), ("modified", 7, 0), ("centered", 1, 6), ("dorefa", 2, 4),
+     ("dorefa", 6, 0), ("dorefa", 7, 0)],
+)  # fmt: skip
+def test_codes_fill_their_container_up_to_64(scheme: str, bits: int, shift: int) -> None:
+    assert container_shift(scheme, bits) == shift
+    assert largest_code(scheme, bits) << shift <= 64 or shift == 0
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize("shape", [(6, 1), LARGE])
+def test_codes_times_a_power_of_two_take_their_own_bits(
+    bits: int, odd: bool, shape: tuple[int, ...]
+) -> None:
+    narrow = draw(np.random.default_rng(bits), bits, shape, odd)
+    for shift in range(8 - bits - (odd and bits > 1)):
+        codes = (narrow << shift).astype(np.int8)
+        assert np.array_equal(codes >> shift, narrow) and holds(codes, bits)
+        assert stored_bytes(codes, bits) <= stored_bytes(narrow, bits) or codes.size < 10
+        for int2 in (True, False):
+            assert_exact(codes, bits, int2=int2)

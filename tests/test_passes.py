@@ -103,11 +103,11 @@ def test_freeze_weights_rounds_half_to_even_and_saturates_narrowly() -> None:
     model = net()
     FreezeWeights()(model)
     codes = constant(first(model, "DequantizeLinear").inputs[0])
-    # channel 0 in steps of 0.25: 4, -8 -> -7, 2, 0.5 -> 0, 1.5 -> 2, -0.4, 8 -> 7, 36 -> 7
+    # held times 8. Channel 0 in steps of 0.25: 4, -8 -> -7, 2, 0.5 -> 0, 1.5 -> 2, -0.4, 8 -> 7, 36 -> 7
     assert codes is not None
-    assert codes[0].reshape(-1).tolist() == [4, -7, 2, 0, 2, 0, 7, 7, -7]
+    assert (codes[0].reshape(-1) / 8).tolist() == [4, -7, 2, 0, 2, 0, 7, 7, -7]
     # channel 1 in steps of 0.5: ties 0.5 -> 0, 1.5 -> 2, -0.5 -> 0, -1.5 -> -2, 2.5 -> 2
-    assert codes[1].reshape(-1).tolist() == [0, 2, 0, -2, 2, 6, -7, 0, 2]
+    assert (codes[1].reshape(-1) / 8).tolist() == [0, 2, 0, -2, 2, 6, -7, 0, 2]
 
 
 def test_fold_flips_codes_under_negative_gamma_and_keeps_them_otherwise() -> None:
@@ -121,7 +121,7 @@ def test_fold_flips_codes_under_negative_gamma_and_keeps_them_otherwise() -> Non
     assert np.array_equal(after[0], before[0])
     assert np.array_equal(after[1], -before[1])
     ratio = np.abs([1.5, -0.5]) / np.sqrt(np.array([1.0, 4.0]) + 1e-5)
-    assert np.array_equal(scale, (np.float32([0.25, 0.5]) * ratio).astype(np.float32))
+    assert np.array_equal(scale, (np.float32([0.25, 0.5]) / 8 * ratio).astype(np.float32))
     bias = constant(first(model, "Conv").inputs[2])
     r = np.array([1.5, -0.5]) / np.sqrt(np.array([1.0, 4.0]) + 1e-5)
     expected = np.array([0.25, 1.0]) - np.array([0.5, -1.0]) * r

@@ -83,6 +83,16 @@ def integers(name: str, selection: Selection, allow_float: bool = False) -> Prog
     return read_program(lower(graph, selection, allow_float))
 
 
+# As how many times as large the device holds codes of 1, 2, ... 8 bits: at most 64 comes out.
+TIMES = {
+    "symmetric": (64, 64, 16, 8, 4, 2, 1, 1),
+    "double_rounding": (64, 64, 16, 8, 4, 2, 1, 1),
+    "modified": (64, 32, 16, 8, 4, 2, 1, 1),
+    "dorefa": (64, 16, 8, 4, 2, 1, 1, 1),
+    "centered": (64, 16, 8, 4, 2, 1, 1, 1),
+}
+
+
 def trained_codes(model: nn.Module) -> dict[str, np.ndarray]:
     """Every layer's codes at the selected bits; BatchNorm's sign is part of them."""
     found = {}
@@ -93,7 +103,8 @@ def trained_codes(model: nn.Module) -> dict[str, np.ndarray]:
         scale = quantizer.scale(quantizer.selected, weight)
         sign = torch.ones(len(weight)) if layer.norm is None else layer.norm.weight.sign()
         shape = (-1, *[1] * (weight.ndim - 1))
-        codes = values / scale.reshape(shape) * sign.reshape(shape)
+        times = TIMES[quantizer.rule.scheme][quantizer.selected - 1]
+        codes = values / scale.reshape(shape) * sign.reshape(shape) * times
         found[layer.name] = codes.detach().numpy()
     return found
 

@@ -22,7 +22,10 @@ GRID = np.linspace(-1, 1, 4001).astype(np.float32)
 def frozen(
     scheme: str, bits: int, step: float, values: np.ndarray = GRID
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scale of a weight with `values`, by default all over [-1, 1]."""
+    """Codes and scale of a weight with `values`, by default all over [-1, 1].
+
+    The node holds codes times a power of two; here they are divided by it.
+    """
     nodes = (
         f'w = qtool.FakeQuant<name="fc", role="weight", bits=[{bits}], signed=1, '
         f'scheme="{scheme}">(k, s)\n y = MatMul(x, w)'
@@ -37,7 +40,9 @@ def frozen(
     node = next(n for n in model.graph if n.op_type == "DequantizeLinear")
     codes, scale = constant(node.inputs[0]), constant(node.inputs[1])
     assert codes is not None and scale is not None and codes.dtype == np.int8
-    return codes[:, 0].astype(np.int64), scale
+    times = 1 << weight_codes.container_shift(scheme, bits)
+    assert not np.any(codes % times)
+    return codes[:, 0].astype(np.int64) // times, scale * times
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 7])

@@ -3,7 +3,8 @@
 The codes are what training saw; no pass recomputes them. By the node's attribute ``scheme``:
 "symmetric" (the default), ``clip(rint(W / s), -Q, Q)``, at one bit +-1; "dorefa", "modified"
 and "centered", see `qtool.core.weight_codes`, of weights normalised to [-1, 1] already;
-"double_rounding" of 8-bit codes.
+"double_rounding" of 8-bit codes. They are held times ``2^k``, at a scale as much finer
+(`container_shift`): the bias is rounded to multiples of it.
 The node carries the layer's name and bits as metadata.
 Weights of 32 bits stay as they are, those of 16 become ``Cast(float16 W)``; the layer that
 reads them carries name and bits, and becomes a float island.
@@ -32,6 +33,7 @@ from qtool.core.grids import FLOAT_WIDTHS, MIN_STEP, weight_limit
 from qtool.core.weight_codes import (
     binary_weight,
     centered_weight,
+    container_shift,
     dorefa_weight,
     double_rounding_weight,
     modified_weight,
@@ -123,12 +125,13 @@ def _frozen(graph: ir.Graph, view: FakeQuant) -> ir.Node:
     # The same float32 |step| that training divided by; per-tensor steps are spread.
     scale = np.broadcast_to(np.maximum(np.abs(view.steps[0]), np.float32(MIN_STEP)), channels)
     scale = np.ascontiguousarray(scale)
-    codes = _codes(weight, scale, view)
+    shift = container_shift(view.scheme, view.bits[0])
+    codes = _codes(weight, scale, view) << shift
     node = ir.node(
         "DequantizeLinear",
         [
             add_constant(graph, f"{view.name}.codes", codes),
-            add_constant(graph, f"{view.name}.scale", scale),
+            add_constant(graph, f"{view.name}.scale", scale / np.float32(1 << shift)),
             add_constant(graph, f"{view.name}.zero", np.zeros(channels, np.int8)),
         ],
         {"axis": 0},

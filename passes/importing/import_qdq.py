@@ -48,6 +48,7 @@ from qtool.core.errors import UnsupportedError, UserError
 from qtool.core.grids import FLOAT_WIDTHS, FULL, WEIGHT_BITS, Window
 from qtool.core.numerics import bias_scale
 from qtool.core.selection import LayerBits
+from qtool.core.weight_codes import narrowed
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ class _Importer:
         if grid is not None:
             self._note_bias(layer, x.grid, grid)
         weight, activation = (self.bits or {}).get(name, [code_width(layer.codes), x.bits])
-        largest = int(np.abs(layer.codes.astype(np.int16)).max(initial=0))
+        codes, _ = narrowed(layer.codes, weight)
+        largest = int(np.abs(codes.astype(np.int16)).max(initial=0))
         if not holds(layer.codes, weight) and largest > 1 << (weight - 1):
             raise UserError(
                 f"layer {name}: weights exceed the {weight} bits that the file states"

@@ -3,11 +3,14 @@
 1. Initializers of INT8, INT4 and INT2. 2. These behind a Cast to INT8. 3. The chain
 ``Reshape(Cast(MatMulInteger(Gather(T, Cast(P)), place)))``, or with ``Slice(Reshape(.))`` in
 it, where T and place are exactly those of `passes.packing.bit_planes`. 4. Any of these behind
-``Gather(T, Cast(.))`` or ``Gather(T, Add(Cast(.), rule))``, T int8 (`passes.packing.nesting`).
+``Gather(T, Cast(.))`` or ``Gather(T, Add(Cast(.), rule))``, T int8: multiples of the codes
+(`passes.packing.packing`), other codes (`passes.packing.nesting`), or the one of the other.
 Nothing is evaluated that a damaged file could make large: there are as many codes as the file
 has planes for.
 """
 
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import ml_dtypes
@@ -29,7 +32,9 @@ def unpack(value: ir.Value | None) -> Codes | None:
         int8 codes, also of any INT8, INT4 or INT2 constant, bare or behind Cast to INT8; None
         when `value` is computed in another way, or is no signed integer of 8 or fewer bits.
     """
-    looked_up = _looked_up(value)
+    looked_up = _looked_up(value, lambda stored: _looked_up(stored, _packed))
+    if looked_up is None:
+        looked_up = _looked_up(value, _packed)
     return _packed(value) if looked_up is None else looked_up
 
 
@@ -45,8 +50,15 @@ def _packed(value: ir.Value | None) -> Codes | None:
     return _read_planes(chain)
 
 
-def _looked_up(value: ir.Value | None) -> Codes | None:
-    """Return the answers to stored codes, None where `value` is nothing like that."""
+def _looked_up(
+    value: ir.Value | None, read: Callable[[ir.Value | None], Codes | None]
+) -> Codes | None:
+    """Return the answers to stored codes, None where `value` is nothing like that.
+
+    Args:
+        value: the answers.
+        read: returns the stored codes.
+    """
     gather = None if value is None else value.producer()
     if gather is None or gather.op_type != "Gather":
         return None
@@ -60,7 +72,7 @@ def _looked_up(value: ir.Value | None) -> Codes | None:
         return None
     if node is None or not _casts(node, ir.DataType.INT32) or shift is None:
         return None
-    stored = _packed(_input(node, 0))
+    stored = read(_input(node, 0))
     return None if stored is None else _answered(answers, stored, shift)
 
 
@@ -97,15 +109,15 @@ def _read_planes(chain: list[ir.Node]) -> Codes | None:
     shape, found = constant(_input(chain[0], 1)), _planes(decoder)
     if shape is None or found is None or shape.ndim != 1 or np.any(shape <= 0):
         return None
-    planes, odd = found
+    planes, odd, shift = found
     size, room = int(np.prod(shape.astype(object))), 4 * planes.shape[0]
     if not (room - 4 < size < room and _is_prefix(chain, size) if sliced else size == room):
         return None
-    return from_planes(planes, size, odd).reshape(shape)
+    return from_planes(planes, size, odd).reshape(shape) << shift
 
 
-def _planes(decoder: list[ir.Node]) -> tuple[NDArray[Any], bool] | None:
-    """Return P and whether its digits are +-1."""
+def _planes(decoder: list[ir.Node]) -> tuple[NDArray[Any], bool, int] | None:
+    """Return P, whether its digits are +-1, and the power of two that codes are times."""
     narrow, matmul, gather, widen = decoder
     planes, table = constant(_input(widen, 0)), constant(_input(gather, 0))
     place = constant(_input(matmul, 1))
@@ -120,9 +132,10 @@ def _planes(decoder: list[ir.Node]) -> tuple[NDArray[Any], bool] | None:
         or len(matmul.inputs) != 2
     ):
         return None
-    for odd, digits in TABLES.items():
-        if _same(table, digits) and _same(place, place_values(planes.shape[1], odd)):
-            return planes, odd
+    bits = planes.shape[1]
+    for (odd, digits), shift in product(TABLES.items(), range(8 - bits)):
+        if _same(table, digits) and _same(place, place_values(bits, odd, shift)):
+            return planes, odd, shift
     return None
 
 

@@ -19,12 +19,12 @@ _NIBBLES = ((np.arange(16) >> np.arange(4)[:, None]) & 1).astype(np.int8)
 TABLES: dict[bool, Codes] = {False: _NIBBLES, True: 2 * _NIBBLES - np.int8(1)}
 
 
-def place_values(bits: int, odd: bool) -> Codes:
-    """Return what each digit counts, (bits, 1)."""
+def place_values(bits: int, odd: bool, shift: int = 0) -> Codes:
+    """Return what each digit counts, (bits, 1), for codes times ``2 ** shift``."""
     values = 1 << np.arange(bits)
     if not odd:
         values[-1] *= -1
-    return values.astype(np.int8)[:, None]
+    return (values << shift).astype(np.int8)[:, None]
 
 
 def plane_bytes(size: int, bits: int) -> int:

@@ -5,8 +5,12 @@ constants only, so runtimes fold them at load and execute nothing more:
 
 1. ``INT8``                                    8 bits a weight, no node.
 2. ``Cast(INT4)``, ``Cast(INT2)``              4 or 2 bits. INT2 needs opset 25.
+   ``Gather(T, Cast(INT4))``                   of codes times a power of two.
 3. ``Reshape(Cast(MatMulInteger(Gather(T, Cast(P)), place)))``     b bits, for any b < 8,
    see `passes.packing.bit_planes`. ``Slice(Reshape(.))`` drops what pads the last nibbles.
+
+Codes that b bits do not hold, but would if divided by a power of two that they have in common
+(`qtool.core.weight_codes.container_shift`), are stored divided: T and `place` multiply again.
 
 A form's nodes, names and tables count too: small layers keep the simpler container.
 ONNX Runtime folds all three. OpenVINO cannot read INT2, and would execute the plainer spelling
@@ -27,6 +31,7 @@ from passes.graph import add_constant
 from passes.packing.bit_planes import TABLES, Codes, place_values, plane_bytes, to_planes
 from qtool.core.dialect import Program, constant, weight_of
 from qtool.core.errors import UnsupportedError
+from qtool.core.weight_codes import narrowed
 
 Form = Callable[["Site", Codes], ir.Value]
 # (opset, IR version) that a file needs: 21 is the first opset with INT4, 25 with INT2.
@@ -50,7 +55,7 @@ def pack(
         before: node that the new nodes precede; None appends them.
         name: name of the initializer with the codes, numbered if it is taken.
         codes: int8 of any shape: two's complement of `bits` bits, or all odd in
-            [1 - 2^bits, 2^bits - 1].
+            [1 - 2^bits, 2^bits - 1], or a power of two times such.
         bits: 1 to 8.
         int2: whether INT2 may be used; `required_versions` says what that costs.
 
@@ -67,18 +72,34 @@ def pack(
 
 
 def holds(codes: Codes, bits: int) -> bool:
-    """True when `bits` bits hold the codes: two's complement, or all odd (+-1, DoReFa's).
+    """True when `bits` bits hold the codes, divided by what all have in common.
+
+    They are two's complement, or all odd (+-1, DoReFa's).
 
     A channel that BatchNorm turned off has the code 0, and one that it flipped may have
     2^(b-1): those layers take a bit more in the file.
     """
-    odd = bool(np.all(codes & 1)) and int(np.abs(codes.astype(np.int16)).max(initial=0))
-    return code_width(codes) <= bits or 0 < odd < 1 << bits
+    codes, _ = _divided(codes, bits)
+    return code_width(codes) <= bits or _is_odd(codes, bits)
+
+
+def _is_odd(codes: Codes, bits: int) -> bool:
+    """Return whether `bits` digits of +-1 hold the codes."""
+    largest = int(np.abs(codes.astype(np.int16)).max(initial=0))
+    return bool(np.all(codes & 1)) and largest < 1 << bits
+
+
+def _divided(codes: Codes, bits: int) -> tuple[Codes, int]:
+    """Return codes for `bits` bits and the power of two that they are divided by."""
+    is_held = code_width(codes) <= bits or _is_odd(codes, bits)
+    return (codes, 0) if is_held else narrowed(codes, bits)
 
 
 def stored_width(codes: Codes, bits: int) -> int:
     """Return the bits in which a layer of `bits` bits is stored: one more where it must."""
-    return bits if holds(codes, bits) else code_width(codes)
+    if holds(codes, bits):
+        return bits
+    return next(width for width in range(bits, 9) if holds(codes, width))
 
 
 def code_width(codes: Codes) -> int:
@@ -134,14 +155,15 @@ class Site:
 
 def _choose(codes: Codes, bits: int, name: str, int2: bool) -> tuple[int, Form]:
     """Return the bytes of the codes, and the writer, of the form with the smallest file."""
-    odd, ragged = _all_odd(codes, bits, name), codes.size % 4 != 0
+    _, shift = _divided(codes, bits)
+    odd, ragged = _all_odd(codes >> shift, bits, name), codes.size % 4 != 0
     forms = [
-        ((codes.size * width + 7) // 8, _container(width))
+        ((codes.size * width + 7) // 8, _container(width, shift if width < 8 else 0))
         for width in _CONTAINERS
         if width >= bits + odd and (int2 or width > 2)
     ]
     if bits < 8:
-        forms.append((plane_bytes(codes.size, bits), _planes(bits, odd)))
+        forms.append((plane_bytes(codes.size, bits), _planes(bits, odd, shift)))
     return min(forms, key=lambda form: form[0] + _overhead(form[1], codes.ndim, ragged))
 
 
@@ -160,7 +182,7 @@ def _all_odd(codes: Codes, bits: int, name: str) -> bool:
 def _overhead(form: Form, rank: int, ragged: bool) -> int:
     """Bytes of a file with one tensor that are not its codes: nodes, names, tables."""
     graph = ir.Graph([], [], nodes=[])
-    codes = np.ones((1 if ragged else 4, *[1] * (rank - 1)), np.int8)
+    codes = np.zeros((1 if ragged else 4, *[1] * (rank - 1)), np.int8)
     form(Site(graph, None, "weights"), codes)
     proto = ir.to_proto(graph)
     del proto.value_info[:]
@@ -171,27 +193,46 @@ def _overhead(form: Form, rank: int, ragged: bool) -> int:
 
 
 @cache
-def _container(width: int) -> Form:
+def _container(width: int, shift: int) -> Form:
     """Return the writer of forms 1 and 2."""
 
     def write(site: Site, codes: Codes) -> ir.Value:
-        value = add_constant(site.graph, site.name, codes.astype(_CONTAINERS[width]))
-        return value if width == 8 else site.apply("Cast", value, to=int(ir.DataType.INT8))
+        stored = (codes >> shift).astype(_CONTAINERS[width])
+        value = add_constant(site.graph, site.name, stored)
+        if width == 8:
+            return value
+        if not shift:
+            return site.apply("Cast", value, to=int(ir.DataType.INT8))
+        table = site.shared(f"qtool.int{width}_{1 << shift}", multiples(width, shift))
+        return site.apply(
+            "Gather", table, site.apply("Cast", value, to=int(ir.DataType.INT32))
+        )
 
     return write
 
 
+def multiples(width: int, shift: int) -> Codes:
+    """Return every code of `width` bits times ``2 ** shift``, (2^width,), -1 the last one."""
+    half = 1 << (width - 1)
+    codes = np.roll(np.arange(-half, half), half)
+    return (codes << shift).astype(np.int8)
+
+
 @cache
-def _planes(bits: int, odd: bool) -> Form:
+def _planes(bits: int, odd: bool, shift: int) -> Form:
     """Return the writer of form 3."""
 
     def write(site: Site, codes: Codes) -> ir.Value:
-        table = site.shared("qtool.signs" if odd else "qtool.bits", TABLES[odd])
-        place = f"qtool.{'signs' if odd else 'bits'}_{bits}"
-        planes = add_constant(site.graph, site.name, to_planes(codes, bits, odd))
+        kind = "signs" if odd else "bits"
+        table = site.shared(f"qtool.{kind}", TABLES[odd])
+        values = place_values(bits, odd, shift)
+        place = site.shared(
+            f"qtool.{kind}_{bits}" + (f"_{1 << shift}" if shift else ""), values
+        )
+        planes = add_constant(site.graph, site.name, to_planes(codes >> shift, bits, odd))
         index = site.apply("Cast", planes, to=int(ir.DataType.INT32))
         digits = site.apply("Gather", table, index, axis=1)
-        wide = site.apply("MatMulInteger", digits, site.shared(place, place_values(bits, odd)))
+        wide = site.apply("MatMulInteger", digits, place)
         value = site.apply("Cast", wide, to=int(ir.DataType.INT8))
         if codes.size % 4:
             start, size = (

@@ -1,10 +1,21 @@
-"""Weights -> integer codes, one function a quantizer: the arithmetic that training fakes."""
+"""Weights -> integer codes, one function a quantizer: the arithmetic that training fakes.
+
+Narrow codes do not fill their int8 container, and a bias is rounded to a multiple of input
+scale times weight scale: at two bits each that is as coarse as the result itself. Layers
+therefore hold their codes times a power of two, `container_shift`, and a scale as much finer.
+Products and sums are the same numbers, and the bias has the resolution of wide codes.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qtool.core.grids import WEIGHT_BITS, weight_limit
 from qtool.core.numerics import F32, Floats
+
+# Two products of a uint8 and a code up to here fit the 16 bits in which CPUs without VNNI add
+# them; a wider one may saturate there.
+_WIDEST = 64
+_ODD_SCHEMES = ("dorefa", "centered")
 
 
 def quantize_weight(w: Floats, scale: Floats, limit: int) -> NDArray[np.int8]:
@@ -83,3 +94,37 @@ def double_rounding_weight(stored: Floats, bits: int) -> NDArray[np.int8]:
     exact = np.asarray(stored, F32) / F32(1 << (WEIGHT_BITS[-1] - bits))
     codes: NDArray[np.int8] = np.clip(np.rint(exact), -limit, limit).astype(np.int8)
     return codes
+
+
+def largest_code(scheme: str, bits: int) -> int:
+    """Return the largest magnitude of a code, also where BatchNorm turns its channel round.
+
+    Args:
+        scheme: "symmetric", "double_rounding", "modified", "dorefa" or "centered".
+        bits: 1 to 8.
+    """
+    if scheme in _ODD_SCHEMES:
+        return (1 << bits) - 1
+    return 1 << (bits - 1) if scheme == "modified" else weight_limit(bits)
+
+
+def container_shift(scheme: str, bits: int) -> int:
+    """Return k: a layer holds its codes times 2^k, and 2^-k times their scale.
+
+    The codes then reach at most 64; k is 0 from 7 bits on. It depends on nothing else, so that
+    codes of several widths nest as they did.
+    """
+    return max((_WIDEST // largest_code(scheme, bits)).bit_length() - 1, 0)
+
+
+def narrowed(codes: NDArray[np.int8], bits: int) -> tuple[NDArray[np.int8], int]:
+    """Return codes divided by the largest common power of two, and its exponent.
+
+    Args:
+        codes: of any shape.
+        bits: that the result is to have; no more is divided away than what int8 has over.
+    """
+    common = int(np.bitwise_or.reduce(codes, axis=None, initial=0))
+    shift = min((common & -common).bit_length() - 1, 8 - bits) if common else 0
+    narrow: NDArray[np.int8] = codes >> shift
+    return narrow, shift

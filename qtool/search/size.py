@@ -7,7 +7,6 @@ What layers share (tables, zero points) and what a graph consists of (nodes, nam
 counted: it hardly depends on bits.
 """
 
-import math
 from collections.abc import Mapping
 from functools import cache
 
@@ -16,6 +15,7 @@ import numpy as np
 from passes.packing.packing import stored_bytes
 from qtool.core.grids import FLOAT_WIDTHS
 from qtool.core.selection import LayerBits
+from qtool.core.weight_codes import container_shift
 from qtool.search.space import SearchLayer, Space
 
 # int32 bias, float32 scale of the weights, float32 scale of the bias.
@@ -45,6 +45,6 @@ def selection_bytes(space: Space, chosen: Mapping[str, LayerBits]) -> int:
 
 @cache
 def _code_bytes(shape: tuple[int, ...], bits: int) -> int:
-    # Codes of one bit are -1 and 1; of the others only the number and the width count.
-    codes = np.ones(math.prod(shape), np.int8) if bits == 1 else np.zeros(shape, np.int8)
-    return stored_bytes(codes.reshape(shape), bits)
+    # Only their number, width and common power of two count.
+    shift = container_shift("symmetric", bits)
+    return stored_bytes(np.full(shape, 1 << shift if shift else 0, np.int8), bits)

@@ -115,10 +115,9 @@ class QuantLayer(nn.Module):
 
     def _folded(self, weight: Tensor) -> IntLayer:
         """Return the layer's integers, of its quantized `weight`, with BatchNorm folded."""
-        scale = self.weight_quant.scale(
-            cast(int, self.weight_quant.selected), self.layer.weight
-        )
-        codes = (weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).round()
+        scale, shift = self.weight_quant.device_scale(self.layer.weight)
+        steps = (scale * (1 << shift)).reshape(-1, *[1] * (weight.ndim - 1))
+        codes = (weight / steps).round() * (1 << shift)
         channels = len(weight)
         added = torch.zeros(channels) if self.bias is None else self.bias
         bias = added.detach().float().cpu().numpy()
@@ -132,9 +131,7 @@ class QuantLayer(nn.Module):
         """Sum codes, scale the sums once: the device's result but for its last rounding."""
         factor, shift = self._affine()
         x_scale = self.input_quant.scale(cast(int, self.input_quant.selected))
-        w_scale = self.weight_quant.scale(
-            cast(int, self.weight_quant.selected), self.layer.weight
-        )
+        w_scale, _ = self.weight_quant.device_scale(self.layer.weight)
         codes = weight / w_scale.reshape(-1, *[1] * (weight.ndim - 1))
         sums = self._linear_map(x / x_scale, codes, None)
         if not torch.is_grad_enabled():

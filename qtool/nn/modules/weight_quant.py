@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from qtool.core.bank import Bank
 from qtool.core.grids import FLOAT_WIDTHS, weight_limit
+from qtool.core.weight_codes import container_shift
 from qtool.nn.modules.quantizer import Quantizer
 from qtool.quantizers import weight_quantizer
 from qtool.quantizers.weight import WeightOptions
@@ -65,6 +66,21 @@ class WeightQuantizer(Quantizer):
         """
         given = self.step if weight is None else weight
         return self.rule.scale(given, bits, self._step(bits))
+
+    def device_scale(self, weight: Tensor) -> tuple[Tensor, int]:
+        """Return the scale of the codes as the device holds them, and k.
+
+        They are 2^k times as large as the quantizer's; the scale is (C,) or (1,), at the bits
+        that are selected.
+
+        Args:
+            weight: the weights.
+        """
+        bits = self.selected
+        if bits is None:
+            raise ValueError(f"quantizer {self.name} is off")
+        shift = container_shift(self.rule.scheme, bits)
+        return self.scale(bits, weight) / float(1 << shift), shift
 
     def quantize_at(self, x: Tensor, bits: int) -> Tensor:
         """Fake-quantize `x` (C, ...) at one candidate."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from qtool.core import numerics
 from qtool.core.accumulator import Layer, fit_accumulator
 from qtool.core.numerics import F32
+from qtool.core.weight_codes import narrowed
 from qtool.nn.ops.shapes import shaped_like
 
 # Up to here every integer is a float32.
@@ -168,6 +169,14 @@ def _exact_sums(
     codes: NDArray[np.int8], centred: Tensor, x: IntGrid, linear_map: LinearMap
 ) -> Tensor:
     """Return the sums of products, in float32 where no partial sum can leave its integers."""
+    codes, shift = narrowed(codes, 1)  # of small codes, and then exactly as large
+    sums = _narrow_sums(codes, centred, x, linear_map)
+    return sums.mul_(1 << shift) if shift else sums
+
+
+def _narrow_sums(
+    codes: NDArray[np.int8], centred: Tensor, x: IntGrid, linear_map: LinearMap
+) -> Tensor:
     farthest = max(x.hi - x.zero_point, x.zero_point - x.lo)
 
     def bound(part: NDArray[np.int8]) -> int:

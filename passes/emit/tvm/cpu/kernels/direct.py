@@ -20,6 +20,7 @@ from passes.emit.tvm.cpu.kernels.packed_weights import Run, fields, pack, runs, 
 from passes.emit.tvm.cpu.kernels.tir import Buffer, Expr, Registers, load
 from passes.emit.tvm.cpu.vectors.base import Operand, Vectors
 from passes.emit.tvm.cpu.vectors.units import vectors
+from qtool.core.weight_codes import narrowed
 
 
 @dataclass(frozen=True)
@@ -247,4 +248,5 @@ def pack_weights(w: NDArray[np.int8], spec: DirectConv, unit: Vectors) -> NDArra
         groups, spec.blocks, spec.tile.vectors, lanes, rows, columns, spec.dwords, 4
     )
     ordered = parts.transpose(0, 1, 4, 5, 6, 2, 3, 7).reshape(-1, spec.dwords, 1, per_step)
-    return pack(np.ascontiguousarray(ordered), spec.weight_bits).reshape(-1)
+    narrow, _ = narrowed(np.ascontiguousarray(ordered), spec.weight_bits)
+    return pack(narrow, spec.weight_bits).reshape(-1)

@@ -3,7 +3,8 @@
 A byte holds the weights of `8 / bits` consecutive steps, the first in its top bits. Shifted
 left and masked, a field is the weight times ``2 ** (8 - bits)`` as a signed byte: nothing has
 to extend its sign. The sums come out as many times as large; bias and factor make up for that,
-exactly, because both are multiplied with a power of two.
+exactly, because both are multiplied with a power of two. Codes that are held times a power of
+two already (`qtool.core.weight_codes.container_shift`) are divided by it first.
 """
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from tvm.script.ir_builder import tirx as T
 
 from passes.emit.tvm.cpu.kernels.tir import Expr, let, reinterpret
+from qtool.core.weight_codes import narrowed
 
 Run = tuple[int, int, tuple[int, ...]]
 WIDTHS = (2, 4)  # bits of packed weights
@@ -107,13 +109,23 @@ def width_of(
     low = bias[: len(w)] + np.minimum(*ends).sum(1)
     high = bias[: len(w)] + np.maximum(*ends).sum(1)
     for bits in WIDTHS:
-        half = 1 << (bits - 1)
-        fits = codes.min() >= -half and codes.max() < half
+        half, (narrow, _) = 1 << (bits - 1), narrowed(w, bits)
+        fits = narrow.min() >= -half and narrow.max() < half
         # On the way sums may leave int32, modulo 2^32; in the end they may not.
-        limit = 2**31 // scale(bits)
+        limit = 2**31 // growth(w, bits)
         if fits and low.min() >= -limit and high.max() < limit:
             return bits
     return 8
+
+
+def growth(w: NDArray[np.int8], bits: int) -> int:
+    """Return how many times as large the sums of unpacked weights are as those of codes.
+
+    Args:
+        w: codes that fit in `bits`, perhaps times a power of two.
+        bits: 2, 4, or 8 for not packed.
+    """
+    return scale(bits) >> narrowed(w, bits)[1]
 
 
 def pack(w: NDArray[np.int8], bits: int) -> NDArray[np.int8]:
@@ -138,11 +150,11 @@ def pack(w: NDArray[np.int8], bits: int) -> NDArray[np.int8]:
 
 
 def scaled(
-    bias: NDArray[np.int32], factor: NDArray[np.float32], bits: int
+    bias: NDArray[np.int32], factor: NDArray[np.float32], times: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return bias and factor for sums that are `scale` times as large."""
-    large = bias.astype(np.int64) * scale(bits)
+    """Return bias and factor for sums that are so many `times` as large, `growth`."""
+    large = bias.astype(np.int64) * times
     return (
         (large % 2**32).astype(np.uint32).view(np.int32),
-        factor * np.float32(1 / scale(bits)),
+        factor * np.float32(1 / times),
     )

@@ -12,6 +12,7 @@ from passes.emit.tvm.cpu.kernels.epilogue import Form, Residual, Window, form, r
 from passes.emit.tvm.cpu.kernels.layout import NO_HALO, Layout
 from passes.emit.tvm.cpu.kernels.packed_weights import (
     SMALLEST_FACTOR,
+    growth,
     scaled,
     width_of,
     worth_packing,
@@ -156,7 +157,7 @@ def _ordinary(
     bias, factor = requantization(op, count, unit.x_offset)
     if worth_packing(unit.name, spec.tile.pixels, spec.steps):
         spec = replace(spec, weight_bits=width_of(op.w_OIHW, bias, factor, unit.x_offset))
-    bias, factor = scaled(bias, factor, spec.weight_bits)
+    bias, factor = scaled(bias, factor, growth(op.w_OIHW, spec.weight_bits))
     return spec, pack_weights(weights, spec, unit), bias, factor
 
 
