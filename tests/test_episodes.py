@@ -1,6 +1,7 @@
 """Episodes: which images they have, and the data sets whose test classes are new."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,23 @@ def test_omniglot_has_four_times_as_many_classes(tmp_path: Path) -> None:
     assert len(data.train) == len(data.test) == 48
     one, quarter = data.train.load(np.array([0, 1]))
     assert np.array_equal(np.rot90(one[0]), quarter[0])
+
+
+def test_vinyals_split_tests_whole_alphabets_and_the_end_of_another(tmp_path: Path) -> None:
+    write_omniglot(tmp_path)
+    with pytest.raises(UserError, match="none of the alphabets Kannada, Keble"):
+        load_dataset("omniglot_vinyals", tmp_path)
+    folder = next(tmp_path.rglob("images_evaluation"))
+    drawing = next(folder.rglob("*.png"))
+    for name in ("Tibetan/character07", "Gurmukhi/character41", "Gurmukhi/character42"):
+        (folder / name).mkdir(parents=True)
+        shutil.copy(drawing, folder / name / "0001_01.png")
+    before, data = (
+        load_dataset("omniglot_fewshot", tmp_path),
+        load_dataset("omniglot_vinyals", tmp_path),
+    )
+    assert data.unseen and len(data.test) == 2 * 4 and int(data.test.labels.max()) == 7
+    assert len(data.train) == len(before.train) + len(before.test) - 2 * 4
 
 
 def test_miniimagenet_is_tested_on_the_classes_of_its_test_file(tmp_path: Path) -> None:

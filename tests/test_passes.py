@@ -103,7 +103,8 @@ def test_freeze_weights_rounds_half_to_even_and_saturates_narrowly() -> None:
     model = net()
     FreezeWeights()(model)
     codes = constant(first(model, "DequantizeLinear").inputs[0])
-    # held times 8. Channel 0 in steps of 0.25: 4, -8 -> -7, 2, 0.5 -> 0, 1.5 -> 2, -0.4, 8 -> 7, 36 -> 7
+    # Held times 8.
+    # channel 0 in steps of 0.25: 4, -8 -> -7, 2, 0.5 -> 0, 1.5 -> 2, -0.4, 8 -> 7, 36 -> 7
     assert codes is not None
     assert (codes[0].reshape(-1) / 8).tolist() == [4, -7, 2, 0, 2, 0, 7, 7, -7]
     # channel 1 in steps of 0.5: ties 0.5 -> 0, 1.5 -> 2, -0.5 -> 0, -1.5 -> -2, 2.5 -> 2

@@ -48,6 +48,11 @@ DATASETS = {
         "load_omniglot_fewshot",
         "Omniglot for few-shot methods: 3,856 classes to train on, 2,636 others to test",
     ),
+    "omniglot_vinyals": (
+        "qtool.data.fewshot",
+        "load_omniglot_vinyals",
+        "Omniglot in Vinyals' split: 4,800 classes to train on, 1,692 others to test",
+    ),
     "miniimagenet_fewshot": (
         "qtool.data.fewshot",
         "load_miniimagenet_fewshot",
@@ -116,6 +121,7 @@ _SHAPED = {
     "omniglot": _SIZED,
     "miniimagenet": _SIZED,
     "omniglot_fewshot": _SIZED,
+    "omniglot_vinyals": _SIZED,
     "miniimagenet_fewshot": _SIZED,
     "imagefolder_fewshot": _SIZED,
     "support_drawings": _SIZED,

@@ -2,9 +2,9 @@
 
     omniglot_fewshot      background (964 characters) and evaluation (659) of the publisher's
                           own split (Lake et al. 2015), each character at four rotations:
-                          3,856 and 2,636 classes of 20 drawings. Vinyals et al. (2016) mix all
-                          alphabets and train on 1,200 characters; here test characters are of
-                          alphabets that training never saw.
+                          3,856 and 2,636 classes of 20 drawings
+    omniglot_vinyals      the split of Vinyals et al. (2016), which few-shot methods are mostly
+                          compared on: 1,200 and 423 characters, 4,800 and 1,692 classes
     miniimagenet_fewshot  classes of train.csv (64) and of test.csv (20; Ravi and Larochelle
                           2017)
     imagefolder_fewshot   train/CLASS/* and val/CLASS/*, of different classes; whole pictures,
@@ -23,7 +23,7 @@ from qtool.data.imagefolder import split_folders
 from qtool.data.images import DataSet, Source
 from qtool.data.kept import Kept
 from qtool.data.miniimagenet import miniimagenet_split
-from qtool.data.omniglot import SPLITS, omniglot_split
+from qtool.data.omniglot import SPLITS, omniglot_split, vinyals_split
 from qtool.data.turned import Turned
 
 
@@ -41,6 +41,12 @@ def load_omniglot_fewshot(folder: Path | None, image_size: int = 0) -> DataSet:
     root = data_folder("omniglot_fewshot", folder)
     halves = (omniglot_split(root, split, image_size) for split in SPLITS)
     return _dataset("omniglot_fewshot", *(Turned(Kept(half)) for half in halves))
+
+
+def load_omniglot_vinyals(folder: Path | None, image_size: int = 0) -> DataSet:
+    """Return Omniglot in Vinyals' split; otherwise as `load_omniglot_fewshot`."""
+    halves = vinyals_split(data_folder("omniglot_vinyals", folder), image_size)
+    return _dataset("omniglot_vinyals", *(Turned(Kept(half)) for half in halves))
 
 
 def load_miniimagenet_fewshot(folder: Path | None, image_size: int = 0) -> DataSet:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qtool.core.errors import unknown_name
+from qtool.core.errors import UserError, unknown_name
 from qtool.data.decode import Drawing
 from qtool.data.folders import data_folder, nested_folder
 from qtool.data.image_files import FileImages, held_out, list_classes, subfolders
@@ -22,6 +22,15 @@ from qtool.data.images import DataSet
 
 SPLITS = {"background": "images_background", "evaluation": "images_evaluation"}
 _TEST_SHARE = 4
+# What Vinyals et al. (2016) test on: all characters of these alphabets of the evaluation set,
+# and the last four of Gurmukhi, 423 in all; the other 1,200 are trained on. Source of the
+# list: Snell et al. (2017), https://github.com/jakesnell/prototypical-networks.
+_TEST_ALPHABETS = (
+    "Kannada", "Keble", "Malayalam", "Manipuri", "Mongolian",
+    "Old_Church_Slavonic_(Cyrillic)", "Oriya", "Sylheti", "Syriac_(Serto)", "Tengwar",
+    "Tibetan", "ULOG",
+)  # fmt: skip
+_TEST_CHARACTERS = tuple(f"Gurmukhi/character{number}" for number in range(42, 46))
 
 
 def load_omniglot(folder: Path | None, image_size: int = 0) -> DataSet:
@@ -51,10 +60,46 @@ def omniglot_split(root: Path, split: str, image_size: int = 0) -> FileImages:
     if split not in SPLITS:
         raise unknown_name("split of omniglot", split, SPLITS)
     place = str(nested_folder(root, "omniglot") / SPLITS[split])
+    return _listed(place, _characters(place), image_size)
+
+
+def vinyals_split(root: Path, image_size: int = 0) -> tuple[FileImages, FileImages]:
+    """Return the drawings of the 1,200 characters to train on, and of the 423 to test.
+
+    Raises:
+        UserError: a folder is missing or empty, or has no character to test.
+    """
+    place = nested_folder(root, "omniglot")
     names = [
+        f"{folder}/{name}"
+        for folder in SPLITS.values()
+        for name in _characters(str(place / folder))
+    ]
+    test = [name for name in names if _is_tested(name)]
+    train = [name for name in names if not _is_tested(name)]
+    if not test:
+        raise UserError(
+            f"data set omniglot: {place / SPLITS['evaluation']} has none of the alphabets "
+            f"{', '.join(_TEST_ALPHABETS)}, which Vinyals' split tests"
+        )
+    halves = [_listed(str(place), half, image_size) for half in (train, test)]
+    return halves[0], halves[1]
+
+
+def _is_tested(name: str) -> bool:
+    folder, alphabet, character = name.split("/")
+    known = alphabet in _TEST_ALPHABETS or f"{alphabet}/{character}" in _TEST_CHARACTERS
+    return folder == SPLITS["evaluation"] and known
+
+
+def _characters(place: str) -> list[str]:
+    return [
         f"{alphabet}/{character}"
         for alphabet in subfolders(place)
         for character in subfolders(f"{place}/{alphabet}")
     ]
+
+
+def _listed(place: str, names: list[str], image_size: int) -> FileImages:
     classes = {name: number for number, name in enumerate(names)}
     return list_classes(place, classes, Drawing(image_size or 28))

@@ -36,7 +36,7 @@ def support_name(dataset: str, shape: tuple[int, ...]) -> str:
     channels, height, width = shape
     if height != width:
         raise UserError(f"data set {dataset}: images are {shape}, support images are square")
-    if dataset == "omniglot_fewshot":
+    if dataset.startswith("omniglot_"):
         return _DRAWINGS
     return _GREY if channels == 1 else _COLOUR
 
