@@ -121,6 +121,7 @@ def coquant() -> CoquantConfig:
         model="",
         dataset="",
         asymmetric=True,
+        weight_quantizer="double_rounding",
         augment=(),
         batch_size=64,
         weight_decay=1e-4,

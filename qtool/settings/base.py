@@ -107,8 +107,13 @@ class Config:
         """A pair of integers that the run has, for hints: ``w4a4``; empty: it has none."""
         return next(map(pair_name, filter(deployable, self.pairs())), "")
 
-    def settled(self, given: Collection[str]) -> Self:
-        """Return the recipe with what settings that were just `given` imply for others."""
+    def settled(self, before: Self, given: Collection[str]) -> Self:
+        """Return the recipe with what settings that were just `given` imply for others.
+
+        Args:
+            before: as it was without them.
+            given: their names.
+        """
         return self
 
     def require_consistent(self) -> None:

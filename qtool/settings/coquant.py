@@ -66,13 +66,17 @@ class CoquantConfig(TrainConfig):
         weights = self.weight_candidates
         return [LayerBits(b, b) for b in self.activation_bits if b in weights]
 
-    def settled(self, given: Collection[str]) -> Self:
-        """Return the recipe with what a given method has, and weights of the given bits."""
+    def settled(self, before: Self, given: Collection[str]) -> Self:
+        """Return the recipe with what a given method has, and weights of the given bits.
+
+        What the recipe has otherwise than its method before, it keeps.
+        """
         implied: dict[str, Any] = {}
         if "activation_bits" in given:
             implied["weight_bits"] = self.activation_bits
-        if "method" in given and self.method in METHODS:
-            implied |= METHODS[self.method].settings
+        if self.method in METHODS:  # which is checked only afterwards
+            old, new = METHODS[before.method].settings, METHODS[self.method].settings
+            implied |= {k: v for k, v in new.items() if getattr(before, k) == old[k]}
         return replace(self, **{k: v for k, v in implied.items() if k not in given})
 
     def require_consistent(self) -> None:
