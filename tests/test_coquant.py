@@ -438,7 +438,7 @@ def test_wrong_settings_are_refused(settings: tuple[str, ...], message: str) -> 
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    (("activation_bits=8",), "got (8,), expected two precisions at least, such as 8,4"),
+    (("activation_bits=8",), "got 8, expected two precisions at least, such as 8,4"),
     (("weight_bits=8,4",), "a precision is as many bits of both: give activation_bits alone"),
     (("blocks=layer9",), "unknown recipe setting blocks: module 'layer9'"),
 ])  # fmt: skip

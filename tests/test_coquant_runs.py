@@ -234,6 +234,21 @@ def test_export_refuses_what_was_not_trained(
     assert not path.exists()
 
 
+def test_statistics_are_taken_again_beside_a_precisions_own_parameters(
+    joint_run: Path, source: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(joint_run, run)
+    asked = ("export", run, "--target", "onnx", "--bits", "w4a4", "-o", tmp_path / "m.onnx")
+    done = run_qtool(*asked, "--calibration", source)
+    assert done.code == 0 and "statistics at w4a4: 40 images" in done.err, done.err
+    old, new = (Run.open(folder).load_weights(Stage.NORMS) for folder in (joint_run, run))
+    assert old.keys() == new.keys()
+    for name, tensor in old.items():
+        torch.testing.assert_close(new[name], tensor)
+    assert not old["w4a4/5.norm.weight"].equal(old["w2a2/5.norm.weight"])
+
+
 def test_a_search_is_refused(joint_run: Path, source: Path) -> None:
     done = run_qtool("search", joint_run, "--bops", "1M", "--data", source)
     assert done.code == 2 and "made by frontend coquant" in done.err, done.err

@@ -11,16 +11,6 @@ from qtool.settings.joint_methods import METHODS
 from qtool.settings.setting import differ, setting
 
 
-def _falling(name: str, value: tuple[int, ...]) -> None:
-    """Refuse precisions that are not from high to low."""
-    differ(name, value)
-    if list(value) != sorted(value, reverse=True):
-        raise UserError(
-            f"recipe setting {name}: got {','.join(map(str, value))}, expected the highest "
-            f"precision first: {','.join(map(str, sorted(value, reverse=True)))}"
-        )
-
-
 @dataclass(frozen=True)
 class CoquantConfig(TrainConfig):
     """CoQuant (arXiv 2103.01435) and its baselines: all precisions trained jointly."""
@@ -28,7 +18,7 @@ class CoquantConfig(TrainConfig):
     frontend: str = "coquant"
     activation_bits: tuple[int, ...] = setting(
         (8, 6, 4, 2), "the precisions, highest first: bits of inputs and of weights",
-        *ACTIVATIONS, check=_falling,
+        *ACTIVATIONS, check=differ,
     )  # fmt: skip
     weight_bits: int | tuple[int, ...] = setting(
         (8, 6, 4, 2), "follows activation_bits: a precision is as many bits of both", *WEIGHTS,
@@ -80,8 +70,14 @@ class CoquantConfig(TrainConfig):
         return replace(self, **{k: v for k, v in implied.items() if k not in given})
 
     def require_consistent(self) -> None:
-        """Refuse a teacher: precisions are taught by higher ones."""
+        """Refuse precisions from low to high, and a teacher: higher precisions are it."""
         super().require_consistent()
+        falling = tuple(sorted(self.activation_bits, reverse=True))
+        if self.activation_bits != falling:
+            raise UserError(
+                f"recipe setting activation_bits: got {_listed(self.activation_bits)}, "
+                f"expected the highest precision first: {_listed(falling)}"
+            )
         if self.teacher:
             raise UserError(
                 "recipe setting teacher: frontend coquant teaches a precision by a higher "
@@ -91,13 +87,17 @@ class CoquantConfig(TrainConfig):
     def require_joint(self) -> None:
         """Refuse candidates that are not two precisions at least."""
         if len(self.activation_bits) < 2:
+            got = _listed(self.activation_bits) or "none"
             raise UserError(
-                f"recipe setting activation_bits: got {self.activation_bits or 'none'}, "
-                "expected two precisions at least, such as 8,4: one alone is trained by "
-                "frontend qat"
+                f"recipe setting activation_bits: got {got}, expected two precisions at "
+                "least, such as 8,4: one alone is trained by frontend qat"
             )
         if self.weight_candidates != self.activation_bits:
             raise UserError(
                 "recipe settings weight_bits and activation_bits: a precision is as many bits "
                 "of both: give activation_bits alone"
             )
+
+
+def _listed(bits: Collection[int]) -> str:
+    return ",".join(map(str, bits))

@@ -17,7 +17,7 @@ from qtool.core.selection import LayerBits, Selection
 from qtool.data.batch_source import BatchSource
 from qtool.data.batches import Batch
 from qtool.models.normalised import ConstantNorm
-from qtool.networks import load_prepared
+from qtool.networks import load_deployed, load_prepared
 from qtool.nn.control import select, select_pair
 from qtool.nn.modules.switch_norm import SwitchNorm
 from qtool.nn.norm_rows import give_rows, settle
@@ -143,7 +143,10 @@ def add_statistics(run: Run, bits: LayerBits, batches: BatchSource[Batch], count
             f"run {run.folder} keeps no statistics of pairs of bits: its BatchNorms have what "
             "they were trained with"
         )
-    known, model = run.load_weights(Stage.NORMS), load_prepared(run)
+    known = run.load_weights(Stage.NORMS)
+    # Rows that are not exact have parameters of their own, which stay as they are.
+    own = not run.config.exact_norms
+    model = load_deployed(run, Selection(default=bits)) if own else load_prepared(run)
     select_pair(model, bits)
     recalibrate_norms(model, batches, count)
     state, key = model.state_dict(), pair_key(bits)

@@ -26,6 +26,7 @@ from torch import nn
 from qtool.core.errors import UserError
 from qtool.core.pairs import pair_key, pair_name
 from qtool.core.progress import Progress
+from qtool.data.batch_source import BatchSource
 from qtool.data.batches import Batch, Batches
 from qtool.data.images import DataSet
 from qtool.frontends.coquant.blocks import Blocks, find_blocks
@@ -107,7 +108,9 @@ def with_norms(config: CoquantConfig, model: nn.Module) -> SharedPrefix:
     return prefix
 
 
-def swapping(config: CoquantConfig, batches: Batches, blocks: Blocks) -> SwapBatches[Batch]:
+def swapping(
+    config: CoquantConfig, batches: BatchSource[Batch], blocks: Blocks
+) -> SwapBatches[Batch]:
     """Return `batches` with the swaps of the recipe's method."""
     lower = config.pairs()[1:] if METHODS[config.method].swaps else []
     students = [bits.activation for bits in lower]
