@@ -14,6 +14,7 @@ from torch.nn import functional
 from qtool.core.errors import UserError
 from qtool.core.selection import LayerBits, Selection
 from qtool.data.batches import Batches, to_batch
+from qtool.frontends.coquant import teacher
 from qtool.frontends.coquant.blocks import Blocks, find_blocks
 from qtool.frontends.coquant.frontend import check, swapping, with_norms
 from qtool.frontends.coquant.step import joint_step
@@ -25,6 +26,7 @@ from qtool.nn.control import calibrate, quant_layers, quantizers, select, start_
 from qtool.nn.modules.switch_norm import SwitchNorm
 from qtool.nn.norm_rows import switches
 from qtool.nn.prepare.prepare import QuantSpec, prepare
+from qtool.parallel.job import Job
 from qtool.quantizers.double_rounding import rate
 from qtool.recipes import load_recipe
 from qtool.settings.coquant import CoquantConfig
@@ -119,6 +121,18 @@ def test_other_teachers() -> None:
     assert choose_teacher("none", TWO, known, 0.0) is None
     for kind in ("next", "best"):
         assert choose_teacher(kind, EIGHT, {}, 0.0) is None  # type: ignore[arg-type]
+
+
+def test_all_processes_of_a_job_choose_the_same_teacher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the mean over their shares of the batch: the others saw 6 bits confident."""
+    known = dict(zip((EIGHT, SIX), logits(0.1, 0.2), strict=True))
+    assert choose_teacher("best", FOUR, known, 0.0) == EIGHT
+    others = torch.tensor([0.1, 0.3], dtype=torch.float64)  # the nearest first
+    monkeypatch.setattr(teacher, "all_reduce_sum", lambda mine: mine + others)
+    monkeypatch.setattr(teacher, "current", lambda: Job(0, 2))
+    assert choose_teacher("best", FOUR, known, 0.0) == SIX
 
 
 # --- swaps ---
@@ -321,10 +335,10 @@ def test_losses_are_those_of_the_method(method: str) -> None:
     for index, (loss, z) in enumerate(passes):
         above = dict(list(known.items())[:index])
         kind = METHODS[method].teacher
-        teacher = choose_teacher(kind, list(known)[index], above, settings.teacher_lambda)
+        chosen = choose_teacher(kind, list(known)[index], above, settings.teacher_lambda)
         wanted = task_loss(settings, z, labels).item()
-        if teacher is not None:
-            soft = 0.5 * distillation_loss(z, known[teacher], 1.0).item()
+        if chosen is not None:
+            soft = 0.5 * distillation_loss(z, known[chosen], 1.0).item()
             wanted = soft if method == "any_precision" else wanted + soft
         assert loss == pytest.approx(wanted, rel=1e-5)
     assert (METHODS[method].teacher == "none") == (method not in ("coquant", "any_precision"))
