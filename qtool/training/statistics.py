@@ -102,13 +102,13 @@ def rows_of(model: nn.Module, default: str) -> dict[str, Tensor]:
             for key, norm in zip(switch.bank.keys, switch.norms, strict=True):
                 for name, tensor in norm.state_dict().items():
                     differs = name in _PARAMETERS and not tensor.equal(own[name])
-                    if key != default and (name in _STATISTICS or differs):
+                    if key != default and (name in STATISTICS or differs):
                         found[f"{key}/{path}.{name}"] = tensor
     return found
 
 
 _PARAMETERS = ("weight", "bias")
-_STATISTICS = ("running_mean", "running_var")
+STATISTICS = ("running_mean", "running_var")
 
 
 def save_rows(run: Run, model: nn.Module, default: LayerBits) -> None:
