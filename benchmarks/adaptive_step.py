@@ -1,13 +1,15 @@
 """Time of a training step of methods that train several bit-widths at once, in float steps.
 
     python benchmarks/adaptive_step.py [--nets preact_resnet20_narrow,mobilenet_v2_small]
-                                       [--methods mebqat,mebqat_float] [--batch 128]
+                                       [--methods mebqat,mebqat_float,coquant] [--batch 128]
                                        [--threads 1] [--turns 7] [--json FILE]
 
 A float step is one pass over a batch of random images and one update; MEBQAT's passes M = 4
 times, at the pairs of bits of its tasks (`mebqat`: drawn anew each step; `mebqat_float`: all
-float, which is what the method costs without any quantizer), and updates once. Every row is a
-process of its own; they take turns (`interleaved`). A ratio is the median over the rounds of
+float, which is what the method costs without any quantizer), and updates once. A step of joint
+training (`coquant`, or another of `qtool.settings.joint_methods`) passes once at each of the
+precisions 8, 6, 4 and 2, and updates once: teachers and swapped blocks are in it. Every row is
+a process of its own; they take turns (`interleaved`). A ratio is the median over the rounds of
 a row's time, divided by its passes, to that of a float step in the same round; with one thread
 time is the processor's.
 """
@@ -16,13 +18,20 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import interleaved
 import torch
+from torch import Tensor, nn
 
 from qtool.core.cost import FLOAT_BITS
+from qtool.frontends.coquant.blocks import find_blocks
+from qtool.frontends.coquant.frontend import swapping, with_norms
+from qtool.frontends.coquant.step import joint_step
+from qtool.frontends.coquant.swap import Swapped
 from qtool.frontends.mebqat.step import pairs_step
 from qtool.frontends.mebqat.tasks import TaskBatches, Tasked, forced_tasks
 from qtool.models import model_entry
@@ -30,13 +39,23 @@ from qtool.native.allocator import keep_freed_memory
 from qtool.networks import build_network, quant_spec
 from qtool.nn.control import calibrate
 from qtool.nn.prepare.prepare import prepare
+from qtool.settings.base import TrainConfig
+from qtool.settings.coquant import CoquantConfig
+from qtool.settings.joint_methods import METHODS
 from qtool.settings.mebqat import MebqatConfig
+from qtool.settings.override import override
 from qtool.training.averages import Averages
 from qtool.training.ingredients import plain_phase
 
 TASKS = 4
-PASSES = {"float": 1, "mebqat": TASKS, "mebqat_float": TASKS}
+PRECISIONS = (8, 6, 4, 2)
+PASSES = {
+    "float": 1, "mebqat": TASKS, "mebqat_float": TASKS,
+    **dict.fromkeys(METHODS, len(PRECISIONS)),
+}  # fmt: skip
 _CLASSES = 10
+# Of an epoch: how far swaps change in the measured steps.
+_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Return the command line; lists are split."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nets", default="preact_resnet20_narrow,mobilenet_v2_small")
-    parser.add_argument("--methods", default="mebqat,mebqat_float")
+    parser.add_argument("--methods", default="mebqat,mebqat_float,coquant")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=7)
@@ -137,17 +156,22 @@ class Steps:
         shape = model_entry(self.net).input_shape
         x = torch.rand(self.batch, *shape).contiguous(memory_format=torch.channels_last)
         labels = torch.randint(_CLASSES, (self.batch,))
-        config = MebqatConfig(
-            "benchmark", self.net, "none", batch_size=self.batch, shared_steps=False
-        )
-        network = build_network(config, shape, _CLASSES)
         if self.method == "float":
+            config = MebqatConfig("benchmark", self.net, "none", batch_size=self.batch)
+            network = build_network(config, shape, _CLASSES)
             phase = plain_phase("float", config, network, 1, 0.01)
             network.train()
             self._step = lambda: phase.step((x, labels), Averages())
-            return
-        model = prepare(network, quant_spec(config), shape)
-        calibrate(model, x[:64])
+        elif self.method in METHODS:
+            self._step = self._joint(x, labels)
+        else:
+            self._step = self._tasked(x, labels)
+
+    def _tasked(self, x: Tensor, labels: Tensor) -> Callable[[], None]:
+        config = MebqatConfig(
+            "benchmark", self.net, "none", batch_size=self.batch, shared_steps=False
+        )
+        model = self._prepared(config, x)[1]
         update, losses = pairs_step(config, model)
         pairs = config.pairs()
         tasks = TaskBatches(_Same(), pairs, TASKS, forced_tasks(pairs))
@@ -157,13 +181,40 @@ class Steps:
             chosen = drawn if self.method == "mebqat" else (FLOAT_BITS,) * TASKS
             update(losses, Tasked((x, labels), chosen), Averages())
 
-        self._step = step
+        return step
+
+    def _joint(self, x: Tensor, labels: Tensor) -> Callable[[], None]:
+        start = CoquantConfig("benchmark", self.net, "none", batch_size=self.batch)
+        bits = ",".join(map(str, PRECISIONS))
+        config = override(start, [f"method={self.method}", f"activation_bits={bits}"])
+        network, model = self._prepared(config, x)
+        blocks, prefix = find_blocks(network, model), with_norms(config, model)
+        update, losses = joint_step(config, model, prefix, blocks)
+        swaps = swapping(config, _Same(), blocks)
+
+        def step() -> None:
+            update(losses, Swapped((x, labels), swaps.drawn(1, self.done)), Averages())
+
+        return step
+
+    def _prepared(self, config: TrainConfig, x: Tensor) -> tuple[nn.Module, nn.Module]:
+        """Return the network, and it with quantizers."""
+        network = build_network(config, x.shape[1:], _CLASSES)
+        model = prepare(network, quant_spec(config), x.shape[1:])
+        calibrate(model, x[:64])
+        return network, model
 
 
 class _Same:
-    """A source of batches of which only the seed matters."""
+    """A source of batches that is asked for its seed and length alone."""
 
     seed = 0
+
+    def __len__(self) -> int:
+        return _STEPS
+
+    def epoch(self, index: int, start: int = 0) -> NoReturn:
+        raise NotImplementedError
 
 
 if __name__ == "__main__":

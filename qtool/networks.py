@@ -165,7 +165,8 @@ def load_adaptive(run: Run) -> nn.Module:
     if run.has_weights(Stage.NORMS):
         rows = split_corrections(run.load_weights(Stage.NORMS))
         own = pair_key(default_pair(run.config.weight_candidates, run.config.activation_bits))
-        add_rows(model, own, rows, f"run {run.folder}: {Stage.NORMS.file}", is_exact=True)
+        where = f"run {run.folder}: {Stage.NORMS.file}"
+        add_rows(model, own, rows, where, run.config.exact_norms)
     select(model, Selection())
     return model
 

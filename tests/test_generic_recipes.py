@@ -19,6 +19,7 @@ OWN = "test_generic_recipes:own_net"
 TINY = ("image_size=16", "batch_size=4", "calibration_images=8")
 TRAINED = (*TINY, "norm_batches=1")
 SMALL = {
+    "coquant": (*TRAINED, "epochs=1", "activation_bits=8,4"),
     "ptq": (*TINY, "correction_images=4", "compare_images=4"),
     "qat": (*TRAINED, "epochs=1"),
     "mebqat": (*TRAINED, "epochs=1", "weight_bits=4,2,32", "activation_bits=4,32"),

@@ -14,7 +14,8 @@ Back-propagations, M tasks a step:
     1 - (M * steps) / (N * steps) = 1 - M / N
 
 with as many steps of training for each dedicated model as the adaptive one has. (A step of
-MEBQAT-MAML has as many tasks with one pair as with all: 1 - 1 / N.)
+MEBQAT-MAML has as many tasks with one pair as with all: 1 - 1 / N. One of joint training has
+as many as precisions: nothing is saved.)
 
 MEBQAT (arXiv 2207.10188) claims 98.7 % and 94.7 %, and does not say how it counts. Our
 reading: these are 1 - 1 / 75 and 1 - 4 / 75, with the 75 pairs of DoReFa in its Table 6.
@@ -32,6 +33,7 @@ from qtool.nn.control import quant_layers, quantizers
 from qtool.nn.norm_rows import active_norms, layer_candidates
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
+from qtool.settings.coquant import CoquantConfig
 from qtool.settings.episodes import EpisodeConfig
 from qtool.settings.mebqat import MebqatConfig
 from qtool.training.ingredients import make_batches
@@ -73,9 +75,10 @@ def _passes(run: Run, data: DataSet) -> tuple[int, int, int] | None:
     config = run.config
     if isinstance(config, EpisodeConfig) and config.pair is None:
         return *config.passes, config.epochs * config.episodes
-    if not isinstance(config, MebqatConfig):
+    if not isinstance(config, MebqatConfig | CoquantConfig):
         return None
-    return config.tasks, 1, config.epochs * len(make_batches(config, data))
+    tasks = config.tasks if isinstance(config, MebqatConfig) else len(config.pairs())
+    return tasks, 1, config.epochs * len(make_batches(config, data))
 
 
 def adaptive_bytes(run: Run) -> int:

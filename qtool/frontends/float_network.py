@@ -8,6 +8,7 @@ from qtool.networks import build_float, network_with
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
 from qtool.settings.base import TrainConfig
+from qtool.settings.coquant import CoquantConfig
 from qtool.settings.mebqat import MebqatConfig
 from qtool.settings.metamix import MetaMixConfig
 from qtool.settings.qat import QatConfig
@@ -37,7 +38,7 @@ def train_float(
 
 def make_float(
     run: Run,
-    config: QatConfig | MetaMixConfig | MebqatConfig,
+    config: QatConfig | MetaMixConfig | MebqatConfig | CoquantConfig,
     data: DataSet,
     progress: Progress,
     resume: bool,

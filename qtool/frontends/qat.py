@@ -19,7 +19,6 @@ from qtool.core.cost import LayerCost
 from qtool.core.errors import UserError
 from qtool.core.progress import Progress
 from qtool.core.selection import LayerBits, Selection, read_selection
-from qtool.data.batches import to_batch
 from qtool.data.images import DataSet
 from qtool.frontends.float_network import make_float
 from qtool.networks import (
@@ -29,7 +28,7 @@ from qtool.networks import (
     check_network,
     quant_spec,
 )
-from qtool.nn.control import bit_costs, calibrate, quant_layers, select
+from qtool.nn.control import bit_costs, quant_layers, select
 from qtool.nn.prepare.prepare import prepare
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
@@ -39,6 +38,7 @@ from qtool.settings.registry import config_as
 from qtool.training.frontend import Frontend
 from qtool.training.ingredients import (
     check_training,
+    fit_grids,
     make_batches,
     plain_phase,
     save_quantized,
@@ -112,7 +112,7 @@ def _train_quantized(run: Run, data: DataSet, progress: Progress, resume: bool) 
     """Train weights and steps; leaves ``model.safetensors``."""
     config = settings_of(run, QatConfig)
     batches, model = make_batches(config, data), build_prepared(run, float_weights=True)
-    calibrate(model, to_batch(batches.source, slice(0, config.calibration_images))[0])
+    fit_grids(config, model, batches, config.calibration_images)
     select(model, Selection())
     phase = plain_phase("qat", config, model, config.epochs, config.lr)
     run_phase(phase, run, batches, progress, resume)

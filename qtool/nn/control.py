@@ -154,6 +154,15 @@ def _rescaled(model: nn.Module) -> Iterator[None]:
         turn_off(model)
 
 
+@torch.no_grad()
+def start_clipping(model: nn.Module, level: float) -> None:
+    """Let every learned clipping level (alpha, of every row) start at `level`."""
+    for quantizer in activation_quantizers(model):
+        if quantizer.learned == "alpha":
+            quantizer.get_parameter("alpha").fill_(level)
+            quantizer.limit()
+
+
 def initialise_weight_steps(model: nn.Module) -> None:
     """Fit every layer's per-channel weight steps to its present weights."""
     for layer in quant_layers(model):

@@ -5,6 +5,19 @@ from dataclasses import replace
 
 from qtool.core.errors import unknown_name
 from qtool.recipes import generic
+from qtool.recipes.coquant import (
+    coquant_fashion,
+    coquant_mobilenet_v2_cifar,
+    coquant_mobilenet_v2_small_cifar,
+    coquant_resnet18_activitynet,
+    coquant_resnet18_cifar,
+    coquant_resnet18_imagenet,
+    coquant_resnet18_minikinetics,
+    coquant_resnet50_activitynet,
+    qat_pact_mobilenet_v2_small_cifar,
+    qat_pact_resnet18_activitynet,
+    qat_pact_resnet18_cifar,
+)
 from qtool.recipes.mebqat import (
     mebqat_fashion,
     mebqat_mobilenet_v2_cifar,
@@ -141,12 +154,21 @@ def qat_fashion() -> QatConfig:
 
 # Of any network and any images: `qtool.recipes.generic.complete` says what they need.
 GENERIC: dict[str, Callable[[], Config]] = {
+    "coquant": generic.coquant,
     "mebqat": generic.mebqat,
     "metamix": generic.metamix,
     "ptq": generic.ptq,
     "qat": generic.qat,
 }
 RECIPES: dict[str, Callable[[], Config]] = {
+    "coquant_fashion": coquant_fashion,
+    "coquant_mobilenet_v2_cifar": coquant_mobilenet_v2_cifar,
+    "coquant_mobilenet_v2_small_cifar": coquant_mobilenet_v2_small_cifar,
+    "coquant_resnet18_activitynet": coquant_resnet18_activitynet,
+    "coquant_resnet18_cifar": coquant_resnet18_cifar,
+    "coquant_resnet18_imagenet": coquant_resnet18_imagenet,
+    "coquant_resnet18_minikinetics": coquant_resnet18_minikinetics,
+    "coquant_resnet50_activitynet": coquant_resnet50_activitynet,
     "fomaml_omniglot_short": fomaml_omniglot_short,
     "mebqat_fashion": mebqat_fashion,
     "mebqat_maml_miniimagenet": mebqat_maml_miniimagenet,
@@ -175,6 +197,9 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "qat_mobilenet_v2": qat_mobilenet_v2,
     "qat_mobilenet_v2_cifar": qat_mobilenet_v2_cifar,
     "qat_mobilenet_v2_small_cifar": qat_mobilenet_v2_small_cifar,
+    "qat_pact_mobilenet_v2_small_cifar": qat_pact_mobilenet_v2_small_cifar,
+    "qat_pact_resnet18_activitynet": qat_pact_resnet18_activitynet,
+    "qat_pact_resnet18_cifar": qat_pact_resnet18_cifar,
     "qat_resnet20_cifar": qat_resnet20_cifar,
 }
 

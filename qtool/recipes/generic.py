@@ -11,11 +11,12 @@ or those of ``--set dataset=NAME``. Nothing is assumed of either:
     batch_size        64, and 128 images whose inner tensors are kept for first grids (qat) or
                       corrections (ptq): half of what the recipes for 32 pixels take
     asymmetric        yes: signed inputs (h-swish, SiLU, no activation) get a zero point
-    weights           --set weights=FILE|RUN; without them, qat, metamix and mebqat train the
-                      float network first (`float_epochs`)
+    weights           --set weights=FILE|RUN; without them, qat, metamix, mebqat and coquant
+                      train the float network first (`float_epochs`)
 
 Training is fine-tuning of a network that has learned: small learning rates with a cosine,
-towards the logits of the float network itself (``teacher=float``; mebqat's float task).
+towards the logits of the float network itself (``teacher=float``; mebqat's float task) or of
+higher precisions (coquant).
 """
 
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from qtool.core.errors import UserError
 from qtool.settings.base import ConfigT
+from qtool.settings.coquant import CoquantConfig
 from qtool.settings.mebqat import MebqatConfig
 from qtool.settings.metamix import MetaMixConfig
 from qtool.settings.ptq import PtqConfig
@@ -99,6 +101,27 @@ def mebqat() -> MebqatConfig:
         dataset="",
         asymmetric=True,
         shared_steps=False,
+        augment=(),
+        batch_size=64,
+        weight_decay=1e-4,
+        float_epochs=30,
+        float_lr=0.05,
+        warmup=0.05,
+        epochs=10,
+        lr=0.01,
+        norm_batches=8,
+        calibration_images=128,
+    )
+
+
+def coquant() -> CoquantConfig:
+    """Any network, any images, several precisions: --model, --data, --set weights=FILE."""
+    return CoquantConfig(
+        name="coquant",
+        model="",
+        dataset="",
+        asymmetric=True,
+        weight_quantizer="double_rounding",
         augment=(),
         batch_size=64,
         weight_decay=1e-4,

@@ -17,17 +17,21 @@ import torch
 from torch import Tensor
 from torch.nn import Module, functional
 
-from qtool.data.batches import Batch, to_batch
+from qtool.data.batches import Batch
 from qtool.frontends.metamix.bit_meta import bit_meta
 from qtool.networks import build_prepared
-from qtool.nn.control import calibrate
 from qtool.parallel.collectives import average_gradients
 from qtool.search.bit_search import BitSearch, softmax
 from qtool.search.fit import argmax, fit
 from qtool.search.limits import Limit
 from qtool.search.methods import Found, State, Task
 from qtool.training.averages import Averages
-from qtool.training.ingredients import CALIBRATION_IMAGES, make_batches, make_objective
+from qtool.training.ingredients import (
+    CALIBRATION_IMAGES,
+    fit_grids,
+    make_batches,
+    make_objective,
+)
 from qtool.training.losses import LogitsLoss, Objective
 from qtool.training.phase import Phase
 from qtool.training.phases import run_phase
@@ -81,7 +85,7 @@ def _dnas(task: Task, name: str, limits: tuple[Limit, ...]) -> Found:
     config = task.config
     model = build_prepared(task.run, float_weights=True)
     batches = make_batches(config, task.data)
-    calibrate(model, to_batch(batches.source, slice(0, CALIBRATION_IMAGES))[0])
+    fit_grids(config, model, batches, CALIBRATION_IMAGES)
     search = BitSearch(config, model, task.space, limits, quantize_weights=True)
     epochs = config.meta_epochs + config.search_epochs
     steps = epochs * len(batches)

@@ -88,7 +88,7 @@ class Request:
                 "nothing to search: give several with --activations or --weights"
             )
         texts = [f"activation_bits={_joined(activations)}"]
-        if weights != _tuple(config.weight_bits):
+        if override(config, texts).weight_candidates != weights:
             texts.append(f"weight_bits={_joined(weights)}")
         return override(config, texts)
 

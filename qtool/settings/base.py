@@ -6,8 +6,9 @@ and the check read is in their common base. What a field means and may be stands
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from qtool.core.errors import UserError
 from qtool.core.grids import ACTIVATION_BITS, FLOAT_WIDTHS, WEIGHT_BITS
@@ -87,6 +88,8 @@ class Config:
     ends_keep: ClassVar[bool] = False
     # The network is an embedding: a layer will follow, so that its last one is an inner one.
     open_end: ClassVar[bool] = False
+    # Norms that a run keeps for a pair serve the whole network at it only, not layer by layer.
+    exact_norms: ClassVar[bool] = True
     # What a run is that cannot be exported, as it has no classes yet; empty: it has.
     classless: ClassVar[str] = ""
 
@@ -103,6 +106,15 @@ class Config:
     def example_bits(self) -> str:
         """A pair of integers that the run has, for hints: ``w4a4``; empty: it has none."""
         return next(map(pair_name, filter(deployable, self.pairs())), "")
+
+    def settled(self, before: Self, given: Collection[str]) -> Self:
+        """Return the recipe with what settings that were just `given` imply for others.
+
+        Args:
+            before: as it was without them.
+            given: their names.
+        """
+        return self
 
     def require_consistent(self) -> None:
         """Refuse settings that contradict each other."""
@@ -137,6 +149,12 @@ class TrainConfig(Config):
     momentum: float = setting(0.9, "of optimizer sgd", 0, 1)
     weight_decay: float = setting(5e-4, "of weight tensors; BatchNorm and biases have none", 0)
     alpha_weight_decay: float = setting(5e-4, "of clipping levels (alpha, PACT)", 0)
+    pact_init: float = setting(
+        0.0, "clipping levels (alpha) at first; 0: of the least squared error", 0
+    )
+    pact_lr: float = setting(
+        0.0, "learning rate of clipping levels (alpha); 0: as quantizers'", 0
+    )
     step_lr_factor: float = setting(0.1, "learning rate of quantizers relative to weights", 0)
     clip_norm: float = setting(0.0, "largest norm of all gradients together; 0: any", 0)
     accumulate: int = setting(1, "parts that a batch is computed in, in turn", 1)

@@ -24,7 +24,7 @@ def override(config: ConfigT, settings: Sequence[str]) -> ConfigT:
         if key not in types:
             raise unknown_name("recipe setting", key, types)
         changes[key] = _parse(key, text, types[key], getattr(config, key))
-    changed = dataclasses.replace(config, **changes)
+    changed = dataclasses.replace(config, **changes).settled(config, changes)
     require_valid(changed)
     return changed
 

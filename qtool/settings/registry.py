@@ -7,6 +7,7 @@ from typing import Any
 from qtool.core.errors import UserError
 from qtool.settings.adapted import AdaptedConfig
 from qtool.settings.base import Config, ConfigT
+from qtool.settings.coquant import CoquantConfig
 from qtool.settings.episodes import MamlConfig, PnConfig
 from qtool.settings.mebqat import MebqatConfig
 from qtool.settings.metamix import MetaMixConfig
@@ -15,6 +16,7 @@ from qtool.settings.qat import QatConfig
 
 CONFIGS: dict[str, type[Config]] = {
     "adapted": AdaptedConfig,
+    "coquant": CoquantConfig,
     "mebqat": MebqatConfig,
     "mebqat_maml": MamlConfig,
     "mebqat_pn": PnConfig,

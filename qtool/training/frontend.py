@@ -52,6 +52,7 @@ class Frontend:
 # Module of each one's `FRONTEND`.
 FRONTENDS = {
     "adapted": "qtool.frontends.adapted",
+    "coquant": "qtool.frontends.coquant.frontend",
     "mebqat": "qtool.frontends.mebqat.frontend",
     "mebqat_maml": "qtool.frontends.mebqat.maml",
     "mebqat_pn": "qtool.frontends.mebqat.pn",

@@ -1,11 +1,12 @@
 """How the gradients of several passes on one batch become that of one step.
 
 mean over passes    g = (1/M) sum over m of g_m: Eq. 1 of MetaMix, and a batch in one pass.
+sum over passes     g = sum over m of g_m: CoQuant (arXiv 2103.01435, Algorithm 1)
 mean over uses      g = (sum over m of g_m) / (passes m that used the parameter): MEBQAT
                     (arXiv 2207.10188), where a task in floating point uses no quantizer. Its
                     elements are clamped then, to +-10 there.
 
-A batch computed in parts has the mean of either over its parts, and a job over its processes,
+A batch computed in parts has the mean of these over its parts, and a job over its processes,
 which all do the same passes.
 """
 
@@ -63,6 +64,20 @@ class MeanOverPasses:
     def finish(self, parameters: Sequence[nn.Parameter]) -> None:
         """Clamp the mean."""
         clamp_gradients(parameters, self.clamp)
+
+
+class SumOverPasses(MeanOverPasses):
+    """The gradient of the passes' summed loss."""
+
+    def finish(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Give what no pass used a gradient of 0.
+
+        Of a bank kept in one tensor it is the same. And a fused optimizer cannot start the
+        momentum of some parameters later than that of others.
+        """
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
 
 class MeanOverUses:

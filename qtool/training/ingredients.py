@@ -10,10 +10,11 @@ from torch import nn
 
 from qtool.core.errors import UserError
 from qtool.core.progress import Progress
-from qtool.data.batches import Batch, Batches
+from qtool.data.batches import Batch, Batches, to_batch
 from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet
 from qtool.networks import load_float, network_with
+from qtool.nn.control import calibrate, start_clipping
 from qtool.nn.prepare.admit import output_faults
 from qtool.parallel.job import current
 from qtool.runs.run import Run
@@ -51,6 +52,20 @@ def make_batches(config: TrainConfig, data: DataSet) -> Batches:
     return Batches(
         images, size, config.seed, config.augment, config.workers, job.rank, job.size
     )
+
+
+def fit_grids(config: TrainConfig, model: nn.Module, batches: Batches, images: int) -> None:
+    """Start the grids of a prepared `model`: from training images, or as the recipe says.
+
+    Args:
+        config: the recipe.
+        model: with the weights that grids are to fit.
+        batches: of training images.
+        images: the first ones, how many.
+    """
+    calibrate(model, to_batch(batches.source, slice(0, images))[0])
+    if config.pact_init:
+        start_clipping(model, config.pact_init)
 
 
 def make_objective(config: TrainConfig) -> Objective:

@@ -3,7 +3,8 @@
 weight     tensors of two or more dimensions: decayed
 plain      BatchNorm and biases
 step       steps and offsets of quantizers, at `step_lr_factor` of the learning rate
-alpha      clipping levels (PACT, arXiv 1805.06085, section 3: decayed too), at the same rate
+alpha      clipping levels (PACT, arXiv 1805.06085, section 3: decayed too), at `pact_lr` where
+           there is one, else at the same rate
 
 A parameter belongs to a quantizer when the last part of its name says so.
 """
@@ -33,8 +34,10 @@ def groups_of(config: TrainConfig, model: nn.Module, lr: float) -> list[dict[str
         "weight": {"weight_decay": config.weight_decay},
         "plain": {"weight_decay": 0.0},
         "step": {"weight_decay": 0.0, "lr": quantizer_lr},
-        "alpha": {"weight_decay": config.alpha_weight_decay, "lr": quantizer_lr},
-    }
+        "alpha": {
+            "weight_decay": config.alpha_weight_decay, "lr": config.pact_lr or quantizer_lr,
+        },
+    }  # fmt: skip
     members: dict[str, list[nn.Parameter]] = {kind: [] for kind in settings}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

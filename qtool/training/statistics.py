@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from qtool.core.errors import UserError
 from qtool.core.pairs import pair_key
 from qtool.core.progress import Progress
-from qtool.core.selection import LayerBits
+from qtool.core.selection import LayerBits, Selection
 from qtool.data.batch_source import BatchSource
 from qtool.data.batches import Batch
-from qtool.networks import load_prepared
-from qtool.nn.control import select_pair
+from qtool.models.normalised import ConstantNorm
+from qtool.networks import load_deployed, load_prepared
+from qtool.nn.control import select, select_pair
 from qtool.nn.modules.switch_norm import SwitchNorm
-from qtool.nn.norm_rows import give_rows, switches
+from qtool.nn.norm_rows import give_rows, settle
 from qtool.nn.seeded import seeded
 from qtool.nn.shared_prefix import SharedPrefix
 from qtool.runs.run import Run
@@ -47,11 +48,34 @@ def take_statistics(
         progress: shows what is done.
     """
     prefix = SharedPrefix(model, float_tensors=True)
-    keys = tuple(map(pair_key, pairs))
-    give_rows(model, keys, is_exact=True, without=prefix.norms())
-    rows = [norm for switch in switches(model) for norm in switch.modules()]
+    give_rows(model, tuple(map(pair_key, pairs)), is_exact=True, without=prefix.norms())
+    average_statistics(model, prefix, batches, count, pairs, progress)
+
+
+@torch.no_grad()
+def average_statistics(
+    model: nn.Module,
+    prefix: SharedPrefix,
+    batches: BatchSource[Batch],
+    count: int,
+    pairs: Sequence[LayerBits],
+    progress: Progress,
+) -> None:
+    """Replace the statistics of every row at `pairs` by plain averages over batches.
+
+    A norm without rows averages over all pairs alike.
+
+    Args:
+        model: prepared.
+        prefix: of `model`: its part that is the same at all `pairs`.
+        batches: of training images, augmented as in training.
+        count: of batches.
+        pairs: each at the rows of its own.
+        progress: shows what is done.
+    """
+    norms = [module for module in model.modules() if not isinstance(module, ConstantNorm)]
     model.train()
-    with fresh_statistics([*rows, *prefix.norms()]), seeded(batches.seed):
+    with fresh_statistics(norms), seeded(batches.seed):
         progress.start("statistics", count * len(pairs))
         device = device_of(model)
         for _, (x, _labels) in zip(range(count), batches.epoch(0), strict=False):
@@ -62,24 +86,44 @@ def take_statistics(
                     progress.step(pair_key(bits))
 
 
-def statistics_of(model: nn.Module, default: str) -> dict[str, Tensor]:
-    """Return the rows that `take_statistics` made but the default one: ``w4a4/NAME``.
+def rows_of(model: nn.Module, default: str) -> dict[str, Tensor]:
+    """Return the rows of norms but the default one: ``w4a4/NAME``.
+
+    Statistics always, and of the parameters those that differ from the default row's.
 
     Args:
-        model: after it.
+        model: prepared, its norms with rows.
         default: key of the row that the model's own state holds.
     """
-    return {
-        f"{key}/{path}.{name}": norm.get_buffer(name)
-        for path, switch in model.named_modules()
-        if isinstance(switch, SwitchNorm)
-        for key, norm in zip(switch.bank.keys, switch.norms, strict=True)
-        if key != default
-        for name in _STATISTICS
-    }
+    found: dict[str, Tensor] = {}
+    for path, switch in model.named_modules():
+        if isinstance(switch, SwitchNorm):
+            own = switch.norms[switch.bank.row(default)].state_dict()
+            for key, norm in zip(switch.bank.keys, switch.norms, strict=True):
+                for name, tensor in norm.state_dict().items():
+                    differs = name in _PARAMETERS and not tensor.equal(own[name])
+                    if key != default and (name in STATISTICS or differs):
+                        found[f"{key}/{path}.{name}"] = tensor
+    return found
 
 
-_STATISTICS = ("running_mean", "running_var")
+_PARAMETERS = ("weight", "bias")
+STATISTICS = ("running_mean", "running_var")
+
+
+def save_rows(run: Run, model: nn.Module, default: LayerBits) -> None:
+    """Save the norms' rows and, last, the model at `default`, whose rows are all that is left.
+
+    Args:
+        run: gets both.
+        model: trained, its norms with rows where its pairs have some.
+        default: the pair that the model's own state holds.
+    """
+    if rows := rows_of(model, pair_key(default)):
+        run.save_weights(Stage.NORMS, rows)
+    select(model, Selection())
+    settle(model)
+    run.save_weights(Stage.MODEL, model.state_dict())
 
 
 def add_statistics(run: Run, bits: LayerBits, batches: BatchSource[Batch], count: int) -> None:
@@ -99,7 +143,10 @@ def add_statistics(run: Run, bits: LayerBits, batches: BatchSource[Batch], count
             f"run {run.folder} keeps no statistics of pairs of bits: its BatchNorms have what "
             "they were trained with"
         )
-    known, model = run.load_weights(Stage.NORMS), load_prepared(run)
+    known = run.load_weights(Stage.NORMS)
+    # Rows that are not exact have parameters of their own, which stay as they are.
+    own = not run.config.exact_norms
+    model = load_deployed(run, Selection(default=bits)) if own else load_prepared(run)
     select_pair(model, bits)
     recalibrate_norms(model, batches, count)
     state, key = model.state_dict(), pair_key(bits)

@@ -8,7 +8,6 @@ from qtool.core.errors import UserError
 from qtool.core.pairs import default_pair, deployable
 from qtool.core.progress import Progress
 from qtool.core.selection import Selection
-from qtool.data.batches import to_batch
 from qtool.data.episodes import Episode, EpisodeDraws, Episodes, EpisodeSize
 from qtool.data.images import DataSet
 from qtool.frontends.mebqat.save import save_network
@@ -18,7 +17,6 @@ from qtool.networks import bits_content
 from qtool.nn.control import (
     activation_quantizers,
     bit_costs,
-    calibrate,
     quantizers,
     select_pair,
     turn_off,
@@ -29,7 +27,7 @@ from qtool.settings.episodes import EpisodeConfig
 from qtool.training.device import training_device
 from qtool.training.evaluation import recalibrate_norms
 from qtool.training.gradients import GradientRule, MeanOverPasses, MeanOverUses
-from qtool.training.ingredients import make_batches
+from qtool.training.ingredients import fit_grids, make_batches
 from qtool.training.statistics import take_statistics
 
 
@@ -108,7 +106,7 @@ def first_grids(config: EpisodeConfig, model: nn.Module, data: DataSet) -> None:
     batches = make_batches(config, data)
     turn_off(model)
     recalibrate_norms(model, batches, 1)
-    calibrate(model, to_batch(batches.source, slice(0, config.calibration_images))[0])
+    fit_grids(config, model, batches, config.calibration_images)
 
 
 @torch.no_grad()

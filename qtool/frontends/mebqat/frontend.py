@@ -24,14 +24,14 @@ from qtool.core.errors import UserError
 from qtool.core.pairs import default_pair, pair_name
 from qtool.core.progress import Progress
 from qtool.core.selection import LayerBits
-from qtool.data.batches import Batch, Batches, to_batch
+from qtool.data.batches import Batch, Batches
 from qtool.data.images import DataSet
 from qtool.frontends.float_network import make_float
 from qtool.frontends.mebqat.save import save_network
 from qtool.frontends.mebqat.step import pairs_step
 from qtool.frontends.mebqat.tasks import TaskBatches, Tasked, forced_tasks
 from qtool.networks import check_network, load_float, quant_spec
-from qtool.nn.control import calibrate, select_pair
+from qtool.nn.control import select_pair
 from qtool.nn.prepare.prepare import prepare
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
@@ -41,7 +41,7 @@ from qtool.settings.registry import config_as
 from qtool.training.averages import Averages
 from qtool.training.evaluation import accuracy
 from qtool.training.frontend import Frontend
-from qtool.training.ingredients import check_training, make_batches
+from qtool.training.ingredients import check_training, fit_grids, make_batches
 from qtool.training.phase import Phase
 from qtool.training.phases import run_phase
 from qtool.training.schedules import schedule_of
@@ -68,7 +68,7 @@ def _train_pairs(run: Run, data: DataSet, progress: Progress, resume: bool) -> N
     config = run.settings(MebqatConfig)
     batches, network = make_batches(config, data), load_float(run)
     model = prepare(network, quant_spec(config), run.input_shape)
-    calibrate(model, to_batch(batches.source, slice(0, config.calibration_images))[0])
+    fit_grids(config, model, batches, config.calibration_images)
     update, losses = pairs_step(config, model)
 
     def step(tasked: Tasked[Batch], averages: Averages) -> str:

@@ -3,14 +3,11 @@
 from torch import nn
 
 from qtool.core.cost import FLOAT_BITS
-from qtool.core.pairs import pair_key
-from qtool.core.selection import LayerBits, Selection
+from qtool.core.selection import LayerBits
 from qtool.frontends.mebqat.float_form import float_state
-from qtool.nn.control import select
-from qtool.nn.norm_rows import settle
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
-from qtool.training.statistics import statistics_of
+from qtool.training.statistics import save_rows
 
 
 def save_network(run: Run, network: nn.Module, model: nn.Module, default: LayerBits) -> None:
@@ -23,7 +20,4 @@ def save_network(run: Run, network: nn.Module, model: nn.Module, default: LayerB
         default: the pair that its own state holds.
     """
     run.save_weights(Stage.FLOAT, float_state(network, model, FLOAT_BITS))
-    run.save_weights(Stage.NORMS, statistics_of(model, pair_key(default)))
-    select(model, Selection())
-    settle(model)
-    run.save_weights(Stage.MODEL, model.state_dict())
+    save_rows(run, model, default)

@@ -19,14 +19,14 @@ repaired when it misses the budget (`qtool.search.fit`). Bit-meta is
 from qtool.core.errors import UserError
 from qtool.core.progress import Progress
 from qtool.core.selection import Selection
-from qtool.data.batches import Batch, to_batch
+from qtool.data.batches import Batch
 from qtool.data.images import DataSet
 from qtool.frontends.float_network import make_float
 from qtool.frontends.meta_state import search_start
 from qtool.frontends.metamix.bit_meta import bit_meta, branches_of
 from qtool.models import model_entry
 from qtool.networks import build_prepared, check_network
-from qtool.nn.control import calibrate, initialise_weight_steps, select
+from qtool.nn.control import initialise_weight_steps, select
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
 from qtool.settings.base import Config
@@ -38,6 +38,7 @@ from qtool.training.frontend import Frontend
 from qtool.training.ingredients import (
     CALIBRATION_IMAGES,
     check_training,
+    fit_grids,
     make_batches,
     make_objective,
     settings_of,
@@ -70,7 +71,7 @@ def _train_meta(run: Run, data: DataSet, progress: Progress, resume: bool) -> No
     config = settings_of(run, MetaMixConfig)
     batches = make_batches(config, data)
     model = build_prepared(run, float_weights=True)
-    calibrate(model, to_batch(batches.source, slice(0, CALIBRATION_IMAGES))[0])
+    fit_grids(config, model, batches, CALIBRATION_IMAGES)
     update, losses = bit_meta(config, config.meta_lr, model, make_objective(config))
 
     def step(batch: Batch, averages: Averages) -> str:

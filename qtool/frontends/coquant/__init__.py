@@ -1,0 +1,1 @@
+"""CoQuant and the other methods of joint training."""
