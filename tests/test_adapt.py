@@ -208,14 +208,19 @@ def test_other_pairs(bits: str, pn_run: Path, support: Path, tmp_path: Path) -> 
     assert "witness: 0 of " in done.err
 
 
-@pytest.mark.parametrize("settings", [
+_MORE_SETTINGS = (
     ("mean=0.4", "std=0.3"),
-    ("model=fewshot_sets:Residual", "shared_steps=false", "asymmetric=true"),
     ("activation_quantizer=pact", "weight_quantizer=lsq", "first_last_bits=8"),
     ("glue_bits=7",),
     ("weight_quantizer=double_rounding",),
+)
+
+
+@pytest.mark.parametrize("settings", [
+    ("model=fewshot_sets:Residual", "shared_steps=false", "asymmetric=true"),
     # Its outputs are as many as the classes that it was trained on.
     ("model=test_maml:classifier",),
+    *(pytest.param(more, marks=pytest.mark.nightly) for more in _MORE_SETTINGS),
 ])  # fmt: skip
 def test_other_networks_and_grids(
     settings: tuple[str, ...], support: Path, tmp_path: Path

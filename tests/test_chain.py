@@ -86,17 +86,26 @@ def test_weights_are_stored_in_four_bits(exported: Path) -> None:
     model = onnx.load(exported / "model.onnx")
     kinds = {init.name: init.data_type for init in model.graph.initializer}
     packed = [name for name, kind in kinds.items() if kind == onnx.TensorProto.INT4]
-    assert len(packed) == 18  # all layers but the first and the last
+    assert len(packed) == 17  # all layers but the first, the last, and one of 144 weights
     assert not {node.op_type for node in model.graph.node if node.domain}
     assert model.ir_version <= 13
+
+
+def without_torch(*words: object) -> "subprocess.CompletedProcess[str]":
+    """Return a command's result where torch cannot be imported: checking does not need it."""
+    code = (
+        "import sys\nsys.modules['torch'] = None\nfrom qtool.cli.main import main\n"
+        f"sys.argv = ['qtool', *{[str(word) for word in words]!r}]\nmain()"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
 def test_missed_bars_exit_1_and_say_by_how_much(exported: Path) -> None:
     model = exported / "model.onnx"
     check = ("check", model, "--runtime", "reference,ort")
-    slack = run_qtool(*check, "--min-accuracy", "101", "--max-bops", "1M")
-    assert slack.code == 1
-    assert "below the required 101 %" in slack.err and "above 1,000,000" in slack.err
+    slack = without_torch(*check, "--min-accuracy", "101", "--max-bops", "1M")
+    assert slack.returncode == 1
+    assert "below the required 101 %" in slack.stderr and "above 1,000,000" in slack.stderr
     lonely = run_qtool("check", model, "--runtime", "ort", "--require-parity")
     assert lonely.code == 1 and "at least two runtimes" in lonely.err
 
@@ -145,12 +154,3 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
     assert "Usage: qtool" in done.stdout
     # 0.3 s is the bar (0.06 s measured); ten times that only catches a heavy import.
     assert time.monotonic() - began < 3
-
-
-def test_checking_a_file_does_not_need_torch(exported: Path) -> None:
-    code = (
-        "import sys\nsys.modules['torch'] = None\nfrom qtool.cli.main import main\n"
-        f"sys.argv = ['qtool', 'check', {str(exported / 'model.onnx')!r}]\nmain()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -104,7 +104,10 @@ def random_selection(rng: random.Random) -> Selection:
     return Selection(asked, rng.choice((None, bits(), bits())), "--bits")
 
 
-@pytest.mark.parametrize("seed", range(4))
+_MORE_SEEDS = [pytest.param(seed, marks=pytest.mark.nightly) for seed in range(2, 12)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, *_MORE_SEEDS])
 def test_training_and_pass_choose_alike(seed: int) -> None:
     rng = random.Random(seed)
     model, graph = made(random_spec(rng))
