@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from qtool.core.errors import UserError
 from qtool.core.selection import LayerBits, Selection
+from qtool.data.batch_source import parts_of
 from qtool.data.batches import Batches, to_batch
 from qtool.frontends.coquant import teacher
 from qtool.frontends.coquant.blocks import Blocks, find_blocks
@@ -158,6 +159,13 @@ def test_swaps_are_drawn_alike_wherever_an_epoch_is_entered() -> None:
     fewer = dataclasses.replace(source(), students=(2,))
     assert [own[2] for own in whole] == [swapped.own[2] for swapped in fewer.epoch(3)]
     assert len({own[b] for own in whole for b in (6, 4, 2)}) > 3
+
+
+def test_parts_of_a_batch_have_its_swaps() -> None:
+    swapped = next(source().epoch(1))
+    halves = parts_of(swapped, 2)
+    assert [half.own for half in halves] == [swapped.own] * 2
+    assert [len(half.batch[1]) for half in halves] == [4, 4]
 
 
 def test_blocks_are_the_students_as_often_as_they_should() -> None:
