@@ -14,7 +14,6 @@ import torch
 from conftest import Result, run_qtool
 from hypothesis import given
 from hypothesis import strategies as st
-from test_frontends import wide_net
 from tiny_training import tiny_data
 
 from passes.emit.onnx.target import OnnxTarget
@@ -25,24 +24,17 @@ from qtool.core.progress import Silent
 from qtool.core.selection import LayerBits, selection_from_json
 from qtool.data.part import Part, digest_of
 from qtool.export.export import ExportOptions, export
-from qtool.networks import load_deployed
-from qtool.nn.control import calibrate, quant_layers
-from qtool.nn.modules.switch_norm import SwitchNorm
-from qtool.nn.norm_rows import give_rows
-from qtool.nn.prepare.prepare import QuantSpec, prepare
+from qtool.networks import load_deployed, load_prepared
+from qtool.nn.modules.quant_layer import QuantLayer
+from qtool.recipes import load_recipe
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
-from qtool.search.front import Budget, FrontRecord, on_front, read_front
+from qtool.search.front import FrontRecord, on_front, read_front
 from qtool.search.held_out import hold_out
-from qtool.search.limits import layer_bops, limit_of
 from qtool.search.measured import divergences_of
-from qtool.search.methods import Found, Task
 from qtool.search.request import Request
-from qtool.search.results import Result as Place
-from qtool.search.results import deploy
-from qtool.search.space import SearchLayer, space_of
+from qtool.search.space import SearchLayer
 from qtool.settings.mebqat import MebqatConfig
-from qtool.settings.search import search_settings
 from qtool.tensor_file import load_tensors
 from qtool.training.frontend import load_frontend
 
@@ -202,35 +194,42 @@ def test_a_point_is_exported_exactly(searched: Path, tmp_path: Path) -> None:
     assert done.code == 2 and "statistics were never taken at these bits" in done.err
 
 
-def test_layers_take_the_row_of_their_own_bits_where_rows_may_be_mixed(tmp_path: Path) -> None:
-    """As CoQuant's: the factors that are deployed are those of each layer's precision."""
-    torch.manual_seed(0)
-    spec = QuantSpec((8, 4, 2), (8, 4, 2), ends_keep=True)
-    model, shape = prepare(wide_net(), spec, (1, 8, 8)), (1, 8, 8)
-    calibrate(model, torch.rand(16, *shape))
-    pairs = [LayerBits(b, b) for b in (8, 4, 2)]
-    give_rows(model, tuple(map(pair_key, pairs)))
-    for switch in (m for m in model.modules() if isinstance(m, SwitchNorm)):
-        for bits, norm in zip((8, 4, 2), switch.norms, strict=True):
-            norm.weight.data.fill_(float(bits))
-    config = recipe()
-    run = Run.create(tmp_path / "run", config, tiny_data(), False, False)
-    space = space_of(model, shape, pairs)
-    assert [layer.choices for layer in space.open] == [tuple(pairs)] * 3
-    limits = (limit_of("bops", 1e9, space, layer_bops),)
-    task = Task(
-        run, search_settings(config), tiny_data(), model, space, [("", limits)], Silent(),
-        False, True,
+def test_layers_take_the_row_of_their_own_bits_where_rows_may_be_mixed(
+    tmp_path: Path,
+) -> None:
+    """CoQuant's factors are those of each layer's precision; only statistics are new."""
+    folder = tmp_path / "run"
+    config = replace(
+        load_recipe("coquant_fashion"), model="test_frontends:wide_net", dataset=DATA,
+        batch_size=8, float_epochs=0, epochs=1, calibration_images=16, device="cpu",
+        augment=(), norm_batches=2, activation_bits=(8, 4, 2), weight_bits=(8, 4, 2),
     )  # fmt: skip
-    deploy(task, Place(Budget(1e9), run, limits), "measured", Found([0, 1, 2]), model)
-    state = run.load_weights(Stage.MODEL)
-    names = [layer.name for layer in space.open]
-    factors = {
-        layer.name: float(layer.batch_norm.weight.detach()[0])
-        for layer in quant_layers(model) if layer.batch_norm is not None
+    run = Run.create(folder, config, tiny_data(), False, False)
+    load_frontend("coquant").train(run, tiny_data(), Silent(), False)
+    assert search(folder, "--front", 2).code == 0
+    record = record_of(folder)
+    assert [pair.bits for pair in record.uniform] == ["w2a2", "w4a4", "w8a8"]
+    rows, own = run.load_weights(Stage.NORMS), run.load_weights(Stage.MODEL)
+    names = {
+        path: module.name for path, module in load_prepared(run).named_modules()
+        if isinstance(module, QuantLayer)
     }  # fmt: skip
-    assert [factors[name] for name in names] == [8.0, 4.0, 2.0]
-    assert not any("rows" in name for name in state)
+    for point in record.points:
+        place = Run.open(folder / "pareto" / point.run)
+        bits, state = place.selection().layers, place.load_weights(Stage.MODEL)
+        assert all(pair.weight == pair.activation for pair in bits.values())
+        assert state.keys() == own.keys()
+        for name, tensor in state.items():
+            path, _, part = name.rpartition(".norm.")
+            if part in ("weight", "bias"):
+                key = f"{pair_key(bits[names[path]])}/{name}"
+                assert tensor.equal(rows.get(key, own[name])), key
+            elif not part:
+                assert tensor.equal(own[name]), name
+    output = tmp_path / "model.onnx"
+    export(folder / "pareto" / record.points[0].run, ExportOptions(), output, force=False)
+    (report,) = check([output], DATA, ["reference", "ort"], None, Silent())
+    assert report.to_json()["parity"]["ort"]["mismatched"] == 0
 
 
 # --- methods ---

@@ -97,13 +97,10 @@ def search(
     loaded = load_data(opened.config, data)
     with joined() as job, progress_shown() as progress:
         contents = run_search(opened, loaded, request, progress)
-    if not job.is_main:
-        return
-    if is_joint:
+    if job.is_main and is_joint:
         _show_front(opened, request)
-    if len(contents) == 1 or not is_joint:
-        for content in contents:
-            show(bits_table(content))
+    for content in contents if job.is_main and not (is_joint and contents[1:]) else ():
+        show(bits_table(content))
 
 
 def _show_front(run: "Run", request: "Request") -> None:

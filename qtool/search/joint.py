@@ -9,9 +9,12 @@ gets more budgets, goes on when the command is repeated.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from qtool.core.errors import UserError
 from qtool.core.pairs import pair_key
@@ -67,6 +70,10 @@ class _Front:
     def keep(self, found: Point | Uniform) -> None:
         """Write `found` into the record."""
         self.record = self.record.extended(found)
+        self.save()
+
+    def save(self) -> None:
+        """Write the record."""
         on_main(lambda: write_front(self.path, self.record))
 
 
@@ -82,69 +89,85 @@ def search_joint(
         UserError: a budget that cannot be met, pairs that were not trained, another front in
             the folder.
     """
+    config, pairs = _recipe(run, request), request.pairs(run.config)
+    rest, images = hold_out(data, config, request.held_out)
+    question = Question(
+        origin_key(run), request.method, tuple(map(pair_key, pairs)),
+        bool(request.finetune), len(images), digest_of(images),
+    )  # fmt: skip
+    path = results_folder(run, request) / FRONT
+    known = _known(path, question, request.force, progress)
+    model = start.network(config).to(training_device(config))
+    space = space_of(model, run.input_shape, pairs)
+    request = with_front(request, space)
+    bounds = limits_of(request, run, space, progress)
+    for limits in bounds:
+        check_reachable(limits)
+    # A front that is there and of other weights may be replaced: nothing can go on with it.
+    anew = request.force or path.exists()
+    request = replace(request, resume=known is not None, force=anew)
+    base = _base(run, request, config, path.parent)
+    runs = places(base, request)
+    front = _Front(path, known or FrontRecord(question), images, progress)
+    front.save()
+    _measure_uniform(run, space, front)
+    results = [Result(*found) for found in zip(request.budgets, runs, bounds, strict=True)]
+    _choose(base, rest, model, space, results, request, front)
+    return [result.run.load_bits() or {} for result in results]
+
+
+def _recipe(run: Run, request: Request) -> TrainConfig:
+    """Return the recipe of the results.
+
+    Raises:
+        UserError: settings unknown or out of range, or such as would train the weights.
+    """
     config = request.recipe(run.settings(TrainConfig))
     if not request.search_settings(config).fixed_meta_state:
         raise UserError(
             "recipe setting fixed_meta_state: got false, but jointly trained weights stay as "
             "they are in a search: leave it out"
         )
-    rest, images = hold_out(data, config, request.held_out)
-    model = start.network(config).to(training_device(config))
-    pairs = request.pairs(run.config)
-    space = space_of(model, run.input_shape, pairs)
-    request = with_front(request, space)
-    bounds = limits_of(request, run, space, progress)
-    for limits in bounds:
-        check_reachable(limits)
-    question = Question(
-        origin_key(run), request.method, tuple(map(pair_key, pairs)),
-        bool(request.finetune), len(images), digest_of(images),
-    )  # fmt: skip
-    base, front = _open(run, request, config, question, images, progress)
-    runs = places(base, replace(request, resume=bool(front.record.uniform)))
-    request = replace(request, resume=True)
-    _measure_uniform(run, space, front)
-    results = [Result(*found) for found in zip(request.budgets, runs, bounds, strict=True)]
-    todo = [result for result in results if front.record.find(result.budget) is None]
-    task = Task(
-        base, settings_for(base, request), rest, model, space,
-        [(result.budget.name, result.limits) for result in todo], progress, True, True,
-    )  # fmt: skip
-    if todo:
-        _choose(task, todo, request, front)
-    return [result.run.load_bits() or {} for result in results]
+    return config
 
 
-def _open(
-    run: Run, request: Request, config: TrainConfig, question: Question, images: Source,
-    progress: Progress,
-) -> tuple[Run, _Front]:  # fmt: skip
-    """Return the run of the front, and what is known of `question`.
+def _known(
+    path: Path, question: Question, force: bool, progress: Progress
+) -> FrontRecord | None:
+    """Return what `path` knows of `question`; None: nothing, or nothing that is kept.
 
     Raises:
-        UserError: the folder has something else.
+        UserError: it is of other bits, images or methods.
     """
-    folder = results_folder(run, request)
-    path = folder / FRONT
-    known = None if request.force else read_front(path)
-    if known is not None and known.question.origin != question.origin:
+    known = None if force else read_front(path)
+    if known is None or known.question == question:
+        return known
+    if known.question.origin != question.origin:
         progress.note(f"{path} is of other weights: everything is searched again")
-        known, request = None, replace(request, force=True)
-    elif known is not None and known.question != question:
-        same = str(known.question) == str(question)
-        asked = "other images of that number" if same else str(question)
-        raise UserError(
-            f"{path} holds {known.question}; asked for is {asked}: choose another --out, or "
-            "replace it with --force"
-        )
-    goes_on = known is not None
-    base = run.derive(folder, config, [Stage.FLOAT], goes_on, request.force)
-    on_main(lambda: keep_settings(base, replace(request, resume=goes_on)))
-    front = _Front(path, known or FrontRecord(question), images, progress)
-    if not goes_on:
-        base.path(TABLE).unlink(missing_ok=True)
-        on_main(lambda: write_front(path, front.record))
-    return base, front
+        return None
+    same = str(known.question) == str(question)
+    asked = "other images of that number" if same else str(question)
+    raise UserError(
+        f"{path} holds {known.question}; asked for is {asked}: choose another --out, or "
+        "replace it with --force"
+    )
+
+
+def _base(run: Run, request: Request, config: TrainConfig, folder: Path) -> Run:
+    """Return the run of the front, in `folder`; it starts anew unless it is resumed.
+
+    Raises:
+        UserError: the folder has something else, or other settings.
+    """
+    base = run.derive(folder, config, [Stage.FLOAT], request.resume, request.force)
+
+    def start() -> None:
+        keep_settings(base, request)
+        if not request.resume:
+            base.path(TABLE).unlink(missing_ok=True)
+
+    on_main(start)
+    return base
 
 
 def _measure_uniform(run: Run, space: Space, front: _Front) -> None:
@@ -165,15 +188,24 @@ def _measure_uniform(run: Run, space: Space, front: _Front) -> None:
         front.progress.step(f"{pair_key(bits)} {found:.2f} %")
 
 
-def _choose(task: Task, todo: list[Result], request: Request, front: _Front) -> None:
-    """Search, and make, fine-tune and measure the run of each of `todo`."""
+def _choose(
+    base: Run, data: DataSet, model: nn.Module, space: Space, results: Sequence[Result],
+    request: Request, front: _Front,
+) -> None:  # fmt: skip
+    """Search for those of `results` that the front lacks; make and measure their runs."""
+    todo = [result for result in results if front.record.find(result.budget) is None]
+    if not todo:
+        return
+    config, request = settings_for(base, request), replace(request, resume=True)
+    budgets = [(result.budget.name, result.limits) for result in todo]
+    task = Task(base, config, data, model, space, budgets, front.progress, True, is_joint=True)
     found = load_method(request.method)(task)
-    task.run.drop_checkpoint()
+    base.drop_checkpoint()
     for result, chosen in zip(todo, found, strict=True):
-        deploy(task, result, request.method, chosen, copy.deepcopy(task.model))
-        content = finish(result, task.data, request, task.progress)
-        model = load_deployed(result.run, result.run.selection())
-        held_out = accuracy(model.to(training_device(task.config)), front.images)
+        deploy(task, result, request.method, chosen, copy.deepcopy(model))
+        content = finish(result, data, request, front.progress)
+        deployed = load_deployed(result.run, result.run.selection())
+        held_out = accuracy(deployed.to(training_device(config)), front.images)
         front.keep(
             Point(
                 result.run.folder.name, request.method, content["bops"], held_out,
@@ -181,4 +213,4 @@ def _choose(task: Task, todo: list[Result], request: Request, front: _Front) -> 
                 *(getattr(result.budget, kind) for kind in ("bops", "bytes", "seconds")),
             )
         )  # fmt: skip
-        task.progress.note(f"{result.budget.name}: {held_out:.2f} % of held-out images")
+        front.progress.note(f"{result.budget.name}: {held_out:.2f} % of held-out images")
