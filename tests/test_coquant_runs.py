@@ -247,8 +247,3 @@ def test_statistics_are_taken_again_beside_a_precisions_own_parameters(
     for name, tensor in old.items():
         torch.testing.assert_close(new[name], tensor)
     assert not old["w4a4/5.norm.weight"].equal(old["w2a2/5.norm.weight"])
-
-
-def test_a_search_is_refused(joint_run: Path, source: Path) -> None:
-    done = run_qtool("search", joint_run, "--bops", "1M", "--data", source)
-    assert done.code == 2 and "made by frontend coquant" in done.err, done.err

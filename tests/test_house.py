@@ -40,7 +40,8 @@ ONLY = {"passes": ("qtool", "qtool.core"), "runtimes": ("qtool", "qtool.core")}
 FAMILIES = ("qtool.frontends", "passes.emit")
 # What their members share.
 COMMON = (
-    "qtool.frontends.float_network", "qtool.frontends.meta_state",
+    "qtool.frontends.float_network", "qtool.frontends.joint_state",
+    "qtool.frontends.meta_state",
     "passes.emit.base", "passes.emit.facts", "passes.emit.registry",
 )  # fmt: skip
 SHARED_WINGS = {"passes.emit.cuda": ("passes.emit.tvm",)}

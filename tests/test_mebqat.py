@@ -485,11 +485,6 @@ def test_codes_of_nine_bits_are_evaluated_as_they_are(quantizer: str) -> None:
         assert float((exact - close).abs().max() / close.abs().max()) < 0.05, bits
 
 
-def test_search_is_refused(mebqat_run: Path, source: Path) -> None:
-    refused = run_qtool("search", mebqat_run, "--bops", "1G", "--data", source)
-    assert refused.code == 2 and "one pair of bits for all layers" in refused.err
-
-
 @pytest.mark.parametrize("quantizer", [
     "sat", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("dorefa", "pact")),
     "any_precision",

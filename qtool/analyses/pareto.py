@@ -12,6 +12,7 @@ from qtool.analyses.pareto_points import float_accuracy, points_of
 from qtool.core.progress import Progress
 from qtool.data.images import DataSet
 from qtool.runs.run import Run
+from qtool.search.front import on_front
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,12 +34,11 @@ def analyse(
     """
     points = [point for run in runs for point in points_of(run, progress)]
     points.sort(key=lambda point: (point["method"], point["bops"], -point["accuracy"]))
-    best: dict[str, float] = {}
-    for point in points:
-        point["front"] = point["accuracy"] > best.get(point["method"], float("-inf"))
-        best[point["method"]] = max(
-            point["accuracy"], best.get(point["method"], point["accuracy"])
-        )
+    for method in {point["method"] for point in points}:
+        mine = [point for point in points if point["method"] == method]
+        marks = on_front([(point["bops"], point["accuracy"]) for point in mine])
+        for point, mark in zip(mine, marks, strict=True):
+            point["front"] = mark
     known = {str(run.folder): float_accuracy(run) for run in runs}
     return {
         "points": points,

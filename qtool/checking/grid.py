@@ -1,11 +1,8 @@
 """Accuracy of a run at pairs of bit-widths, kept after each of them: ``qtool eval``."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from qtool.checking.episode_meter import EpisodeMeter
 from qtool.checking.grid_record import (
@@ -21,15 +18,13 @@ from qtool.core.errors import UserError
 from qtool.core.pairs import pair_name
 from qtool.core.progress import Progress
 from qtool.core.selection import LayerBits
-from qtool.data.images import DataSet, Source
+from qtool.data.images import DataSet
+from qtool.data.part import digest_of
 from qtool.export.adaptive import origin_key
 from qtool.runs.run import EVALUATION, Run
 from qtool.runs.stage import Stage
 from qtool.settings.episodes import EpisodeConfig
 from qtool.training.frontend import load_frontend
-
-# Images of a test set that say which one it is, with all labels.
-_LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ def evaluate(run: Run, data: DataSet, request: Request, progress: Progress) -> G
     path, meter = run.path(EVALUATION), meter_of(run, data, request)
     question = Question(
         origin_key(run), data.name, len(meter.data), meter.runtime, meter.episodes, meter.task,
-        _digest(meter.data.test),
+        digest_of(meter.data.test),
     )  # fmt: skip
     record = _known(path, question, request.force, progress)
     if record is None:
@@ -102,14 +97,6 @@ def evaluate(run: Run, data: DataSet, request: Request, progress: Progress) -> G
         write_grid(path, record)
         progress.step(f"{pair_name(bits)} {found.accuracy:.2f} % in {found.where}")
     return record
-
-
-def _digest(images: Source) -> str:
-    """Return the hash of all labels and of some of the images, spread over the set."""
-    rows = np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT).astype(np.int64))
-    state = hashlib.sha256(np.ascontiguousarray(images.labels).tobytes())
-    state.update(np.ascontiguousarray(images.load(rows)).tobytes())
-    return state.hexdigest()
 
 
 def meter_of(run: Run, data: DataSet, request: Request) -> Meter:

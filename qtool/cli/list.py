@@ -66,7 +66,7 @@ def _runtimes() -> Rows:
 def _searches() -> Rows:
     from qtool.search import METHODS
 
-    return [(name, entry[1]) for name, entry in METHODS.items()]
+    return [(name, entry.summary) for name, entry in METHODS.items()]
 
 
 def _first_line(documented: object) -> str:

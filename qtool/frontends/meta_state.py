@@ -1,6 +1,8 @@
 """What a search starts from: weights that serve every candidate, as frontends leave them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -12,17 +14,25 @@ from qtool.nn.modules.quantizer import Quantizer
 from qtool.nn.modules.weight_quant import WeightQuantizer
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
+from qtool.settings.base import TrainConfig
 from qtool.training.frontend import SearchStart
 
 
 def search_start(run: Run) -> SearchStart:
-    """Return what gives a model, prepared for a search, the meta-state of `run`.
+    """Return what a search of `run` starts from: its meta-state.
 
     Raises:
         UserError: `run` has no meta-state.
     """
     run.require_weights(Stage.META)
-    return lambda model: load_meta(model, run)
+    return SearchStart(partial(_meta_network, run))
+
+
+def _meta_network(run: Run, config: TrainConfig) -> nn.Module:
+    """Return the network of recipe `config` with the meta-state of `run`."""
+    model = build_prepared(replace(run, config=config))
+    load_meta(model, run)
+    return model
 
 
 def load_meta(model: nn.Module, run: Run) -> None:

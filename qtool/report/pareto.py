@@ -8,6 +8,7 @@ from rich.table import Table
 
 from qtool.core.cost import format_count
 from qtool.report.plots import GREY, SERIES, picture
+from qtool.search.front import FrontRecord, Point, Uniform, on_front
 
 _MARKERS = "osD^vP*X"
 
@@ -32,12 +33,50 @@ def points_table(content: dict[str, Any]) -> Table:
     return table
 
 
+def joint_table(record: FrontRecord) -> Table:
+    """Return a terminal table of a jointly trained run's front, by BOPs."""
+    table = Table(
+        title=f"accuracy on {record.question.images:,} training images held out of the "
+        "search; *: no other bits are as accurate at no more BOPs",
+        box=None,
+    )
+    table.add_column("bits")
+    for name in ("BOPs", "accuracy"):
+        table.add_column(name, justify="right")
+    rows = [(p.bops, p.held_out, p.front, p.run) for p in record.points]
+    rows += [(p.bops, p.held_out, p.front, f"{p.bits}, all layers") for p in record.uniform]
+    for bops, accuracy, front, name in sorted(rows, key=lambda row: row[0]):
+        star = "*" if front else " "
+        table.add_row(name, format_count(bops), f"{accuracy:.2f} %{star}")
+    return table
+
+
+def joint_picture(record: FrontRecord, path: Path) -> None:
+    """Draw a jointly trained run's front as a PNG: searched bits, and uniform ones."""
+    series: dict[str, Sequence[Point | Uniform]] = {
+        f"bits by layer ({record.question.method})": record.points,
+        "the same bits for all layers": record.uniform,
+    }
+    points = []
+    for name, mine in series.items():
+        marks = on_front([(point.bops, point.held_out) for point in mine])
+        points += [
+            {"method": name, "bops": point.bops, "accuracy": point.held_out, "front": mark,
+             "deployed": True}
+            for point, mark in zip(mine, marks, strict=True)
+        ]  # fmt: skip
+    what = f"accuracy on {record.question.images:,} held-out images / %"
+    front_picture({"points": points, "float_accuracy": {}}, path, what)
+
+
 def _list(bits: Sequence[int]) -> str:
     return ",".join(map(str, bits))
 
 
-def front_picture(content: dict[str, Any], path: Path) -> None:
-    """Draw `content` (`qtool.analyses.pareto`) as a PNG.
+def front_picture(
+    content: dict[str, Any], path: Path, what: str = "top-1 accuracy / %"
+) -> None:
+    """Draw `content` (`qtool.analyses.pareto`) as a PNG; `what` is on the vertical axis.
 
     Filled: accuracy of the integer model; hollow: of the fake-quantized network. A line per
     method joins its front; dashed: the float networks.
@@ -59,7 +98,7 @@ def front_picture(content: dict[str, Any], path: Path) -> None:
         if not all(point["deployed"] for point in points):
             axis.plot([], [], "o", mfc="none", color=GREY, label="hollow: fake-quantized")
         axis.set_xlabel(f"{name} per image (MACs x weight bits x activation bits)", fontsize=9)
-        axis.set_ylabel("top-1 accuracy / %", fontsize=9)
+        axis.set_ylabel(what, fontsize=9)
         axis.margins(0.08)
         axis.grid(alpha=0.25, lw=0.6)
         axis.legend(fontsize=8, frameon=False, loc="best")

@@ -5,6 +5,8 @@ metamix  On each batch a bit-meta step (Eq. 1), then a step of alpha on the loss
          so those of several budgets are trained side by side on one meta-state.
          With ``fixed_meta_state=false`` weights and alpha are trained together on Eq. 3, from
          the meta-state (the paper's ablation, Figure 7 a).
+         On jointly trained weights alpha alone is trained, and BatchNorm normalises with the
+         batch: statistics belong to single selections.
 dnas     (Wu et al. 2018, arXiv 1812.00090) From the float network with quantized weights: on
          each batch a step of the weights, then one of alpha, on a Gumbel softmax mixture whose
          temperature falls exponentially. For as many epochs as metamix takes, meta included.
@@ -25,6 +27,7 @@ from qtool.search.bit_search import BitSearch, softmax
 from qtool.search.fit import argmax, fit
 from qtool.search.limits import Limit
 from qtool.search.methods import Found, State, Task
+from qtool.search.undisturbed import undisturbed
 from qtool.training.averages import Averages
 from qtool.training.ingredients import (
     CALIBRATION_IMAGES,
@@ -36,6 +39,7 @@ from qtool.training.losses import LogitsLoss, Objective
 from qtool.training.phase import Phase
 from qtool.training.phases import run_phase
 from qtool.training.schedules import cosine
+from qtool.training.transductive import follow_batches
 from qtool.training.update import Losses, Pass, Update
 
 # Temperatures of the Gumbel softmax at the first and the last batch.
@@ -47,33 +51,77 @@ Mixture = Callable[[Tensor], Tensor]
 def metamix(task: Task) -> list[Found]:
     """Alternate bit-meta and bit-search steps (Table 1, epoch 2), for all budgets at once."""
     config, model = task.config, task.model
+    if task.is_joint:
+        return _joint(task)
     if not config.fixed_meta_state:
         return [_unfixed(task, *budget) for budget in task.budgets]
-    searches = [
-        BitSearch(config, model, task.space, limits, is_fixed=True)
-        for _, limits in task.budgets
-    ]
+    searches = _searches(task)
     objective = make_objective(config)
     update, losses = bit_meta(config, config.meta_lr, model, objective)
     alphas = _alpha_optimizer(task, searches)
 
     def step(batch: Batch, averages: Averages) -> str:
         update(losses, batch, Averages())
-        x, labels = batch
         model.eval()
-        loss = objective.on(x, labels)
-        notes = [search_step(search, x, labels, loss, averages) for search in searches]
-        alphas.step()
-        return f"budget used {' '.join(notes)}"
+        return _alpha_step(searches, alphas, objective, batch, averages)
 
     phase = Phase(
         "bit-search", config.search_epochs, model, [update.optimizer, alphas], step, cosine,
-        {f"alpha{index}": search.alpha for index, search in enumerate(searches)},
-        tag=" ".join(name for name, _ in task.budgets), ema=update.ema,
+        _alphas_of(searches), tag=_names(task), ema=update.ema,
     )  # fmt: skip
     _run(task, phase)
     state = copy.deepcopy(model.state_dict())
     return [_found(search, state) for search in searches]
+
+
+def _joint(task: Task) -> list[Found]:
+    """Train alpha alone, on jointly trained weights, which are as before afterwards."""
+    config, model = task.config, task.model
+    searches = _searches(task, quantize_weights=True)
+    objective, alphas = make_objective(config), _alpha_optimizer(task, searches)
+
+    def step(batch: Batch, averages: Averages) -> str:
+        follow_batches(model)
+        return _alpha_step(searches, alphas, objective, batch, averages)
+
+    phase = Phase(
+        "bit-search", config.search_epochs, model, [alphas], step, cosine,
+        _alphas_of(searches), tag=_names(task),
+    )  # fmt: skip
+    with undisturbed(model):
+        _run(task, phase)
+    return [_found(search, None) for search in searches]
+
+
+def _searches(task: Task, quantize_weights: bool = False) -> list[BitSearch]:
+    """Return the search of each budget, side by side on one model that it does not change."""
+    return [
+        BitSearch(
+            task.config, task.model, task.space, limits, is_fixed=True,
+            quantize_weights=quantize_weights,
+        )
+        for _, limits in task.budgets
+    ]  # fmt: skip
+
+
+def _alpha_step(
+    searches: list[BitSearch], alphas: torch.optim.Optimizer, objective: Objective,
+    batch: Batch, averages: Averages,
+) -> str:  # fmt: skip
+    """Do one step of every search's alpha; return the shares of their budgets."""
+    x, labels = batch
+    loss = objective.on(x, labels)
+    notes = [search_step(search, x, labels, loss, averages) for search in searches]
+    alphas.step()
+    return f"budget used {' '.join(notes)}"
+
+
+def _alphas_of(searches: list[BitSearch]) -> dict[str, Tensor]:
+    return {f"alpha{index}": search.alpha for index, search in enumerate(searches)}
+
+
+def _names(task: Task) -> str:
+    return " ".join(name for name, _ in task.budgets)
 
 
 def dnas(task: Task) -> list[Found]:
@@ -189,7 +237,7 @@ def _run(task: Task, phase: Phase[Batch]) -> None:
     run_phase(phase, task.run, batches, task.progress, task.resume)
 
 
-def _found(search: BitSearch, state: State) -> Found:
+def _found(search: BitSearch, state: State | None) -> Found:
     """Return the argmax, repaired where it misses the budget."""
     scores = search.scores()
     picks = fit(scores, search.limits)

@@ -47,6 +47,15 @@ def fit(scores: Sequence[Sequence[float]], limits: Sequence[Limit]) -> list[int]
     return _spend(penalties, min(found, key=lambda p: total(penalties, p)), limits)
 
 
+def least(penalties: Sequence[Sequence[float]], limits: Sequence[Limit]) -> list[int]:
+    """Return one choice per open layer: the least sum of `penalties` within `limits`.
+
+    Raises:
+        UserError: no selection meets all bounds.
+    """
+    return fit([[-penalty for penalty in row] for row in penalties], limits)
+
+
 def _spend(
     penalties: Sequence[Sequence[float]], picks: Sequence[int], limits: Sequence[Limit]
 ) -> list[int]:

@@ -31,6 +31,7 @@ class Task:
         budgets: name and bounds of each.
         progress: shown to the user.
         resume: continue from a checkpoint.
+        is_joint: `model` is jointly trained: nothing of it is to be trained.
     """
 
     run: Run
@@ -41,6 +42,7 @@ class Task:
     budgets: Sequence[tuple[str, tuple[Limit, ...]]]
     progress: Progress
     resume: bool
+    is_joint: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ class Found:
 
     Args:
         picks: index of the choice of every open layer.
-        state: prepared network that fine-tuning starts from.
+        state: prepared network that fine-tuning starts from; None: the task's as it is.
         repaired: layers whose choice is not the method's favourite, to meet the budget.
         has_weight_steps: `state` has weights that were trained quantized.
     """
 
     picks: list[int]
-    state: State
+    state: State | None = None
     repaired: list[str] = field(default_factory=list)
     has_weight_steps: bool = False
 
@@ -64,6 +66,6 @@ def load_method(name: str) -> Callable[[Task], list[Found]]:
     """Return the function of search method `name`."""
     if name not in METHODS:
         raise unknown_name("search method", name, METHODS)
-    module, _, function = METHODS[name][0].partition(":")
+    module, _, function = METHODS[name].place.partition(":")
     found: Callable[[Task], list[Found]] = getattr(import_module(module), function)
     return found

@@ -7,10 +7,9 @@ selection of least penalty within the budget. All budgets come from the same pen
 from qtool.data.batches import Batch, to_batch
 from qtool.networks import load_float
 from qtool.search.curvature import layer_traces
-from qtool.search.fit import fit, is_fitting
+from qtool.search.fit import is_fitting, least
 from qtool.search.greedy import greedy_choices, loss_increases
 from qtool.search.hessian import hessian_penalties
-from qtool.search.limits import Limit
 from qtool.search.methods import Found, Task
 from qtool.training.ingredients import make_batches
 
@@ -25,7 +24,7 @@ def hessian(task: Task) -> list[Found]:
     layers = [layer.name for layer in task.space.open]
     traces = layer_traces(load_float(task.run), layers, batches, _PROBES, task.config.seed)
     penalties = hessian_penalties(task.model, task.space, traces, batches)
-    return [_found(task, _least(penalties, limits)) for _, limits in task.budgets]
+    return [_found(task, least(penalties, limits)) for _, limits in task.budgets]
 
 
 def greedy(task: Task) -> list[Found]:
@@ -36,12 +35,8 @@ def greedy(task: Task) -> list[Found]:
         picks = greedy_choices(penalties, limits[0].costs, limits[0].bound - limits[0].fixed)
         # Steps may be coarse, and other bounds are not greedy's business.
         fitting = is_fitting(picks, limits)
-        found.append(_found(task, picks if fitting else _least(penalties, limits)))
+        found.append(_found(task, picks if fitting else least(penalties, limits)))
     return found
-
-
-def _least(penalties: list[list[float]], limits: tuple[Limit, ...]) -> list[int]:
-    return fit([[-value for value in row] for row in penalties], limits)
 
 
 def _found(task: Task, picks: list[int]) -> Found:

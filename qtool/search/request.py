@@ -1,12 +1,15 @@
 """What `qtool search` is asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qtool.core.errors import UserError
+from qtool.core.pairs import deployable, pair_key
+from qtool.core.selection import LayerBits
+from qtool.search import HELD_OUT_IMAGES, JOINT_METHOD, META_METHOD, METHODS
 from qtool.search.limits import KINDS
-from qtool.settings.base import TrainConfig
+from qtool.settings.base import Config, TrainConfig
 from qtool.settings.override import override
 from qtool.settings.search import SearchSettings, missing_settings, search_settings
 
@@ -46,31 +49,90 @@ class Request:
     """One call of the search.
 
     Args:
-        budgets: at least one; several give a front from one meta-state.
-        method: a key of `qtool.search.methods.METHODS`.
+        budgets: one or several; none where `front` says how many.
+        method: a key of `qtool.search.METHODS`; "": what suits the run.
         weights: weight candidates; empty: the run's own.
         activations: activation candidates; empty: the run's own.
         power_of_two: only candidates of 1, 2, 4 and 8 bits.
         settings: ``key=value`` that the search and the fine-tuning take instead of the run's.
-        finetune: train at the chosen bits.
-        out: folder for the results; None: the run itself.
+        finetune: train at the chosen bits; None: where weights do not serve them already.
+        out: folder for the results; None: in the run.
         runtime: where latency is measured.
         latency_table: file that keeps its measurements; None: none.
         resume, force: continue an interrupted search; replace an earlier one's results.
+        front: as many budgets in BOPs, between what the uniform bits cost.
+        held_out: training images that results on jointly trained runs are measured on.
     """
 
-    budgets: tuple[Budget, ...]
-    method: str = "metamix"
+    budgets: tuple[Budget, ...] = ()
+    method: str = ""
     weights: tuple[int, ...] = ()
     activations: tuple[int, ...] = ()
     power_of_two: bool = False
     settings: tuple[str, ...] = ()
-    finetune: bool = True
+    finetune: bool | None = None
     out: Path | None = None
     runtime: str = "tvm"
     latency_table: Path | None = None
     resume: bool = False
     force: bool = False
+    front: int = 0
+    held_out: int = HELD_OUT_IMAGES
+
+    def for_run(self, is_joint: bool) -> "Request":
+        """Return the request with what is left to the run decided.
+
+        Args:
+            is_joint: as of `qtool.training.frontend.SearchStart`.
+
+        Raises:
+            UserError: a method that searches something else.
+        """
+        method = self.method or (JOINT_METHOD if is_joint else META_METHOD)
+        if not METHODS[method].searches(is_joint):
+            known = [name for name in METHODS if METHODS[name].searches(is_joint)]
+            kind = "jointly trained weights" if is_joint else "a meta-state"
+            raise UserError(
+                f"--method {method} does not search {kind}, as this run has them: "
+                f"choose {' or '.join(known)}"
+            )
+        finetune = not is_joint if self.finetune is None else self.finetune
+        return replace(self, method=method, finetune=finetune)
+
+    def pairs(self, config: Config) -> list[LayerBits]:
+        """Return what a layer of a jointly trained run of `config` may have.
+
+        Raises:
+            UserError: candidates that were not trained, or that leave no choice.
+        """
+        pairs = [pair for pair in config.pairs() if deployable(pair)]
+        for option, asked, what in (
+            ("--weights", self.weights, "weight"),
+            ("--activations", self.activations, "activation"),
+        ):
+            trained = list(dict.fromkeys(getattr(pair, what) for pair in pairs))
+            if missing := [bits for bits in asked if bits not in trained]:
+                raise UserError(
+                    f"{option} {_joined(asked)}: the run was not trained at "
+                    f"{_joined(missing)} bits, but at {_joined(trained)}"
+                )
+            kept = self._candidates(asked or tuple(trained), option)
+            pairs = [pair for pair in pairs if getattr(pair, what) in kept]
+        if len(pairs) < 2:
+            left = ", ".join(map(pair_key, pairs)) or "no pair"
+            raise UserError(
+                f"{left} of the run's leaves nothing to search: give more bits with "
+                "--activations or --weights"
+            )
+        return pairs
+
+    def recipe(self, recipe: TrainConfig) -> TrainConfig:
+        """Return the results' recipe but for its candidates.
+
+        Raises:
+            UserError: settings unknown or out of range.
+        """
+        return override(recipe, self._given(recipe, beside=False))
 
     def config(self, recipe: TrainConfig) -> TrainConfig:
         """Return the results' recipe: candidates and settings of this search in its fields.
@@ -78,7 +140,7 @@ class Request:
         Raises:
             UserError: settings unknown or out of range, no candidates left.
         """
-        config = override(recipe, self._given(recipe, beside=False))
+        config = self.recipe(recipe)
         weights = self._candidates(self.weights or _tuple(config.weight_bits), "--weights")
         own = self.activations or config.activation_bits
         activations = self._candidates(own, "--activations")

@@ -9,10 +9,10 @@ from torch import nn
 from qtool.core.errors import UserError
 from qtool.core.files import write_json
 from qtool.core.progress import Progress
-from qtool.core.selection import Selection
 from qtool.data.images import DataSet
 from qtool.networks import bits_content, build_prepared, load_state
 from qtool.nn.control import bit_costs, initialise_weight_steps, select
+from qtool.nn.norm_rows import settle
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
 from qtool.search import PARETO_FORMAT
@@ -85,9 +85,26 @@ def _text(content: dict[str, Any]) -> str:
 
 def save_choice(task: Task, result: Result, method: str, found: Found) -> None:
     """Write bits.json, and the network that fine-tuning starts from."""
-    run, config, model = result.run, task.config, prepared(task.run, task.config)
-    pairs = zip(task.space.open, found.picks, strict=True)
-    chosen = Selection({layer.name: layer.choices[pick] for layer, pick in pairs})
+    model = prepared(task.run, task.config)
+    model.load_state_dict(task.model.state_dict() if found.state is None else found.state)
+    if not found.has_weight_steps:
+        initialise_weight_steps(model)
+    if not result.run.has_weights(Stage.META):
+        result.run.link_weights(Stage.META, task.run)
+    deploy(task, result, method, found, model)
+
+
+def deploy(task: Task, result: Result, method: str, found: Found, model: nn.Module) -> None:
+    """Save `model` at the bits that were found, with their statistics; bits.json comes last.
+
+    Args:
+        task: the search.
+        result: gets both.
+        method: who chose.
+        found: what it chose.
+        model: quantized; of norms with several rows, those of these bits stay.
+    """
+    run, chosen = result.run, task.space.selection(found.picks)
     content = {
         "method": method,
         **_bounds(result.budget),
@@ -96,14 +113,10 @@ def save_choice(task: Task, result: Result, method: str, found: Found) -> None:
         "repaired": found.repaired,
         "finetuned": False,
     }
-    model.load_state_dict(found.state)
-    # Also what is deployed without fine-tuning: quantized weights, statistics at these bits.
-    if not found.has_weight_steps:
-        initialise_weight_steps(model)
     select(model, chosen)
-    recalibrate_norms(model, make_batches(config, task.data), config.norm_batches)
-    if not run.has_weights(Stage.META):
-        run.link_weights(Stage.META, task.run)
+    settle(model)
+    # Also what is deployed without fine-tuning: quantized weights, statistics at these bits.
+    recalibrate_norms(model, make_batches(task.config, task.data), task.config.norm_batches)
     run.save_weights(Stage.SEARCHED, model.state_dict())
     run.save_weights(Stage.MODEL, model.state_dict())
     run.save_bits(content)
@@ -155,7 +168,7 @@ def save_front(
             "run": result.run.folder.name,
             "method": content["method"],
             **{key: content[key] for key in content if key in KINDS or key in _asked_keys()},
-            "accuracy": _accuracy(result.run),
+            "accuracy": tested(result.run),
             "deployed": False,
         }
         for result, content in zip(results, contents, strict=True)
@@ -163,7 +176,7 @@ def save_front(
     write_json(base.path("pareto.json"), {"format": PARETO_FORMAT, "points": points})
 
 
-def _accuracy(run: Run) -> float | None:
+def tested(run: Run) -> float | None:
     """Return the fake-quantized test accuracy in percent, None without fine-tuning."""
     lines = run.metrics("fine-tune")
     return next(

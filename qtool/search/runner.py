@@ -3,25 +3,27 @@
 Without ``--out`` the result is the run itself (one budget), or goes to folders inside its
 ``pareto``. Every result is a whole run directory: its recipe has the search's candidates and
 settings, its float and meta weights are those of the run it comes from; settings that the
-recipe of another frontend than MetaMix has no fields for are in search.json.
+recipe of another frontend than MetaMix has no fields for are in search.json. Jointly trained
+runs need no meta-state: `qtool.search.joint`.
 """
 
 import time
-from pathlib import Path
 from typing import Any
 
 from torch.nn import Module
 
 from qtool.core.errors import UserError
-from qtool.core.files import read_json, refuse_existing, write_json
+from qtool.core.files import refuse_existing
 from qtool.core.progress import Progress
 from qtool.data.images import DataSet
 from qtool.parallel.together import on_main
-from qtool.runs.run import SEARCH, Run
+from qtool.runs.run import Run
 from qtool.runs.stage import Stage
-from qtool.search.budgets import limits_of
+from qtool.search.budgets import limits_of, with_front
+from qtool.search.joint import search_joint
 from qtool.search.limits import check_reachable
 from qtool.search.methods import Task, load_method
+from qtool.search.places import keep_settings, places, results_folder
 from qtool.search.request import Request
 from qtool.search.results import (
     Result,
@@ -34,10 +36,8 @@ from qtool.search.results import (
 )
 from qtool.search.space import Space, space_of
 from qtool.settings.base import TrainConfig
-from qtool.settings.search import missing_settings, search_settings
+from qtool.settings.search import search_settings
 from qtool.training.frontend import load_frontend
-
-_FOLDER = "pareto"
 
 
 def run_search(
@@ -54,21 +54,22 @@ def run_search(
     """
     run.require_shape(data)
     start = load_frontend(run.config.frontend).search_start(run)
+    request = request.for_run(start.is_joint)
+    if start.is_joint:
+        return search_joint(run, start, data, request, progress)
     config = _config(run, request)
     on_main(lambda: _refuse_results(run, request))
-    model = prepared(run, config)
-    start(model)  # refuses candidates that it lacks: before anything is measured or written
+    # Candidates that the weights lack are refused before anything is measured or written.
+    model = start.network(config)
     space = space_of(prepared(run, config), run.input_shape)
+    request = with_front(request, space)
     bounds = limits_of(request, run, space, progress)
     for limits in bounds:
         check_reachable(limits)
     base = _base(run, request, config)
-    on_main(lambda: _keep_settings(base, request))
-    places = _places(base, request)
-    results = [
-        Result(budget, place, limits)
-        for budget, place, limits in zip(request.budgets, places, bounds, strict=True)
-    ]
+    on_main(lambda: keep_settings(base, request))
+    runs = [base] if len(request.budgets) == 1 else places(base, request)
+    results = [Result(*found) for found in zip(request.budgets, runs, bounds, strict=True)]
     if not all(answer(result, request) for result in results):
         _choose(model, base, data, request, space, results, progress)
     contents = [finish(result, data, request, progress) for result in results]
@@ -94,20 +95,14 @@ def _config(run: Run, request: Request) -> TrainConfig:
 
 
 def _is_in_place(request: Request) -> bool:
-    return request.out is None and len(request.budgets) == 1
-
-
-def _folder(run: Run, request: Request) -> Path:
-    return request.out or run.path(_FOLDER)
+    return request.out is None and len(request.budgets) == 1 and not request.front
 
 
 def _refuse_results(run: Run, request: Request) -> None:
     """Refuse results that are there already, before minutes go into measuring latency."""
     folder, name = run.folder, "bits.json"
     if not _is_in_place(request):
-        folder, name = _folder(run, request), "recipe.json"
-        if folder.resolve() == run.folder.resolve():
-            raise UserError(f"--out {folder} is the run itself: leave it out, or name another")
+        folder, name = results_folder(run, request), "recipe.json"
     if not request.resume:
         refuse_existing(folder / name, request.force)
 
@@ -116,37 +111,8 @@ def _base(run: Run, request: Request, config: TrainConfig) -> Run:
     """Return the run in which the search happens."""
     if _is_in_place(request):
         return run
-    folder = _folder(run, request)
+    folder = results_folder(run, request)
     return run.derive(folder, config, [Stage.FLOAT], request.resume, request.force)
-
-
-def _keep_settings(base: Run, request: Request) -> None:
-    """Write the settings that the recipe has no fields for.
-
-    Raises:
-        UserError: an interrupted search had others.
-    """
-    recipe, path = base.settings(TrainConfig), base.path(SEARCH)
-    settings = request.search_settings(recipe)
-    content = {name: getattr(settings, name) for name in missing_settings(recipe)}
-    if not content:
-        return
-    if request.resume and path.exists() and read_json(path, "settings of a search") != content:
-        raise UserError(
-            f"{path} holds other settings than this command: repeat the first command's "
-            "--set, or choose another --out"
-        )
-    write_json(path, content)
-
-
-def _places(base: Run, request: Request) -> list[Run]:
-    """Return the run of every budget's result."""
-    if len(request.budgets) == 1:
-        return [base]
-    return [
-        base.derive(base.path(budget.name), base.config, [Stage.FLOAT], request.resume, True)
-        for budget in request.budgets
-    ]
 
 
 def _choose(

@@ -1,12 +1,13 @@
 """What a search chooses from: the open layers of a prepared network and their candidates."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from qtool.core.selection import LayerBits
+from qtool.core.selection import LayerBits, Selection
 from qtool.nn.control import layer_macs, quant_layers
+from qtool.nn.modules.quant_layer import QuantLayer
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,28 @@ class Space:
         """The layers where there is something to choose."""
         return tuple(layer for layer in self.layers if layer.is_open)
 
+    @property
+    def uniform(self) -> dict[LayerBits, list[int]]:
+        """What every open layer may have at once: the index of its choice there, by bits."""
+        rows = [layer.choices for layer in self.open]
+        common = [b for b in rows[0] if all(b in row for row in rows)] if rows else []
+        return {bits: [row.index(bits) for row in rows] for bits in common}
 
-def space_of(model: nn.Module, shape: Sequence[int]) -> Space:
+    def selection(self, picks: Sequence[int]) -> Selection:
+        """Return the bits that the choices `picks`, one an open layer, are."""
+        pairs = zip(self.open, picks, strict=True)
+        return Selection({layer.name: layer.choices[pick] for layer, pick in pairs})
+
+
+def space_of(
+    model: nn.Module, shape: Sequence[int], pairs: Collection[LayerBits] = ()
+) -> Space:
     """Return the candidates of a prepared network: every pair of its layers' bits.
 
     Args:
         model: result of `qtool.nn.prepare.prepare.prepare`.
         shape: (C, H, W) of an image.
+        pairs: all that layers with several candidates may have; none: every one.
     """
     macs = dict(layer_macs(model, shape))
     return Space(
@@ -59,13 +75,19 @@ def space_of(model: nn.Module, shape: Sequence[int]) -> Space:
                 layer.name,
                 macs[layer.name],
                 layer.layer.weight.numel(),
-                tuple(
-                    LayerBits(weight, activation)
-                    for weight in layer.weight_quant.bits
-                    for activation in layer.input_quant.bits
-                ),
+                _choices(layer, pairs),
                 tuple(layer.layer.weight.shape),
             )
             for layer in quant_layers(model)
         )
     )
+
+
+def _choices(layer: QuantLayer, pairs: Collection[LayerBits]) -> tuple[LayerBits, ...]:
+    every = tuple(
+        LayerBits(weight, activation)
+        for weight in layer.weight_quant.bits
+        for activation in layer.input_quant.bits
+    )
+    is_open = len(every) > 1 and bool(pairs)
+    return tuple(bits for bits in every if bits in pairs) if is_open else every

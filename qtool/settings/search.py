@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+from qtool.core.grids import FLOAT_WIDTHS
 from qtool.settings.base import TrainConfig
 from qtool.settings.setting import setting
 
@@ -37,9 +38,12 @@ class SearchSettings(TrainConfig):
 
 
 def search_settings(recipe: TrainConfig) -> SearchSettings:
-    """Return `recipe` as a search reads it."""
+    """Return `recipe` as a search reads it: candidates that are floats are none of its."""
     names = [field.name for field in dataclasses.fields(SearchSettings)]
     known = {name: getattr(recipe, name) for name in names if hasattr(recipe, name)}
+    for name in ("activation_bits", "weight_bits"):
+        if not isinstance(known[name], int):
+            known[name] = tuple(bits for bits in known[name] if bits not in FLOAT_WIDTHS)
     return SearchSettings(**known)
 
 

@@ -16,11 +16,23 @@ from qtool.core.errors import unknown_name
 from qtool.core.progress import Progress
 from qtool.data.images import DataSet
 from qtool.runs.run import Run
-from qtool.settings.base import Config
+from qtool.settings.base import Config, TrainConfig
 from qtool.training.episode_tests import EpisodeTester
 
-# Gives a network, prepared for a search's candidates, weights that serve all of them.
-SearchStart = Callable[[nn.Module], None]
+
+@dataclass(frozen=True)
+class SearchStart:
+    """Weights that serve every candidate of a search.
+
+    Args:
+        network: (recipe of the results) -> a network with these weights, prepared for at
+            least its candidates; refuses those that the weights were not trained for.
+        is_joint: they were trained quantized, grids included, at every pair of the run: a
+            search trains nothing, and what it chooses needs statistics of BatchNorm alone.
+    """
+
+    network: Callable[[TrainConfig], nn.Module]
+    is_joint: bool = False
 
 
 @dataclass(frozen=True)

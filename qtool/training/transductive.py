@@ -20,6 +20,17 @@ from qtool.nn.norm_rows import active_norms
 from qtool.training.evaluation import device_of
 
 
+def follow_batches(model: nn.Module) -> None:
+    """Let BatchNorms normalise with each batch's own statistics; nothing is drawn at random.
+
+    In training mode a network changes: statistics, and steps that are kept in bounds.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.eval()
+
+
 @torch.no_grad()
 def transductive_accuracy(model: nn.Module, images: Source, batch: int) -> float:
     """Return top-1 accuracy in percent at the bits that are selected in `model`.
@@ -34,11 +45,8 @@ def transductive_accuracy(model: nn.Module, images: Source, batch: int) -> float
     """
     if not active_norms(model):
         raise UserError("the network has no BatchNorm, so no statistics of test batches")
-    # In training mode a network changes: statistics, and steps that are kept in bounds.
-    twin, right = copy.deepcopy(model).train(), 0
-    for module in twin.modules():
-        if isinstance(module, _DropoutNd):
-            module.eval()
+    twin, right = copy.deepcopy(model), 0
+    follow_batches(twin)
     for rows in np.array_split(np.arange(len(images)), max(1, len(images) // batch)):
         x, labels = to_batch(images, rows)
         logits = clip_logits(twin(x.to(device_of(twin))).cpu(), len(labels))

@@ -19,11 +19,8 @@ bits of Any-Precision are odd integers of nine bits, which no integer module hol
 precision is trained and evaluated, and refused at export.
 """
 
-from typing import NoReturn
-
 from torch import nn
 
-from qtool.core.errors import UserError
 from qtool.core.pairs import pair_key, pair_name
 from qtool.core.progress import Progress
 from qtool.data.batch_source import BatchSource
@@ -33,6 +30,7 @@ from qtool.frontends.coquant.blocks import Blocks, find_blocks
 from qtool.frontends.coquant.step import joint_step
 from qtool.frontends.coquant.swap import SwapBatches, Swapped
 from qtool.frontends.float_network import make_float
+from qtool.frontends.joint_state import search_start
 from qtool.networks import build_network, check_network, load_float, quant_spec
 from qtool.nn.control import select_pair
 from qtool.nn.norm_rows import give_rows
@@ -130,14 +128,6 @@ def _finish(
         run.add_metrics(phase="joint", bits=pair_name(bits), test_accuracy=result)
         progress.note(f"{pair_name(bits)}: test accuracy {result:.2f} %")
     save_rows(run, model, pairs[0])
-
-
-def search_start(run: Run) -> NoReturn:
-    """Refuse: precisions are chosen by hand here."""
-    raise UserError(
-        f"run {run.folder} was made by frontend coquant, whose precisions are all trained: "
-        "qtool eval RUN --bits all measures them; search bits by layer with frontend metamix"
-    )
 
 
 FRONTEND = Frontend(

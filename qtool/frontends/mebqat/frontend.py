@@ -15,18 +15,16 @@ released LSQ has 2^b codes for activations, a bug: here 2^b - 1. Steps are share
 bit-widths as published (``shared_steps=false``: a step each).
 """
 
-from typing import NoReturn
-
 from torch import nn
 
 from qtool.core.cost import FLOAT_BITS
-from qtool.core.errors import UserError
 from qtool.core.pairs import default_pair, pair_name
 from qtool.core.progress import Progress
 from qtool.core.selection import LayerBits
 from qtool.data.batches import Batch, Batches
 from qtool.data.images import DataSet
 from qtool.frontends.float_network import make_float
+from qtool.frontends.joint_state import search_start
 from qtool.frontends.mebqat.save import save_network
 from qtool.frontends.mebqat.step import pairs_step
 from qtool.frontends.mebqat.tasks import TaskBatches, Tasked, forced_tasks
@@ -117,15 +115,6 @@ def measured(config: MebqatConfig) -> list[LayerBits]:
         LayerBits(FLOAT_BITS.weight, bits) for bits in config.activation_bits if bits <= 8
     ]
     return list(dict.fromkeys([default, *config.pairs(), FLOAT_BITS, *half_float]))
-
-
-def search_start(run: Run) -> NoReturn:
-    """Refuse: a pair is chosen for the whole network here."""
-    raise UserError(
-        f"run {run.folder} was made by frontend mebqat, which has one pair of bits for all "
-        "layers: qtool eval RUN --bits all measures every pair; search bits by layer with "
-        "frontend metamix"
-    )
 
 
 FRONTEND = Frontend(
