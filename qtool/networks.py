@@ -1,6 +1,6 @@
 """From a run to its network: float, prepared for quantization, or as it is deployed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from qtool.core.errors import UserError
 from qtool.core.grids import FLOAT_WIDTHS
 from qtool.core.pairs import default_pair, pair_key
 from qtool.core.selection import LayerBits, Selection, layers_to_json
+from qtool.core.zero_shot import place_of
 from qtool.models import model_factory
 from qtool.models.normalised import Normalised, normalised
 from qtool.models.prototyped import Prototyped
@@ -21,8 +22,10 @@ from qtool.nn.norm_rows import add_rows, settle
 from qtool.nn.prepare.admit import admit
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 from qtool.nn.seeded import seeded
+from qtool.nn.widen import fill, with_widths
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
+from qtool.runs.zero_shot import zero_shot_pairs
 from qtool.settings.adapted import AdaptedConfig
 from qtool.settings.base import Config
 from qtool.settings.ptq import PtqConfig
@@ -144,11 +147,30 @@ def bits_content(costs: Sequence[LayerCost]) -> dict[str, Any]:
     }
 
 
-def load_prepared(run: Run) -> nn.Module:
-    """Return the run's network with quantizers, and with the weights that it ends with."""
+def load_prepared(run: Run, pairs: Iterable[LayerBits] = ()) -> nn.Module:
+    """Return the run's network with quantizers, and with the weights that it ends with.
+
+    Args:
+        run: trained.
+        pairs: bits that it shall have beside its candidates (`qtool.core.zero_shot`).
+
+    Raises:
+        UserError: bits that are neither trained nor between two that are.
+    """
     model = build_prepared(run)
     load_state(model, run, Stage.MODEL)
-    return model
+    config = run.config
+    places = [place_of(config.weight_candidates, config.activation_bits, b) for b in pairs]
+    weights = {at.weight.width: at.weight for at in places if not at.weight.is_trained}
+    inputs = {
+        at.activation.width: at.activation for at in places if not at.activation.is_trained
+    }
+    if not (weights or inputs):
+        return model
+    spec = with_widths(quant_spec(config), weights, inputs)
+    wider = prepare(build_float(run), spec, run.input_shape)
+    fill(wider, model, weights, inputs)
+    return wider
 
 
 def load_adaptive(run: Run) -> nn.Module:
@@ -157,15 +179,18 @@ def load_adaptive(run: Run) -> nn.Module:
     Tensors of their own that the run holds for some bits (corrections, statistics) are rows of
     norms and biases; those of ``model.safetensors`` are the default ones.
     """
-    model = load_prepared(run)
+    model = load_prepared(run, zero_shot_pairs(run))
     if run.has_weights(Stage.CORRECTIONS):
         rows = split_corrections(run.load_weights(Stage.CORRECTIONS))
         own = run.settings(PtqConfig).bits
         add_rows(model, own, rows, f"run {run.folder}: {Stage.CORRECTIONS.file}")
-    if run.has_weights(Stage.NORMS):
-        rows = split_corrections(run.load_weights(Stage.NORMS))
+    norms = [stage for stage in (Stage.NORMS, Stage.ZERO_SHOT) if run.has_weights(stage)]
+    if norms:
+        rows = {}
+        for stage in norms:
+            rows |= split_corrections(run.load_weights(stage))
         own = pair_key(default_pair(run.config.weight_candidates, run.config.activation_bits))
-        where = f"run {run.folder}: {Stage.NORMS.file}"
+        where = f"run {run.folder}: {' and '.join(stage.file for stage in norms)}"
         add_rows(model, own, rows, where, run.config.exact_norms)
     select(model, Selection())
     return model

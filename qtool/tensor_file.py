@@ -80,6 +80,23 @@ def load_tensors(path: Path, advice: str = "") -> tuple[dict[str, "Tensor"], dic
     return tensors, mark
 
 
+def read_mark(path: Path) -> dict[str, Any]:
+    """Return the mark of `path` alone, which needs no torch and is not checked.
+
+    Raises:
+        UserError: no such file, damaged, or not written by qtool.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(json.loads((file.metadata() or {})[MARK]))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"checkpoint {path} is truncated or damaged: {_reason(error)}"
+        ) from None
+
+
 def _apart(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """Return plain tensors of which no two share memory: the format has no word for that."""
     plain, seen = {}, set()

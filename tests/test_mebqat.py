@@ -338,8 +338,9 @@ def test_float_weights_are_islands(mebqat_run: Path, source: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("bits", "message"), [
-    ("w5a8", "layer one.0: weight bits 5 were not trained; trained: 8, 4, 2, 1"),
-    ("w4a5", "layer one.0: activation bits 5 were not trained"),
+    ("w5a8,one.0=w8a8", "bits 5 were not trained; trained: 8, 4, 2, 1"),
+    ("w5a8", "w5a8 was not trained; its grids can be interpolated between those of 4 and 8"),
+    ("w4a5", "w4a5 was not trained; its grids can be interpolated between those of 4 and 8"),
     ("w1a4", "BatchNorm statistics were never taken at these bits; they were at w8a8, w1a1"),
     ("w4a4,two.0=w2a4", "BatchNorm statistics were never taken at these bits"),
     ("w32a8", "layer one.0: weights of 32 bits would run in floating point"),
@@ -374,7 +375,7 @@ def test_a_pair_without_statistics_gets_them_on_the_spot(
 
 
 @pytest.mark.parametrize(("bits", "message"), [
-    ("w5a4", "layer one.0: weight bits 5 were not trained"),
+    ("w4a2", "w4a2: 2-bit inputs were not trained, and are not between two widths above 1"),
     ("w4a4,one.0=w2a4", "--calibration: statistics are of one pair for all layers, such as"),
     ("w16a4", "layer one.0: weights of 16 bits would run in floating point (--allow-float"),
 ])  # fmt: skip

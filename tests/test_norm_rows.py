@@ -421,7 +421,7 @@ def test_what_gives_an_adaptive_graph_is_exported(traced: ir.Model) -> None:
         def selection(self) -> Selection:
             return Selection({"conv1": LayerBits(4, 4)})
 
-        def metadata(self) -> dict[str, str]:
+        def metadata(self, selection: Selection) -> dict[str, str]:
             return {"qtool.version": "0"}
 
     source: AdaptiveSource = File()

@@ -16,8 +16,10 @@ VERSION_KEY = "qtool.version"
 FRAMES_KEY = "qtool.frames"
 # Names of the classes, a list as JSON, of a network that was given them (`qtool adapt`).
 CLASSES_KEY = "qtool.classes"
+# What bits that were never trained were given, in words; absent where all were trained.
+ZERO_SHOT_KEY = "qtool.zero_shot"
 # Of these, every file holds what the dialect has.
-FILE_KEYS = (DATASET_KEY, FRAMES_KEY, VERSION_KEY, CLASSES_KEY)
+FILE_KEYS = (DATASET_KEY, FRAMES_KEY, VERSION_KEY, CLASSES_KEY, ZERO_SHOT_KEY)
 
 
 def describe(program: Program) -> dict[str, Any]:
@@ -29,6 +31,7 @@ def describe(program: Program) -> dict[str, Any]:
         "dataset": program.metadata.get(DATASET_KEY),
         "frames": int(program.metadata.get(FRAMES_KEY, 0)),
         "classes": _classes(program.metadata),
+        "zero_shot": program.metadata.get(ZERO_SHOT_KEY),
         "input_shape": list(program.input_shape),
         "output_scale": float(grid.scale),
         "output_zero_point": grid.zero_point,

@@ -68,6 +68,7 @@ def check_model(
         bops=facts["bops"],
         macs=facts["macs"],
         layers={name: (bits[0], bits[1]) for name, bits in facts["layers"].items()},
+        zero_shot=facts.get("zero_shot"),
         weight_bytes=facts["weight_bytes"],
         file_bytes=next(iter(sizes.values())),
         integer_coverage=_measured({name: each.coverage for name, each in engines.items()}),

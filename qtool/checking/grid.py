@@ -1,6 +1,6 @@
 """Accuracy of a run at pairs of bit-widths, kept after each of them: ``qtool eval``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from qtool.checking.episode_meter import EpisodeMeter
 from qtool.checking.grid_record import (
     TORCH,
     GridRecord,
+    PairRecord,
     Question,
     read_grid,
     write_grid,
@@ -18,11 +19,13 @@ from qtool.core.errors import UserError
 from qtool.core.pairs import pair_name
 from qtool.core.progress import Progress
 from qtool.core.selection import LayerBits
+from qtool.core.zero_shot import ZeroShot
 from qtool.data.images import DataSet
 from qtool.data.part import digest_of
-from qtool.export.adaptive import origin_key
+from qtool.export.adaptive import trained_key
 from qtool.runs.run import EVALUATION, Run
 from qtool.runs.stage import Stage
+from qtool.runs.zero_shot import zero_shot_pairs
 from qtool.settings.episodes import EpisodeConfig
 from qtool.training.frontend import load_frontend
 
@@ -81,16 +84,20 @@ def evaluate(run: Run, data: DataSet, request: Request, progress: Progress) -> G
     run.require_shape(data)
     path, meter = run.path(EVALUATION), meter_of(run, data, request)
     question = Question(
-        origin_key(run), data.name, len(meter.data), meter.runtime, meter.episodes, meter.task,
-        digest_of(meter.data.test),
+        trained_key(run), data.name, len(meter.data), meter.runtime, meter.episodes,
+        meter.task, digest_of(meter.data.test),
     )  # fmt: skip
     record = _known(path, question, request.force, progress)
     if record is None:
         record = GridRecord(question, savings_of(run, meter.model, pairs_of(run), data), {})
+    untrained = zero_shot_pairs(run)
+    record = record.only([k for k, p in record.pairs.items() if _is_now(p, untrained)])
     todo = [bits for bits in request.pairs if not _has(record, bits, request.transductive)]
     progress.start("evaluating", len(todo))
     for bits in todo:
-        found = record.pairs.get(pair_name(bits)) or meter.measure(bits)
+        found = record.pairs.get(pair_name(bits)) or replace(
+            meter.measure(bits), zero_shot=untrained.get(bits)
+        )
         if request.transductive:
             found = meter.with_batches(found)
         record = record.extended(found)
@@ -120,6 +127,11 @@ def meter_of(run: Run, data: DataSet, request: Request) -> Meter:
     count = request.episodes or config.test_episodes
     task = f"{config.test_ways}-way {config.shots}-shot"
     return EpisodeMeter(run, data, TORCH, count, task, tester=tester(run, data))
+
+
+def _is_now(known: PairRecord, untrained: Mapping[LayerBits, ZeroShot]) -> bool:
+    """True where a pair that was never trained was given then what it has now."""
+    return known.zero_shot == untrained.get(known.pair)
 
 
 def _has(record: GridRecord, bits: LayerBits, transductive: bool) -> bool:

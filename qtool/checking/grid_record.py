@@ -10,6 +10,7 @@ from qtool.core.files import read_json, write_json
 from qtool.core.pairs import pair_name
 from qtool.core.records import from_json, to_json
 from qtool.core.selection import LayerBits, check_format
+from qtool.core.zero_shot import ZeroShot
 
 GRID_FORMAT = 1
 # Where accuracy is measured in the run's network itself, not in a deployed file.
@@ -21,7 +22,7 @@ class Question:
     """What is measured, whatever the pair.
 
     Args:
-        origin: hash of the weights (`qtool.export.adaptive.origin_key`).
+        origin: hash of the weights (`qtool.export.adaptive.trained_key`).
         dataset: whose test images.
         images: the first ones, how many.
         runtime: what executes deployed files, or `TORCH`.
@@ -57,6 +58,7 @@ class PairRecord:
         transductive: top-1, percent, with BatchNorm's statistics of the test batches.
         interval: half the 95 % interval of an accuracy over episodes, percent.
         transductive_interval: likewise, of `transductive`.
+        zero_shot: what it was given, where it was never trained.
     """
 
     bits: tuple[int, int]
@@ -67,6 +69,7 @@ class PairRecord:
     transductive: float | None = None
     interval: float | None = None
     transductive_interval: float | None = None
+    zero_shot: ZeroShot | None = None
 
     @property
     def pair(self) -> LayerBits:

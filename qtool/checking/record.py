@@ -181,7 +181,8 @@ class CheckRecord:
     `modules` are in the JSON each under the name of the runtime that executes it. `original`
     is there where the files were compared with where they come from, `slow` where integers
     were slower than what they replace, `fp32_file_bytes` where the float network was at hand.
-    `fp32_accuracy`, `budget_bops` and `seconds` are the demo's.
+    `zero_shot` says what bits that were never trained were given. `fp32_accuracy`,
+    `budget_bops` and `seconds` are the demo's.
     """
 
     files: Mapping[str, int]
@@ -197,6 +198,7 @@ class CheckRecord:
     bops: int
     macs: int
     layers: Mapping[str, tuple[int, int]]
+    zero_shot: str | None = None
     weight_bytes: int
     file_bytes: int
     integer_coverage: Coverage

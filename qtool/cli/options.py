@@ -44,7 +44,8 @@ data_option = click.option(
 
 calibration_option = click.option(
     "--calibration", metavar="DIR|MODULE:FACTORY", callback=_data_place,
-    help="Take BatchNorm's statistics at --bits from these training images; RUN keeps them.",
+    help="Take BatchNorm's statistics at --bits from these training images, or pictures; RUN "
+    "keeps them. For bits that were never trained too, between two that were.",
 )  # fmt: skip
 
 

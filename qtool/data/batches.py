@@ -28,6 +28,14 @@ def to_batch(source: Source, rows: Rows) -> Batch:
     return _finish((_tensor(source.load(rows)), _tensor(source.labels[rows])))
 
 
+def first_images(source: Source, count: int) -> Tensor:
+    """Return the first images (N, C, H, W) of `source`, `count` or all, as `to_batch` does.
+
+    Of clips they are the frames of the first ones, of so many that `count` are reached.
+    """
+    return to_batch(source, slice(0, -(-count // source.frames)))[0]
+
+
 def _tensor(array: NDArray[Any]) -> Tensor:
     """Return a tensor of the same memory, where torch may write to it."""
     return torch.from_numpy(np.require(array, requirements="W"))

@@ -15,12 +15,13 @@ import onnx
 import onnx_ir as ir
 
 import qtool
-from passes.emit.facts import CLASSES_KEY, DATASET_KEY, FRAMES_KEY, VERSION_KEY
+from passes.emit.facts import CLASSES_KEY, DATASET_KEY, FRAMES_KEY, VERSION_KEY, ZERO_SHOT_KEY
 from qtool.core.errors import UserError
 from qtool.core.files import write_bytes
-from qtool.core.selection import Selection
+from qtool.core.selection import LayerBits, Selection
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
+from qtool.runs.zero_shot import zero_shot_pairs
 
 _KEY = "qtool.traced_from"
 _FORMAT = 2
@@ -53,14 +54,19 @@ class RunSource:
         """Return the searched bits; the widest candidates before any search."""
         return self.run.selection()
 
-    def metadata(self) -> dict[str, str]:
-        """Return data set and version, how many frames a clip has, and names of classes."""
+    def metadata(self, selection: Selection) -> dict[str, str]:
+        """Return data set and version, how many frames a clip has, and names of classes.
+
+        Of a `selection` of bits that were never trained, also what these were given.
+        """
         config = self.run.config
         metadata = {DATASET_KEY: config.dataset, VERSION_KEY: qtool.__version__}
         if config.frames:
             metadata[FRAMES_KEY] = str(config.frames)
         if names := self.run.class_names():
             metadata[CLASSES_KEY] = json.dumps(names)
+        if told := zero_shot_told(self.run, selection):
+            metadata[ZERO_SHOT_KEY] = told
         return metadata
 
 
@@ -69,7 +75,13 @@ class OneRow(RunSource):
     """The run with its own norms at every selection, whatever these were taken at.
 
     Lowered, it shows what an export refuses, before statistics are taken for it.
+
+    Args:
+        run: trained.
+        pair: bits that it shall have, trained or not.
     """
+
+    pair: LayerBits
 
     def graph(self) -> ir.Model:
         """Return the graph, traced anew; raises as `RunSource.graph`."""
@@ -77,7 +89,7 @@ class OneRow(RunSource):
         from qtool.networks import load_prepared
 
         _require_classes(self.run)
-        return trace(load_prepared(self.run), self.run.input_shape)
+        return trace(load_prepared(self.run, [self.pair]), self.run.input_shape)
 
 
 def _require_classes(run: Run) -> None:
@@ -107,12 +119,30 @@ def _trace(run: Run, key: str) -> ir.Model:
 
 def origin_key(run: Run) -> str:
     """Return the hash of what the graph depends on: recipe, weights, qtool's version."""
+    trained = trained_key(run)
+    if not run.has_weights(Stage.ZERO_SHOT):
+        return trained
+    added = hashlib.sha256(run.path(Stage.ZERO_SHOT.file).read_bytes()).hexdigest()
+    return hashlib.sha256(f"{trained} {added}".encode()).hexdigest()
+
+
+def trained_key(run: Run) -> str:
+    """Return `origin_key` as it is without pairs that were never trained."""
     state = hashlib.sha256(f"{_FORMAT} {qtool.__version__}".encode())
     for name in ("recipe.json", *(stage.file for stage in _DEPLOYED)):
         path = run.path(name)
         content = path.read_bytes() if path.exists() else b""
         state.update(hashlib.sha256(content).digest())
     return state.hexdigest()
+
+
+def zero_shot_told(run: Run, selection: Selection) -> str:
+    """Say what widths of `selection` that were never trained were given; "" of none."""
+    found = zero_shot_pairs(run)
+    if selection.default in found and not selection.layers:
+        return str(found[selection.default])
+    asked = [bits for bits in (selection.default, *selection.layers.values()) if bits]
+    return "; ".join(str(pair) for pair in found.values() if any(map(pair.concerns, asked)))
 
 
 def _read(run: Run, key: str) -> ir.Model | None:

@@ -34,7 +34,7 @@ def integer_model_at(
 ) -> ir.Model:
     """Return `source` in the integer dialect at `selection`; raises as `integer_model`."""
     dialect = lower(source.graph(), selection, allow_float)
-    dialect.metadata_props.update(source.metadata())
+    dialect.metadata_props.update(source.metadata(selection))
     return dialect
 
 

@@ -16,6 +16,7 @@ from qtool.core.selection import LayerBits, Selection
 from qtool.export.adaptive import RunSource
 from qtool.export.export import ExportOptions, integer_model_at
 from qtool.runs.run import Run
+from qtool.runs.zero_shot import zero_shot_pairs
 
 
 def names_pairs(bits: str | None) -> bool:
@@ -46,6 +47,8 @@ def pairs_of(run: Run, bits: str) -> list[LayerBits]:
             f"it out (qtool eval {quote(str(run.folder))} --bits {name} measures it)"
         )
     known = [pair for pair in run.config.pairs() if deployable(pair)]
+    if not _asks_all(bits):
+        known += zero_shot_pairs(run)
     if not known:
         raise UserError(
             f"run {run.folder}: --bits {bits} needs candidates of several bit-widths, and "

@@ -23,6 +23,6 @@ class AdaptiveSource(Protocol):
         """Return the bits that it is deployed at where none are asked for."""
         ...
 
-    def metadata(self) -> dict[str, str]:
-        """Return what artifacts shall say of where they come from."""
+    def metadata(self, selection: Selection) -> dict[str, str]:
+        """Return what artifacts at `selection` shall say of where they come from."""
         ...

@@ -14,7 +14,7 @@ from qtool.core.cost import format_count
 from qtool.core.pairs import width_name
 from qtool.report.plots import GREY, picture
 
-_IN_TORCH = "*"
+_IN_TORCH, _UNTRAINED = "*", "°"
 # Percent below the best pair from which on colours say nothing more: such a pair failed.
 _SPAN = 10.0
 
@@ -117,7 +117,7 @@ def _percent(accuracy: float, interval: float | None) -> str:
 
 
 def _mark(pair: PairRecord) -> str:
-    return _IN_TORCH if pair.where == TORCH else ""
+    return _IN_TORCH * (pair.where == TORCH) + _UNTRAINED * (pair.zero_shot is not None)
 
 
 def grid_title(record: GridRecord) -> str:
@@ -132,6 +132,7 @@ def grid_notes(record: GridRecord) -> list[str]:
     lines = [f"{format_count(costs[0])}BOPs to {format_count(costs[-1])}BOPs per image"]
     if any(pair.where == TORCH for pair in pairs):
         lines += [f"{_IN_TORCH} in torch{reason}" for reason in _reasons(pairs)]
+    lines += [f"{_UNTRAINED} {pair.zero_shot}" for pair in pairs if pair.zero_shot is not None]
     if any(pair.transductive is not None for pair in pairs):
         batches = "each episode's images" if record.question.episodes else "the test batches"
         lines.append(f"(in brackets) with BatchNorm's statistics of {batches}")

@@ -69,6 +69,8 @@ def _cost(record: CheckRecord) -> Iterator[tuple[str, str]]:
     if budget := record.budget_bops:
         share = f", {100 * record.bops / budget:.1f} % of {format_count(budget)}"
     yield "BOPs", f"{format_count(record.bops)} from {record.macs:,} MACs{share}"
+    if record.zero_shot is not None:
+        yield "zero-shot", record.zero_shot
     yield "weights", f"{record.weight_bytes:,} bytes"
     for index, (path, size) in enumerate(record.files.items()):
         whole = 0 if index else record.fp32_file_bytes

@@ -7,6 +7,7 @@
     model.safetensors      prepared model as it is deployed now
     corrections.safetensors  rows of norms and biases for other uniform bits: w4a4/NAME
     norms.safetensors      BatchNorm statistics of every other pair of bits: w4a4/NAME
+    zero_shot.safetensors  BatchNorm of pairs that were never trained (`qtool.runs.zero_shot`)
     adaptive.onnx          traced graph of all bits, since the first export (`qtool.export`)
     sample.npy             a few training images, to compare exports with the network on
     classes.json           names of the classes that it was adapted to (`qtool adapt`)
@@ -191,9 +192,9 @@ class Run:
         """True when `stage` has been saved."""
         return self.path(stage.file).exists()
 
-    def save_weights(self, stage: Stage, state: dict[str, "Tensor"]) -> None:
-        """Write a state dict."""
-        path, mark = self.path(stage.file), {"format": RUN_FORMAT, "stage": stage}
+    def save_weights(self, stage: Stage, state: dict[str, "Tensor"], **facts: Any) -> None:
+        """Write a state dict, and `facts` of it, JSON values, into its mark."""
+        path, mark = self.path(stage.file), {"format": RUN_FORMAT, "stage": stage, **facts}
         on_main(lambda: save_tensors(path, state, mark))
 
     def link_weights(self, stage: Stage, source: "Run") -> None:

@@ -14,6 +14,7 @@ class Stage(StrEnum):
         CORRECTIONS: tensors that replace those of `MODEL` at other uniform bits: w4a4/NAME.
         NORMS: BatchNorm's statistics at every other pair of bits that they were taken at,
             which `MODEL` may be deployed at and no others: w4a4/NAME.
+        ZERO_SHOT: BatchNorm's tensors at pairs that were never trained: w5a5/NAME.
     """
 
     FLOAT = "float"
@@ -22,6 +23,7 @@ class Stage(StrEnum):
     MODEL = "model"
     CORRECTIONS = "corrections"
     NORMS = "norms"
+    ZERO_SHOT = "zero_shot"
 
     @property
     def file(self) -> str:

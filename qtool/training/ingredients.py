@@ -10,7 +10,7 @@ from torch import nn
 
 from qtool.core.errors import UserError
 from qtool.core.progress import Progress
-from qtool.data.batches import Batch, Batches, to_batch
+from qtool.data.batches import Batch, Batches, first_images
 from qtool.data.clips import clip_logits
 from qtool.data.images import DataSet
 from qtool.networks import load_float, network_with
@@ -63,7 +63,7 @@ def fit_grids(config: TrainConfig, model: nn.Module, batches: Batches, images: i
         batches: of training images.
         images: the first ones, how many.
     """
-    calibrate(model, to_batch(batches.source, slice(0, images))[0])
+    calibrate(model, first_images(batches.source, images))
     if config.pact_init:
         start_clipping(model, config.pact_init)
 

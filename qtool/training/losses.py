@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qtool.data.clips import clip_logits
 from qtool.settings.base import TrainConfig
 
 # The loss of a batch's logits, (N, classes).
@@ -56,7 +57,8 @@ class Objective:
     def on(self, x: Tensor, labels: Tensor) -> LogitsLoss:
         """Return the loss of logits for images `x`, whatever the bits that they come from.
 
-        The teacher sees `x` once, at the first call.
+        The teacher sees `x` once, at the first call. Of clips, whose frames are `x`, it has
+        one answer each, as the network has.
         """
         taught: list[Tensor] = []
 
@@ -65,7 +67,8 @@ class Objective:
             if self._load is None:
                 return hard
             if not taught:
-                taught.append(self._teach(x, logits.shape[1]))
+                logits_of_frames = self._teach(x, logits.shape[1])
+                taught.append(clip_logits(logits_of_frames, len(labels)))
             share = self.config.distill_weight
             soft = distillation_loss(logits, taught[0], self.config.temperature)
             return (1 - share) * hard + share * soft

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qtool.core.errors import UserError
 from qtool.core.pairs import pair_key
 from qtool.core.progress import Progress
 from qtool.core.selection import LayerBits, Selection
 from qtool.data.batch_source import BatchSource
 from qtool.data.batches import Batch
 from qtool.models.normalised import ConstantNorm
-from qtool.networks import load_deployed, load_prepared
 from qtool.nn.control import select, select_pair
 from qtool.nn.modules.switch_norm import SwitchNorm
 from qtool.nn.norm_rows import give_rows, settle
@@ -25,7 +23,7 @@ from qtool.nn.seeded import seeded
 from qtool.nn.shared_prefix import SharedPrefix
 from qtool.runs.run import Run
 from qtool.runs.stage import Stage
-from qtool.training.evaluation import device_of, fresh_statistics, recalibrate_norms
+from qtool.training.evaluation import device_of, fresh_statistics
 
 
 @torch.no_grad()
@@ -124,32 +122,3 @@ def save_rows(run: Run, model: nn.Module, default: LayerBits) -> None:
     select(model, Selection())
     settle(model)
     run.save_weights(Stage.MODEL, model.state_dict())
-
-
-def add_statistics(run: Run, bits: LayerBits, batches: BatchSource[Batch], count: int) -> None:
-    """Take the statistics of `run` at one more pair, or anew, and keep them in it.
-
-    Args:
-        run: has statistics of other pairs.
-        bits: the pair.
-        batches: of images as in training.
-        count: of batches.
-
-    Raises:
-        UserError: bits that were not trained; a run without statistics of pairs.
-    """
-    if not run.has_weights(Stage.NORMS):
-        raise UserError(
-            f"run {run.folder} keeps no statistics of pairs of bits: its BatchNorms have what "
-            "they were trained with"
-        )
-    known = run.load_weights(Stage.NORMS)
-    # Rows that are not exact have parameters of their own, which stay as they are.
-    own = not run.config.exact_norms
-    model = load_deployed(run, Selection(default=bits)) if own else load_prepared(run)
-    select_pair(model, bits)
-    recalibrate_norms(model, batches, count)
-    state, key = model.state_dict(), pair_key(bits)
-    names = {name.partition("/")[2] for name in known}
-    new = {f"{key}/{name}": state[name].clone() for name in sorted(names)}
-    run.save_weights(Stage.NORMS, {**known, **new})

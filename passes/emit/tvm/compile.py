@@ -150,5 +150,6 @@ def network_json(facts: Mapping[str, Any], program: Program) -> dict[str, Any]:
         "bops": facts["bops"],
         "macs": facts["macs"],
         "weight_bytes": facts["weight_bytes"],
+        **({"zero_shot": told} if (told := facts.get("zero_shot")) else {}),
         **describe_module(facts),
     }  # fmt: skip

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from qtool.core.errors import UserError
 from qtool.core.progress import Progress
 from qtool.core.selection import Selection, parse_uniform
-from qtool.data.batches import to_batch
+from qtool.data.batches import first_images
 from qtool.data.images import DataSet
 from qtool.frontends.float_network import save_float
 from qtool.frontends.ptq.calibration import (
@@ -131,7 +131,7 @@ class _Calibrated:
         """Calibrate the run's float network."""
         train = data.train.head(config.train_images or None)
         model = build_prepared(run, float_weights=True)
-        images = to_batch(train, slice(0, config.calibration_images))[0]
+        images = first_images(train, config.calibration_images)
         seen = observe(model, images, config.batch_size)
         fit_layers(model, seen)
         fit_glue(seen, config.glue, config.percentile)
