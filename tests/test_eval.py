@@ -320,11 +320,15 @@ def test_back_propagations_that_tasks_save(adaptive: Path) -> None:
     [
         ("w1a8", "weights of 1 bits go with inputs of 1, FP"),
         ("w32a8", "weights of FP bits go with inputs of FP"),
-        ("w8a3", "weights of 8 bits go with inputs of 4, 8, FP"),
     ],
 )
 def test_pairs_that_are_never_trained(adaptive: Path, bits: str, said: str) -> None:
     refused(evaluate(adaptive, "--bits", bits), f"{bits} is not among the candidates: {said}")
+
+
+def test_a_width_that_lies_between_none_that_were_trained(adaptive: Path) -> None:
+    said = "3-bit inputs were not trained, and are not between two widths above 1 that were"
+    refused(evaluate(adaptive, "--bits", "w8a3"), f"w8a3: {said} (1, 4, 8, FP)")
 
 
 def test_a_pair_without_statistics(adaptive: Path) -> None:

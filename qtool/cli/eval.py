@@ -92,9 +92,7 @@ def eval_(
     if output is not None:
         more = {} if compared is None else {"delta": to_json(compared)}
         write_json(output, record.to_json() | more)
-    _print(record)
-    if compared is not None:
-        _print_delta(compared)
+    _print(record, compared)
 
 
 def _measured(
@@ -156,13 +154,15 @@ def _opened(folders: Sequence[Path], delta: bool) -> list["Run"]:
     return [Run.open(folder) for folder in folders]
 
 
-def _print(record: GridRecord) -> None:
+def _print(record: GridRecord, compared: "Delta | None") -> None:
     from qtool.report.grid import grid_notes, grid_table, grid_title, savings_lines
 
     click.echo(grid_title(record))
     show(grid_table(record))
     for line in (*grid_notes(record), *savings_lines(record.savings)):
         click.echo(line)
+    if compared is not None:
+        _print_delta(compared)
 
 
 def _print_delta(delta: "Delta") -> None:
