@@ -173,18 +173,24 @@ def load_prepared(run: Run, pairs: Iterable[LayerBits] = ()) -> nn.Module:
     return wider
 
 
-def load_adaptive(run: Run) -> nn.Module:
+def load_adaptive(run: Run, zero_shot: bool = True) -> nn.Module:
     """Return the run's prepared network with everything that it has for any selection.
 
     Tensors of their own that the run holds for some bits (corrections, statistics) are rows of
     norms and biases; those of ``model.safetensors`` are the default ones.
+
+    Args:
+        run: trained.
+        zero_shot: with what it was given at bits that were never trained; else its candidates
+            are the recipe's.
     """
-    model = load_prepared(run, zero_shot_pairs(run))
+    model = load_prepared(run, zero_shot_pairs(run) if zero_shot else ())
     if run.has_weights(Stage.CORRECTIONS):
         rows = split_corrections(run.load_weights(Stage.CORRECTIONS))
         own = run.settings(PtqConfig).bits
         add_rows(model, own, rows, f"run {run.folder}: {Stage.CORRECTIONS.file}")
-    norms = [stage for stage in (Stage.NORMS, Stage.ZERO_SHOT) if run.has_weights(stage)]
+    stages = (Stage.NORMS, Stage.ZERO_SHOT) if zero_shot else (Stage.NORMS,)
+    norms = [stage for stage in stages if run.has_weights(stage)]
     if norms:
         rows = {}
         for stage in norms:

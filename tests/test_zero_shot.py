@@ -36,6 +36,7 @@ from qtool.runs.run import Run
 from qtool.runs.stage import Stage
 from qtool.settings.mebqat import MebqatConfig
 from qtool.training.evaluation import recalibrate_norms
+from qtool.training.frontend import load_frontend
 from qtool.training.ingredients import make_batches
 
 DATA = "tiny_training:tiny_data"
@@ -340,6 +341,17 @@ def test_a_damaged_file_is_one_line(run: Path, tmp_path: Path) -> None:
     refused(export(run, "w5a5", tmp_path / "m.onnx"), "zero_shot.safetensors", "damaged")
     Run.open(run).save_weights(Stage.ZERO_SHOT, {}, pairs=[{"bits": [5]}])
     refused(export(run, "w5a5", tmp_path / "m.onnx"), "zero_shot.safetensors is damaged")
+
+
+def test_a_search_starts_from_what_was_trained(run: Path, tmp_path: Path) -> None:
+    assert export(run, "w5a3", tmp_path / "m.onnx", "--calibration", DATA).code == 0
+    opened = Run.open(run)
+    network = load_frontend("mebqat").search_start(opened).network
+    for model, weights in (
+        (network(opened.settings(MebqatConfig)), (8, 4, 2)),
+        (load_adaptive(opened), (8, 4, 2, 5)),
+    ):
+        assert quant_layers(model)[1].weight_quant.bits == weights
 
 
 def test_pictures_without_labels_will_do(run: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ class Question:
     """What a front is of, whatever its budgets.
 
     Args:
-        origin: hash of the weights (`qtool.export.adaptive.origin_key`).
+        origin: hash of the weights (`qtool.export.adaptive.trained_key`).
         method: who chose.
         candidates: pairs that a layer may have, by name.
         finetuned: whether weights were trained at the chosen bits.

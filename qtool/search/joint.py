@@ -21,7 +21,7 @@ from qtool.core.pairs import pair_key
 from qtool.core.progress import Progress
 from qtool.data.images import DataSet, Source
 from qtool.data.part import digest_of
-from qtool.export.adaptive import origin_key
+from qtool.export.adaptive import trained_key
 from qtool.networks import load_adaptive, load_deployed
 from qtool.nn.control import select_pair
 from qtool.parallel.together import on_main
@@ -92,7 +92,7 @@ def search_joint(
     config, pairs = _recipe(run, request), request.pairs(run.config)
     rest, images = hold_out(data, config, request.held_out)
     question = Question(
-        origin_key(run), request.method, tuple(map(pair_key, pairs)),
+        trained_key(run), request.method, tuple(map(pair_key, pairs)),
         bool(request.finetune), len(images), digest_of(images),
     )  # fmt: skip
     path = results_folder(run, request) / FRONT
@@ -178,7 +178,7 @@ def _measure_uniform(run: Run, space: Space, front: _Front) -> None:
     }  # fmt: skip
     if not todo:
         return
-    model = load_adaptive(run).to(training_device(run.settings(TrainConfig)))
+    model = load_adaptive(run, zero_shot=False).to(training_device(run.settings(TrainConfig)))
     bops = limit_of("bops", 0.0, space, layer_bops)
     front.progress.start("uniform bits", len(todo))
     for bits, picks in todo.items():
