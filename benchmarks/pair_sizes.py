@@ -21,6 +21,7 @@ from passes.emit.onnx.pair_files import pair_files
 from passes.emit.tvm.cpu_target import host_target
 from passes.emit.tvm.pairs import compile_pairs, plan_pairs
 from passes.pipelines import lower
+from qtool.core.choose import Serves
 from qtool.core.dialect import read_program
 from qtool.core.pairs import pair_key
 from qtool.core.selection import LayerBits, Selection
@@ -44,7 +45,7 @@ def adaptive(name: str, quantizer: str, pairs: list[LayerBits], size: int) -> by
     inputs, weights = (tuple(dict.fromkeys(w)) for w in zip(*map(_widths, pairs), strict=True))
     model = prepare(net, QuantSpec(inputs, weights, quantizer=quantizer), shape)
     calibrate(model, torch.rand(4, *shape))
-    give_rows(model, tuple(map(pair_key, pairs)), is_exact=True)
+    give_rows(model, tuple(map(pair_key, pairs)), Serves.WHOLE)
     for switch in model.modules():
         for norm in switch.norms if isinstance(switch, SwitchNorm) else ():
             norm.get_buffer("running_mean").normal_(0, 0.2)

@@ -197,7 +197,7 @@ def load_adaptive(run: Run, zero_shot: bool = True) -> nn.Module:
             rows |= split_corrections(run.load_weights(stage))
         own = pair_key(default_pair(run.config.weight_candidates, run.config.activation_bits))
         where = f"run {run.folder}: {' and '.join(stage.file for stage in norms)}"
-        add_rows(model, own, rows, where, run.config.exact_norms)
+        add_rows(model, own, rows, where, run.config.norms_serve)
     select(model, Selection())
     return model
 

@@ -11,6 +11,7 @@ from tiny_training import plain_net, tiny_data
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qtool.core.choose import Serves
 from qtool.core.errors import UserError
 from qtool.core.selection import LayerBits, Selection
 from qtool.data.batch_source import parts_of
@@ -255,7 +256,7 @@ def test_a_method_shares_what_it_says(method: str) -> None:
     norms = [s for s in switches(model) if isinstance(s, SwitchNorm)]
     inner = quant_layers(model)[1:-1]
     has_norms, has_steps = SHARES[method]
-    assert len(norms) == (5 if has_norms else 0) and not any(s.is_exact for s in norms)
+    assert len(norms) == (5 if has_norms else 0) and {s.serves for s in norms} <= {Serves.OWN}
     assert all(s.bank.keys == ("w8a8", "w6a6", "w4a4", "w2a2") for s in norms)
     assert len({id(norm.weight) for s in norms for norm in s.norms}) == 4 * len(norms)
     learned = [

@@ -13,6 +13,7 @@ from torch import Tensor
 from passes.emit.onnx.target import OnnxTarget
 from passes.emit.tvm.target import TvmTarget
 from qtool.checking.check import check
+from qtool.core.choose import Serves
 from qtool.core.progress import Silent
 from qtool.core.selection import read_selection
 from qtool.data import load_dataset
@@ -83,7 +84,7 @@ def test_rows_are_picked_layer_by_layer(joint_run: Path) -> None:
         "3.one.0": "w8a8", "3.two.0": "w4a4", "4.one.0": "w2a2", "4.two.0": "w2a2",
         "5": "w4a4",
     }  # fmt: skip
-    assert not any(s.is_exact for s in found.values())
+    assert all(s.serves is Serves.OWN for s in found.values())
     assert found["4.one.0"].picked.weight.equal(tensors["w2a2/4.one.0.norm.weight"])
     assert found["3.one.0"].picked.bias.equal(
         run.load_weights(Stage.MODEL)["3.one.0.norm.bias"]
@@ -224,6 +225,9 @@ def test_other_methods_train_and_are_deployed(
 @pytest.mark.parametrize(("bits", "message"), [
     ("w5a5", "w5a5 was not trained; its grids can be interpolated between those of 4"),
     ("w4a4,3.one.0=w4a3", "layer 3.one.0: activation bits 3 were not trained"),
+    ("w4a2", "layer 3.one.0: its BatchNorm was never trained at weights of 4 and inputs of 2"),
+    ("w4a4,5=w8a4", "layer 5: its BatchNorm was never trained at weights of 8 and inputs of 4 "
+                    "bits; each layer may have w8a8, w2a2, w4a4, w6a6"),
 ])  # fmt: skip
 def test_export_refuses_what_was_not_trained(
     joint_run: Path, tmp_path: Path, bits: str, message: str

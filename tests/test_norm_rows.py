@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from passes.adaptive.norm_rows import norm_rows
 from passes.adaptive.resolve_bits import ResolveBits
 from passes.pipelines import lower
-from qtool.core.choose import Candidates, choose_rows
+from qtool.core.choose import Candidates, Serves, choose_rows, given_bits
 from qtool.core.dialect import constant, read_program
 from qtool.core.errors import UnsupportedError, UserError
 from qtool.core.selection import LayerBits, Selection, read_selection
@@ -102,7 +102,20 @@ def test_of_exact_rows_those_that_can_be_deployed_are_named_first() -> None:
     keys = ("w8a8", *floats, "w4a4", "w2a2")
     given = dict.fromkeys(LAYERS, LayerBits(1, 1))
     with pytest.raises(UserError, match="they were at w8a8, w4a4, w2a2, w16a16, "):
-        choose_rows(keys, LAYERS, given, exact=True)
+        choose_rows(keys, LAYERS, given, Serves.WHOLE)
+
+
+def test_own_rows_serve_each_layer_at_its_bits_alone() -> None:
+    def picked(bits: str) -> dict[str, int]:
+        given = given_bits(LAYERS, read_selection(bits))
+        return choose_rows(("w8a8", "w4a4"), LAYERS, given, Serves.OWN)
+
+    assert picked("w4a4,one=w8a8")["one"] == 0 and picked("w4a4,one=w8a8")["two"] == 1
+    for bits in ("w4a4,two=w3a4", "w4a8"):
+        with pytest.raises(UserError) as refused:
+            picked(bits)
+        assert "its BatchNorm was never trained at weights of" in str(refused.value)
+        assert "each layer may have w8a8, w4a4" in str(refused.value)
 
 
 # --- the pass ---

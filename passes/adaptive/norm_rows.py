@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from passes.graph import QTOOL, add_constant, operand, replace_node
+from qtool.core.choose import Serves
 from qtool.core.dialect import constant
 from qtool.core.errors import UnsupportedError
 
@@ -26,7 +27,7 @@ _PARTS = ("bias", "weight", "running_mean", "running_var")
 class NormRows:
     """Typed view of a ``qtool::Norm`` node.
 
-    `is_exact`: a row serves only what it was taken with, the whole network at its key's bits.
+    `serves`: what the rows do.
     `banks` has the rows (keys or 1, channels) of "bias" and, of a BatchNorm, of "weight",
     "running_mean" and "running_var".
     """
@@ -35,7 +36,7 @@ class NormRows:
     name: str
     layer: str
     keys: tuple[str, ...]
-    is_exact: bool
+    serves: Serves
     banks: dict[str, NDArray[Any]]
 
     def row(self, part: str, index: int) -> NDArray[Any]:
@@ -67,8 +68,8 @@ def _view(node: ir.Node) -> NormRows:
             raise UnsupportedError(
                 f"Norm {name}: {part} is {list(bank.shape)}, expected 1 or {len(keys)} rows"
             )
-    layer, is_exact = attributes.get_string("layer", name), attributes.get_int("exact", 0)
-    view = NormRows(node, name, layer, tuple(keys), bool(is_exact), known)
+    layer, serves = attributes.get_string("layer", name), attributes.get_int("exact", 0)
+    view = NormRows(node, name, layer, tuple(keys), Serves(serves), known)
     if len(known) == 1:
         _layer_before(view)
     return view

@@ -12,7 +12,7 @@ rule of `qtool.core.choose`. Cases:
    bits keeps the widest grid that was trained. Both are always among the candidates.
 5. A layer that keeps its bits (attribute ``keeps``): its first candidate, unless it is named.
 Refuses when the bits are not among the candidates, a name or pattern is about no layer, or
-exact rows are of other bits.
+rows serve other bits only.
 """
 
 from dataclasses import dataclass, field
@@ -100,8 +100,8 @@ def _rows(norms: list[NormRows], views: list[FakeQuant], selection: Selection) -
         if name in inputs
     }
     given = given_bits(layers, selection)
-    exact = {norm.keys: norm.is_exact for norm in norms}
-    found = {keys: choose_rows(keys, layers, given, exact[keys]) for keys in exact}
+    serves = {norm.keys: norm.serves for norm in norms}
+    found = {keys: choose_rows(keys, layers, given, serves[keys]) for keys in serves}
     return [found[norm.keys].get(norm.layer, found[norm.keys][""]) for norm in norms]
 
 

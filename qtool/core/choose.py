@@ -20,14 +20,16 @@ a. The bits that all layers really get are those of one key, asked of every laye
    with the whole network at these bits.
 b. A mixed selection: each layer takes the row of its own bits; a pair comes before one width.
 c. No such row: the first one, the default.
-What belongs to no layer takes the row of case a, else the default. Rows of *exact* banks, such
-as statistics that were taken with the whole network at one pair, serve case a only: anything
-else is refused.
+What belongs to no layer takes the row of case a, else the default. Some rows serve less
+(`Serves`): statistics that were taken with the whole network at one pair case a only,
+BatchNorms of which each was trained at a precision case b, and case c where a layer has one
+candidate anyway. Anything else is refused.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 from qtool.core.errors import UserError
 from qtool.core.grids import FLOAT_WIDTHS
@@ -80,6 +82,11 @@ class Candidates:
     activation: tuple[int, ...]
     keeps: bool = False
 
+    @property
+    def is_fixed(self) -> bool:
+        """True where there is nothing to choose."""
+        return len(self.weight) == len(self.activation) == 1
+
     def given(self, asked: LayerBits | None, named: bool = False) -> LayerBits:
         """Return the bits that the layer gets; where it lacks those `asked`, its defaults.
 
@@ -108,11 +115,25 @@ def given_bits(layers: Mapping[str, Candidates], selection: Selection) -> dict[s
     }
 
 
+class Serves(IntEnum):
+    """What the rows of a bank serve, as the adaptive graph numbers it.
+
+    Attributes:
+        ANY: any selection: the default row will do for bits without one.
+        WHOLE: the whole network at the bits of a row's key.
+        OWN: every layer at the bits of its row, whatever the others have.
+    """
+
+    ANY = 0
+    WHOLE = 1
+    OWN = 2
+
+
 def choose_rows(
     keys: Sequence[str],
     layers: Mapping[str, Candidates],
     given: Mapping[str, LayerBits],
-    exact: bool = False,
+    serves: Serves = Serves.ANY,
 ) -> dict[str, int]:
     """Return which row of a bank each layer takes (see the module).
 
@@ -120,20 +141,20 @@ def choose_rows(
         keys: of the rows, the default one first: ``w4a4``, ``w4``, ``a4``.
         layers: of the whole network.
         given: the bits that they really get.
-        exact: only case a will do.
+        serves: what the rows do.
 
     Returns:
         Rows by layer; that of ``""`` is for what belongs to no layer.
 
     Raises:
-        UserError: keys of another form; `exact`, and there is no row of these bits.
+        UserError: keys of another form; bits that the rows do not serve.
     """
     asked = [parse_key(key) for key in keys]
     for row, key in enumerate(asked):
         wanted = {name: key.completed(bits) for name, bits in given.items()}
         if all(layers[name].given(bits) == given[name] for name, bits in wanted.items()):
             return dict.fromkeys(("", *given), row)
-    if exact:
+    if serves is Serves.WHOLE:
         raise UserError(
             "BatchNorm statistics were never taken at these bits; they were at "
             f"{_listed(keys)}: ask for one of these, or take them now with --calibration DIR"
@@ -141,10 +162,28 @@ def choose_rows(
     # Pairs first: they say more of a layer than one width.
     order = sorted(range(len(asked)), key=lambda row: not asked[row].is_pair)
     own = {
-        name: next((row for row in order if asked[row].completed(bits) == bits), 0)
+        name: next((row for row in order if asked[row].completed(bits) == bits), None)
         for name, bits in given.items()
     }
-    return {"": 0, **own}
+    if serves is Serves.OWN:
+        _require_own(keys, own, layers, given)
+    return {"": 0, **{name: row or 0 for name, row in own.items()}}
+
+
+def _require_own(
+    keys: Sequence[str],
+    own: Mapping[str, int | None],
+    layers: Mapping[str, Candidates],
+    given: Mapping[str, LayerBits],
+) -> None:
+    """Refuse layers without a row of their own that have several candidates."""
+    for name, row in own.items():
+        if row is None and not layers[name].is_fixed:
+            bits = given[name]
+            raise UserError(
+                f"layer {name}: its BatchNorm was never trained at weights of {bits.weight} "
+                f"and inputs of {bits.activation} bits; each layer may have {_listed(keys)}"
+            )
 
 
 def _listed(keys: Sequence[str]) -> str:

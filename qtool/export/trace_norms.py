@@ -3,9 +3,9 @@
 ``qtool::Norm`` is a norm or a bias with a row for each of its ``keys``: inputs (x, bias), and
 of a BatchNorm (scale, mean, var), each (rows, channels), or (1, channels) where all rows are
 the same; attributes ``name``, ``layer`` (whose bits choose the row), ``keys`` and, of a
-BatchNorm, ``epsilon``; ``exact`` is 1 where a row serves no other bits. Rows of pairs that no
-integer runtime has (inputs of 16 or 32 bits) stay behind. `passes.adaptive.norm_rows` leaves
-one row.
+BatchNorm, ``epsilon``; ``exact`` is a `qtool.core.choose.Serves`, 0 where it is absent. Rows
+of pairs that no integer runtime has (inputs of 16 or 32 bits) stay behind.
+`passes.adaptive.norm_rows` leaves one row.
 
 torch traces what the picked row computes, so that its operators need no placeholder here.
 """
@@ -88,8 +88,8 @@ def _norm(graph: ir.Graph, x: ir.Value | None, switch: SwitchNorm | SwitchBias) 
         "layer": ir.AttrString("layer", switch.layer),
         "keys": ir.AttrStrings("keys", [keys[index] for index in kept]),
     }
-    if switch.is_exact:
-        attributes["exact"] = ir.AttrInt64("exact", 1)
+    if switch.serves:
+        attributes["exact"] = ir.AttrInt64("exact", switch.serves)
     if isinstance(switch, SwitchNorm):
         attributes["epsilon"] = ir.AttrFloat32("epsilon", switch.picked.eps)
     return ir.node("Norm", [x, *banks], attributes, domain=_DOMAIN, name=name)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qtool.core.choose import Candidates, choose_rows, given_bits
+from qtool.core.choose import Candidates, Serves, choose_rows, given_bits
 from qtool.core.errors import UserError
 from qtool.core.selection import Selection
 from qtool.models.normalised import ConstantNorm
@@ -29,7 +29,7 @@ def switches(model: nn.Module) -> list[Switch]:
 def give_rows(
     model: nn.Module,
     keys: tuple[str, ...],
-    is_exact: bool = False,
+    serves: Serves = Serves.ANY,
     without: Collection[nn.Module] = (),
 ) -> None:
     """Give every BatchNorm of a prepared `model` a row for each key, all as it is now.
@@ -38,7 +38,7 @@ def give_rows(
         model: prepared; a constant norm, of the image, stays as it is.
         keys: the default one first (`qtool.core.choose.parse_key`); of a single one nothing
             comes.
-        is_exact: as of `qtool.nn.modules.switch_norm.Switch`.
+        serves: what the rows do.
         without: norms that stay as they are.
     """
     if len(keys) < 2:
@@ -47,7 +47,7 @@ def give_rows(
         norm = owner.norm
         is_fixed = isinstance(norm, ConstantNorm) or norm in without
         if isinstance(norm, _BatchNorm) and not is_fixed:
-            _switch(owner, {key: {} for key in keys}, is_exact)
+            _switch(owner, {key: {} for key in keys}, serves)
 
 
 def add_rows(
@@ -55,7 +55,7 @@ def add_rows(
     default: str,
     rows: Mapping[str, Tensors],
     where: str,
-    is_exact: bool = False,
+    serves: Serves = Serves.ANY,
 ) -> None:
     """Give norms and biases of a prepared `model` further rows.
 
@@ -66,7 +66,7 @@ def add_rows(
             own (``conv1.norm.weight``), or the bias of a layer without one
             (``fc.layer.bias``).
         where: the tensors are from, for the error.
-        is_exact: as of `qtool.nn.modules.switch_norm.Switch`.
+        serves: what the rows do.
 
     Raises:
         UserError: a tensor of another name or shape, or a key of another form.
@@ -86,7 +86,7 @@ def add_rows(
                 key: {n.removeprefix(prefix): t for n, t in tensors.items() if n in mine}
                 for key, tensors in rows.items()
             }
-            _switch(owner, own, is_exact)
+            _switch(owner, own, serves)
     _require_none(left, where)
 
 
@@ -105,7 +105,7 @@ def _owners(model: nn.Module) -> Iterator[tuple[str, QuantLayer | QuantAffine]]:
 
 
 def _switch(
-    owner: QuantLayer | QuantAffine, rows: Mapping[str, Tensors], is_exact: bool
+    owner: QuantLayer | QuantAffine, rows: Mapping[str, Tensors], serves: Serves
 ) -> None:
     """Give `owner`'s norm, or else its bias, `rows`: what differs, by key; "" is the bias."""
     norm = owner.norm
@@ -113,7 +113,7 @@ def _switch(
         raise ValueError(f"norm {owner.name} has rows already")
     if norm is not None:
         layer = owner.name if isinstance(owner, QuantLayer) else owner.layer
-        owner.norm = SwitchNorm(owner.name, layer, _norms(norm, rows), is_exact)
+        owner.norm = SwitchNorm(owner.name, layer, _norms(norm, rows), serves)
     elif isinstance(owner, QuantLayer):
         _switch_bias(owner, rows)
 
@@ -160,8 +160,8 @@ def pick_rows(model: nn.Module, selection: Selection) -> None:
         return
     candidates = layer_candidates(model)
     given = given_bits(candidates, selection)
-    exact = {switch.bank.keys: switch.is_exact for switch in found}
-    by_keys = {keys: choose_rows(keys, candidates, given, exact[keys]) for keys in exact}
+    serves = {switch.bank.keys: switch.serves for switch in found}
+    by_keys = {keys: choose_rows(keys, candidates, given, serves[keys]) for keys in serves}
     for switch in found:
         rows = by_keys[switch.bank.keys]
         switch.pick(rows[switch.layer])

@@ -7,6 +7,7 @@ mark a `ZeroShot` each. Steps are no part of it: they follow from the trained on
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from qtool.core.choose import Serves
 from qtool.core.errors import UserError
 from qtool.core.pairs import pair_key
 from qtool.core.records import from_json, to_json
@@ -27,7 +28,7 @@ def takes_pairs(run: Run) -> bool:
 
     It keeps those of pairs, or its pairs share one row, beside which others may stand.
     """
-    return run.has_weights(Stage.NORMS) or not run.config.exact_norms
+    return run.has_weights(Stage.NORMS) or run.config.norms_serve is not Serves.WHOLE
 
 
 def zero_shot_pairs(run: Run) -> dict[LayerBits, ZeroShot]:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import ClassVar, Self, TypeVar
 
+from qtool.core.choose import Serves
 from qtool.core.errors import UserError
 from qtool.core.grids import ACTIVATION_BITS, FLOAT_WIDTHS, WEIGHT_BITS
 from qtool.core.pairs import deployable, pair_name
@@ -88,10 +89,13 @@ class Config:
     ends_keep: ClassVar[bool] = False
     # The network is an embedding: a layer will follow, so that its last one is an inner one.
     open_end: ClassVar[bool] = False
-    # Norms that a run keeps for a pair serve the whole network at it only, not layer by layer.
-    exact_norms: ClassVar[bool] = True
     # What a run is that cannot be exported, as it has no classes yet; empty: it has.
     classless: ClassVar[str] = ""
+
+    @property
+    def norms_serve(self) -> Serves:
+        """What norms that a run keeps for a pair of bits serve."""
+        return Serves.WHOLE
 
     def outputs(self, classes: int) -> int:
         """Return the number of logits that a network has for data of so many `classes`."""

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+from qtool.core.choose import Serves
 from qtool.core.errors import UserError
 from qtool.core.selection import LayerBits
 from qtool.settings.base import ACTIVATIONS, WEIGHTS, TrainConfig
@@ -49,7 +50,11 @@ class CoquantConfig(TrainConfig):
     )
 
     ends_keep: ClassVar[bool] = True
-    exact_norms: ClassVar[bool] = False
+
+    @property
+    def norms_serve(self) -> Serves:
+        """Each layer at its own bits; where all precisions share one norm, that is any's."""
+        return Serves.ANY if METHODS[self.method].shared_norms else Serves.OWN
 
     def pairs(self) -> list[LayerBits]:
         """Return the precisions, the highest first."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from qtool.core.choose import Serves
 from qtool.core.pairs import pair_key
 from qtool.core.progress import Progress
 from qtool.core.selection import LayerBits, Selection
@@ -46,7 +47,7 @@ def take_statistics(
         progress: shows what is done.
     """
     prefix = SharedPrefix(model, float_tensors=True)
-    give_rows(model, tuple(map(pair_key, pairs)), is_exact=True, without=prefix.norms())
+    give_rows(model, tuple(map(pair_key, pairs)), Serves.WHOLE, prefix.norms())
     average_statistics(model, prefix, batches, count, pairs, progress)
 
 

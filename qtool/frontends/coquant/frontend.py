@@ -102,7 +102,7 @@ def with_norms(config: CoquantConfig, model: nn.Module) -> SharedPrefix:
     prefix = SharedPrefix(model)
     if not METHODS[config.method].shared_norms:
         keys = tuple(map(pair_key, config.pairs()))
-        give_rows(model, keys, config.exact_norms, prefix.norms())
+        give_rows(model, keys, config.norms_serve, prefix.norms())
     return prefix
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qtool.core.bank import Bank
+from qtool.core.choose import Serves
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -28,16 +29,21 @@ class Switch(nn.Module):
         name: its own, in the user's model.
         layer: whose bits choose the row; "" for what belongs to none.
         keys: of the rows, the default one first (`qtool.core.choose.parse_key`).
-        is_exact: a row serves only the whole network at its key's bits.
+        serves: what the rows do.
     """
 
     def __init__(
-        self, name: str, layer: str, keys: tuple[str, ...], is_exact: bool = False
+        self, name: str, layer: str, keys: tuple[str, ...], serves: Serves = Serves.ANY
     ) -> None:
         super().__init__()
         self.name, self.layer, self.bank = name, layer, Bank(keys)
-        self.is_exact = is_exact
+        self.serves = serves
         self.key = keys[0]
+
+    @property
+    def is_exact(self) -> bool:
+        """True where a row serves only the whole network at its key's bits."""
+        return self.serves is Serves.WHOLE
 
     def pick(self, row: int) -> None:
         """Let row `row` compute from now on."""
@@ -52,13 +58,17 @@ class SwitchNorm(Switch):
         layer: whose bits choose the row.
         norms: a BatchNorm for each key, the default one first; they differ in parameters and
             statistics alone.
-        is_exact: as of `Switch`.
+        serves: what the rows do.
     """
 
     def __init__(
-        self, name: str, layer: str, norms: Mapping[str, BatchNorm], is_exact: bool = False
+        self,
+        name: str,
+        layer: str,
+        norms: Mapping[str, BatchNorm],
+        serves: Serves = Serves.ANY,
     ) -> None:
-        super().__init__(name, layer, tuple(norms), is_exact)
+        super().__init__(name, layer, tuple(norms), serves)
         kinds = {(type(n), n.num_features, n.eps, n.affine) for n in norms.values()}
         if len(kinds) > 1:
             raise ValueError(f"norm {name}: its rows differ in kind, size, eps or affine")
