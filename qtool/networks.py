@@ -173,18 +173,23 @@ def load_prepared(run: Run, pairs: Iterable[LayerBits] = ()) -> nn.Module:
     return wider
 
 
-def load_adaptive(run: Run) -> nn.Module:
+def load_adaptive(run: Run, trained: bool = False) -> nn.Module:
     """Return the run's prepared network with everything that it has for any selection.
 
     Tensors of their own that the run holds for some bits (corrections, statistics) are rows of
     norms and biases; those of ``model.safetensors`` are the default ones.
+
+    Args:
+        run: with its weights.
+        trained: without the pairs that it was never trained at.
     """
-    model = load_prepared(run, zero_shot_pairs(run))
+    model = load_prepared(run, () if trained else zero_shot_pairs(run))
     if run.has_weights(Stage.CORRECTIONS):
         rows = split_corrections(run.load_weights(Stage.CORRECTIONS))
         own = run.settings(PtqConfig).bits
         add_rows(model, own, rows, f"run {run.folder}: {Stage.CORRECTIONS.file}")
-    norms = [stage for stage in (Stage.NORMS, Stage.ZERO_SHOT) if run.has_weights(stage)]
+    kept = (Stage.NORMS,) if trained else (Stage.NORMS, Stage.ZERO_SHOT)
+    norms = [stage for stage in kept if run.has_weights(stage)]
     if norms:
         rows = {}
         for stage in norms:

@@ -38,7 +38,7 @@ def search_start(run: Run) -> SearchStart:
 
 def _joint_network(run: Run, _config: TrainConfig) -> nn.Module:
     """Return the trained network of `run` with all of its candidates, the default ones on."""
-    model = load_adaptive(run)
+    model = load_adaptive(run, trained=True)
     if any(switch.is_exact for switch in switches(model)):
         settle(model)
     select(model, Selection())
