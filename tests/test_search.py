@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,16 @@ def test_each_of_a_front_is_a_run_that_exports(front: Path, tmp_path: Path) -> N
     output = tmp_path / "model.onnx"
     done = run_qtool("export", front / "45M", "--target", "onnx", "-o", output)
     assert done.code == 0 and output.exists(), done.err
+
+
+def test_a_front_lies_between_the_uniform_bits(run_copy: Path) -> None:
+    shown = search(run_copy, "--front", 2, "--no-finetune")
+    assert "bits chosen" in shown
+    points = json.loads((run_copy / "pareto" / "pareto.json").read_text())["points"]
+    low, *budgets, high = [38.759e6, *(point["budget_bops"] for point in points), 99.938e6]
+    ratios = [b / a for a, b in pairwise([low, *budgets, high])]
+    assert len(budgets) == 2 and max(ratios) < 1.001 * min(ratios)
+    assert all(0.97 * p["budget_bops"] <= p["bops"] <= p["budget_bops"] for p in points)
 
 
 @pytest.mark.parametrize(

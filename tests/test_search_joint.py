@@ -304,6 +304,19 @@ def test_what_an_interruption_left_is_not_measured_again(front: Path) -> None:
     assert record_of(front) == whole
 
 
+def test_pairs_that_were_never_trained_are_no_candidates(
+    joint_run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "model.onnx"
+    bits = ("--bits", "w3a4", "--calibration", DATA, "--no-witness", "-o", output)
+    done = run_qtool("export", joint_run, "--target", "onnx", *bits)
+    assert done.code == 0 and (joint_run / "zero_shot.safetensors").exists(), done.err
+    shown = search(joint_run, *BUDGETS)
+    assert shown.code == 0, shown.err
+    record = record_of(joint_run)
+    assert len(record.points) == 2 and not record.has("w3a4")
+
+
 def test_other_weights_are_searched_anew(front: Path) -> None:
     run = Run.open(front)
     state = run.load_weights(Stage.MODEL)
