@@ -237,9 +237,9 @@ def test_evaluating_leaves_random_numbers_alone(joint_run: Path) -> None:
 
 def test_stages_are_the_files_of_a_run() -> None:
     files = [stage.file for stage in Stage]
-    names = ("float", "meta", "searched", "model", "corrections", "norms")
+    names = ("float", "meta", "searched", "model", "corrections", "norms", "zero_shot")
     assert files == [f"{name}.safetensors" for name in names]
-    assert sys.modules["qtool.runs.run"]._OWN_FILES[:6] == tuple(files)
+    assert sys.modules["qtool.runs.run"]._OWN_FILES[:7] == tuple(files)
 
 
 def test_a_search_without_a_meta_state_leaves_nothing_behind(joint_run: Path) -> None:
