@@ -192,6 +192,14 @@ def test_a_point_is_exported_exactly(searched: Path, tmp_path: Path) -> None:
     bits = ("--bits", point / "bits.json", "-o", tmp_path / "other.onnx")
     done = run_qtool("export", searched, "--target", "onnx", *bits)
     assert done.code == 2 and "statistics were never taken at these bits" in done.err
+    # And the point has none at others.
+    for bits in ("w8a8", "w4a4,w8a8", "all"):
+        new = ("--bits", bits, "-o", tmp_path / "new")
+        done = run_qtool("export", point, "--target", "onnx", *new)
+        assert done.code == 2 and "with statistics of its own bits only" in done.err, done.err
+        assert not (tmp_path / "new").exists()
+    measured = run_qtool("eval", point)
+    assert measured.code == 2 and "has bits of its own for each layer" in measured.err
 
 
 def test_layers_take_the_row_of_their_own_bits_where_rows_may_be_mixed(

@@ -57,15 +57,15 @@ def pairs_of(run: Run) -> list[LayerBits]:
     Raises:
         UserError: it has other bits from layer to layer, or is not trained yet.
     """
-    if pairs := run.config.pairs():
+    if run.load_bits() is None and (pairs := run.config.pairs()):
         return pairs
     run.require_weights(Stage.MODEL)
     layers = list(run.selection().layers.values())
     inner = set(layers[1:-1] or layers)
     if len(inner) != 1:
         raise UserError(
-            f"run {run.folder} was trained at bits of its own for each layer, which are no "
-            "pair: use qtool export, then qtool check"
+            f"run {run.folder} has bits of its own for each layer, which are no pair: use "
+            "qtool export, then qtool check"
         )
     return list(inner)
 

@@ -58,7 +58,11 @@ class RunSource:
         """Return data set and version, how many frames a clip has, and names of classes.
 
         Of a `selection` of bits that were never trained, also what these were given.
+
+        Raises:
+            UserError: the run has other bits, and BatchNorm's statistics of these alone.
         """
+        _require_own_bits(self.run, selection)
         config = self.run.config
         metadata = {DATASET_KEY: config.dataset, VERSION_KEY: qtool.__version__}
         if config.frames:
@@ -134,6 +138,17 @@ def trained_key(run: Run) -> str:
         content = path.read_bytes() if path.exists() else b""
         state.update(hashlib.sha256(content).digest())
     return state.hexdigest()
+
+
+def _require_own_bits(run: Run, selection: Selection) -> None:
+    """Refuse other bits of what a search chose of a jointly trained run."""
+    own = run.selection()
+    is_own = (selection.layers, selection.default) == (own.layers, own.default)
+    if run.config.pairs() and run.load_bits() is not None and not is_own:
+        raise UserError(
+            f"run {run.folder} is what a search chose, with statistics of its own bits only: "
+            "leave out --bits, or use the run that was searched"
+        )
 
 
 def zero_shot_told(run: Run, selection: Selection) -> str:
