@@ -57,7 +57,9 @@ def test_three_selections_from_one_graph_without_torch(run_copy: Path, tmp_path:
     assert [mixed[layer] for layer in layers] == [[8, 8], [4, 4], [4, 8], [4, 3]]
 
 
-@pytest.mark.parametrize("damage", [b"", b"no protobuf at all"])
+@pytest.mark.parametrize(
+    "damage", [b"no protobuf at all", pytest.param(b"", marks=pytest.mark.nightly)]
+)
 def test_a_damaged_graph_is_traced_again(
     run_copy: Path, tmp_path: Path, damage: bytes
 ) -> None:
@@ -68,6 +70,7 @@ def test_a_damaged_graph_is_traced_again(
     assert (run_copy / "adaptive.onnx").read_bytes() == kept
 
 
+@pytest.mark.nightly
 def test_other_weights_are_traced(run_copy: Path, tmp_path: Path) -> None:
     first = export(run_copy, tmp_path / "first.onnx")
     path = run_copy / "model.safetensors"

@@ -57,6 +57,7 @@ def test_the_original_is_compared_and_its_float_network_timed(report: dict) -> N
     assert report["fp32_file_bytes"] > report["file_bytes"]
 
 
+@pytest.mark.nightly
 def test_a_module_is_compared_with_its_original(exported: Path, searched_run: Path) -> None:
     check = ("check", exported / "model.so", "--original", searched_run)
     done = run_qtool(*check, "--require-original")

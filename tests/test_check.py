@@ -73,6 +73,7 @@ def test_openvino_alone_is_not_parity(exported: Path) -> None:
     assert "at least two runtimes to compare, of reference, ort, tvm" in result.err
 
 
+@pytest.mark.nightly
 def test_an_older_report_is_kept_without_force(exported: Path, tmp_path: Path) -> None:
     path = tmp_path / "check.json"
     path.write_text("precious")

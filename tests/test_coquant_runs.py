@@ -209,7 +209,10 @@ def _logits(model: torch.nn.Module, source: Path, bits: str) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("method", ["any_precision", "double_rounding", "adabits"])
+@pytest.mark.parametrize("method", [
+    "double_rounding",
+    *(pytest.param(n, marks=pytest.mark.nightly) for n in ("any_precision", "adabits")),
+])  # fmt: skip
 def test_other_methods_train_and_are_deployed(
     method: str, source: Path, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def distance(first: Path, second: Path) -> float:
     )
 
 
+@pytest.mark.nightly
 def test_two_processes_killed_and_resumed_do_what_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

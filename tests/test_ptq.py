@@ -249,6 +249,7 @@ def test_every_preset_has_its_own_correction(ptq_run: Path) -> None:
 MIXED = "w8a8,network.layer1.*=w4a4,network.layer2.0.conv1=w4a8,network.layer3.*=w3a3"
 
 
+@pytest.mark.nightly
 def test_three_selections_from_one_graph_without_torch(
     ptq_run: Path, source: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def kill_when(file: Path, *args: object) -> None:
     assert process.returncode == -9, errors.decode()
 
 
+@pytest.mark.nightly
 def test_kills_of_both_commands_change_nothing(searched_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     kill_when(out / "float.safetensors", *TRAIN, "--out", out)

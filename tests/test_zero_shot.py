@@ -200,7 +200,9 @@ def metadata(path: Path) -> dict[str, str]:
 TOLD = "w5a3 was never trained: weights between 4 and 8 bits, inputs between 2 and 4 bits"
 
 
-@pytest.mark.parametrize("shared", ["false", "true"])
+@pytest.mark.parametrize("shared", [
+    "false", pytest.param("true", marks=pytest.mark.nightly),
+])  # fmt: skip
 def test_a_pair_between_trained_ones_is_exported(
     trained: Path, tmp_path: Path, shared: str
 ) -> None:
@@ -382,8 +384,9 @@ def test_pictures_without_labels_will_do(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [
-    "coquant", "vanilla", "double_rounding",
-    *(pytest.param(name, marks=pytest.mark.nightly) for name in ("adabits", "switchable")),
+    "coquant", *(pytest.param(name, marks=pytest.mark.nightly) for name in (
+        "vanilla", "double_rounding", "adabits", "switchable",
+    )),
 ])  # fmt: skip
 def test_jointly_trained_runs_have_precisions_between_their_own(
     tmp_path: Path, method: str

@@ -87,6 +87,9 @@ class Config:
 
     # The first and the last layer keep their bits whatever a pair says of all layers.
     ends_keep: ClassVar[bool] = False
+    # Weights are trained at all pairs; what a search makes of them is a run of its own, with
+    # statistics of what was chosen alone.
+    is_joint: ClassVar[bool] = False
     # The network is an embedding: a layer will follow, so that its last one is an inner one.
     open_end: ClassVar[bool] = False
     # What a run is that cannot be exported, as it has no classes yet; empty: it has.

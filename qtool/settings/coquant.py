@@ -50,6 +50,7 @@ class CoquantConfig(TrainConfig):
     )
 
     ends_keep: ClassVar[bool] = True
+    is_joint: ClassVar[bool] = True
 
     @property
     def norms_serve(self) -> Serves:

@@ -46,6 +46,7 @@ class MebqatConfig(TrainConfig):
     )
 
     ends_keep: ClassVar[bool] = True
+    is_joint: ClassVar[bool] = True
 
     def pairs(self) -> list[LayerBits]:
         """Return the candidates' pairs that go together, and float: it is always trained."""
