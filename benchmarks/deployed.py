@@ -49,3 +49,14 @@ def qtool(threads: int, *words: object) -> None:
 def differing(parity: dict[str, Any] | None) -> str:
     """Return ``0 of 1,234`` integers."""
     return f"{parity['mismatched']:,} of {parity['compared']:,}" if parity else ""
+
+
+def train(
+    run: Path, recipe: str, source: Sequence[str], settings: Sequence[str], threads: int
+) -> None:
+    """Train `run` by `recipe` with `settings`, KEY=VALUE; go on where it was interrupted."""
+    if (run / "model.safetensors").exists():
+        return
+    more = ("--resume",) if (run / "recipe.json").exists() else ()
+    chosen = (word for each in settings for word in ("--set", each))
+    qtool(threads, "train", recipe, "--out", run, *source, *chosen, *more)

@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Any
 
 import click
-from deployed import differing, measure, qtool
+from deployed import differing, measure, qtool, train
 
 from qtool.core.files import read_json, write_json
 from qtool.core.pairs import deployable, pair_name
@@ -72,8 +72,8 @@ def main(
         joint = override(load_recipe(recipe), both)
         assert isinstance(joint, TrainConfig), recipe
         meta, run = out / f"metamix-{seed}", out / f"joint-{seed}"
-        _train(meta, "metamix", source, [*_taken_over(joint, bits), *searching], threads)
-        _train(run, recipe, source, [*both, f"weights={meta}"], threads)
+        train(meta, "metamix", source, [*_taken_over(joint, bits), *searching], threads)
+        train(run, recipe, source, [*both, f"weights={meta}"], threads)
         qtool(threads, "search", run, *source, "--front", points)
         budgets = [f"{_point(run, place)['budget_bops']:.0f}" for place in _places(run)]
         _search(meta, budgets, source, threads)
@@ -96,16 +96,6 @@ def _taken_over(joint: TrainConfig, bits: str) -> list[str]:
         for name, value in values.items()
     }
     return [f"{name}={text}" for name, text in texts.items()]
-
-
-def _train(
-    run: Path, recipe: str, source: Sequence[str], settings: Sequence[str], threads: int
-) -> None:
-    if (run / "model.safetensors").exists():
-        return
-    more = ("--resume",) if (run / "recipe.json").exists() else ()
-    chosen = (word for each in settings for word in ("--set", each))
-    qtool(threads, "train", recipe, "--out", run, *source, *chosen, *more)
 
 
 def _search(run: Path, budgets: Sequence[str], source: Sequence[str], threads: int) -> None:

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import click
-from deployed import qtool
+from deployed import qtool, train
 
 from qtool.core.files import read_json, write_json
 from qtool.core.pairs import width_name
@@ -52,22 +52,12 @@ def main(
             *((run, dedicated, (f"bits={run.name.split('-')[0]}", start)) for run in others),
         ]
         for run, name, settings in plans:
-            _train(run, name, source, (f"seed={seed}", *settings), threads)
+            train(run, name, source, (f"seed={seed}", *settings), threads)
             row = _measured(run, name == recipe, source, threads)
             rows = [*(old for old in rows if _key(old) != _key(row)), row]
             if output is not None:
                 write_json(output, {"rows": rows})
     click.echo("\n".join([*grid(rows), "", *compared(rows)]))
-
-
-def _train(
-    run: Path, recipe: str, source: Sequence[str], settings: Sequence[str], threads: int
-) -> None:
-    if (run / "model.safetensors").exists():
-        return
-    more = ("--resume",) if (run / "recipe.json").exists() else ()
-    chosen = (word for each in settings for word in ("--set", each))
-    qtool(threads, "train", recipe, "--out", run, *source, *chosen, *more)
 
 
 def _measured(

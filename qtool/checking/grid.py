@@ -57,8 +57,7 @@ def pairs_of(run: Run) -> list[LayerBits]:
     Raises:
         UserError: it has other bits from layer to layer, or is not trained yet.
     """
-    is_chosen = run.config.is_joint and run.load_bits() is not None
-    if not is_chosen and (pairs := run.config.pairs()):
+    if not run.is_chosen and (pairs := run.config.pairs()):
         return pairs
     run.require_weights(Stage.MODEL)
     layers = list(run.selection().layers.values())

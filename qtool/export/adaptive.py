@@ -144,7 +144,7 @@ def _require_own_bits(run: Run, selection: Selection) -> None:
     """Refuse other bits of what a search chose of a jointly trained run."""
     own = run.selection()
     is_own = (selection.layers, selection.default) == (own.layers, own.default)
-    if run.config.is_joint and run.load_bits() is not None and not is_own:
+    if run.is_chosen and not is_own:
         raise UserError(
             f"run {run.folder} is what a search chose, with statistics of its own bits only: "
             "leave out --bits, or use the run that was searched"

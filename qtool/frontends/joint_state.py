@@ -28,7 +28,7 @@ def search_start(run: Run) -> SearchStart:
         UserError: training has not finished, or the run is a search's result itself.
     """
     run.require_weights(Stage.MODEL)
-    if run.load_bits() is not None:
+    if run.is_chosen:
         raise UserError(
             f"run {run.folder} is what a search chose, with statistics of its own bits only: "
             "search the run that it comes from"

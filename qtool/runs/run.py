@@ -273,6 +273,11 @@ class Run:
         path = self.path("bits.json")
         return read_json(path, "bits file") if path.exists() else None
 
+    @property
+    def is_chosen(self) -> bool:
+        """True of what a search made of a jointly trained run: it has its own bits only."""
+        return self.config.is_joint and self.load_bits() is not None
+
     def selection(self) -> Selection:
         """Return the searched bits; the widest candidates before any search."""
         content = self.load_bits()
