@@ -69,20 +69,50 @@ def select(
             nothing is changed then.
     """
     selection = selection.resolve(layer.name for layer in called_layers(model))
-    chosen = _choices(model, selection, weights, float_tensors)
-    floats = any(
-        bits in FLOAT_WIDTHS and quantizer.role == "activation"
-        for quantizer, bits in chosen.items()
-    )
-    for quantizer in quantizers(model):
-        other = None if floats else quantizer.default
-        quantizer.choose(chosen.get(quantizer, other))
+    for quantizer, bits in _plan(model, selection, weights, float_tensors):
+        quantizer.choose(bits)
     pick_rows(model, selection)
 
 
 def select_pair(model: nn.Module, bits: LayerBits) -> None:
     """Select a pair of bits for all layers; tensors of 16 or 32 bits are floats."""
     select(model, Selection(default=bits), float_tensors=True)
+
+
+class PairSelector:
+    """`select_pair` in every pass of a training: what a pair means is worked out once.
+
+    Args:
+        model: prepared; its candidates stay as they are, and no norm has rows.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._plans: dict[LayerBits, Plan] = {}
+
+    def __call__(self, bits: LayerBits) -> None:
+        """Select `bits` for all layers."""
+        if bits not in self._plans:
+            self._plans[bits] = _plan(self._model, Selection(default=bits), True, True)
+        for quantizer, width in self._plans[bits]:
+            quantizer.choose(width)
+
+
+# What each quantizer is to apply; None, 16 and 32: floating point.
+Plan = list[tuple[Quantizer, int | None]]
+
+
+def _plan(model: nn.Module, selection: Selection, weights: bool, float_tensors: bool) -> Plan:
+    """Return what `selection`, of names and a default, means to every quantizer."""
+    chosen = _choices(model, selection, weights, float_tensors)
+    floats = any(
+        bits in FLOAT_WIDTHS and quantizer.role == "activation"
+        for quantizer, bits in chosen.items()
+    )
+    return [
+        (quantizer, chosen.get(quantizer, None if floats else quantizer.default))
+        for quantizer in quantizers(model)
+    ]
 
 
 def _choices(

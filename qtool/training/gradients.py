@@ -100,9 +100,14 @@ class MeanOverUses:
         self.clamp = clamp
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         ids = {id(bank) for bank in banks}
-        self._banks = {p for p in self._parameters if id(p) in ids}
+        # Of each bank, its rows' places among the rows of all.
+        self._rows: dict[nn.Parameter, Tensor] = {}
+        for bank in (p for p in self._parameters if id(p) in ids):
+            start = sum(map(len, self._rows))
+            self._rows[bank] = torch.arange(start, start + len(bank), device=bank.device)
         self._uses: dict[nn.Parameter, int] = {}
-        self._row_uses: dict[nn.Parameter, Tensor] = {}
+        # A backward's bank, its passes, and of each row how many elements were not 0.
+        self._counts: list[tuple[nn.Parameter, int, Tensor]] = []
         self._hooks: list[RemovableHandle] = []
         # Passes on this part that are done, and whether one is being done.
         self._done, self._inside = 0, False
@@ -112,7 +117,7 @@ class MeanOverUses:
         for hook in self._hooks:  # of a step that an error ended
             hook.remove()
         self._uses = dict.fromkeys(self._parameters, 0)
-        self._row_uses = {p: p.new_zeros(len(p)) for p in self._parameters if p in self._banks}
+        self._counts.clear()
         self._hooks = [self._hook(p) for p in self._parameters]
 
     def _hook(self, parameter: nn.Parameter) -> RemovableHandle:
@@ -138,9 +143,9 @@ class MeanOverUses:
         """Count what a backward's gradient of `parameter` says of its use."""
         passes = 1 if self._inside else self._done
         self._uses[parameter] += passes
-        if parameter in self._banks:
-            used = grad.reshape(len(grad), -1).ne(0).any(1)
-            self._row_uses[parameter] += passes * used
+        if parameter in self._rows:
+            count = grad.reshape(len(grad), -1).count_nonzero(1)
+            self._counts.append((parameter, passes, count))
 
     @torch.no_grad()
     def finish(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -148,32 +153,36 @@ class MeanOverUses:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._average_row_uses()
-        for parameter in parameters:
-            if parameter.grad is None:
-                continue
-            if parameter in self._banks:
-                uses = self._row_uses[parameter].clamp(min=1)
-                parameter.grad.div_(uses.view(-1, *[1] * (parameter.ndim - 1)))
-            else:
-                parameter.grad.div_(self._uses[parameter])
+        plain = [(p.grad, self._uses[p]) for p in parameters if p not in self._rows]
+        if found := [(grad, uses) for grad, uses in plain if grad is not None]:
+            torch._foreach_div_(*map(list, zip(*found, strict=True)))
+        for bank, uses in self._row_uses().items():
+            if bank.grad is not None:
+                bank.grad.div_(uses.view(-1, *[1] * (bank.ndim - 1)))
         clamp_gradients(parameters, self.clamp)
 
-    def _average_row_uses(self) -> None:
-        """Make the uses of rows means over the processes, as the gradients are."""
-        size = current().size
-        if size == 1 or not self._row_uses:
-            return
-        rows = list(self._row_uses.values())
-        mean = all_reduce_sum(torch.cat(rows)) / size
-        parts = torch.split(mean, [len(row) for row in rows])
-        self._row_uses = dict(zip(self._row_uses, parts, strict=True))
+    def _row_uses(self) -> dict[nn.Parameter, Tensor]:
+        """Return by bank how many passes used each of its rows, but no less than one.
+
+        They are means over the processes, as the gradients are.
+        """
+        if not self._rows:
+            return {}
+        sizes = [len(bank) for bank in self._rows]
+        uses = torch.zeros(sum(sizes), device=next(iter(self._rows)).device)
+        if self._counts:
+            banks, passes, counts = zip(*self._counts, strict=True)
+            used = torch.cat([passes[i] * counts[i].ne(0) for i in range(len(banks))])
+            uses.index_add_(0, torch.cat([self._rows[bank] for bank in banks]), used.float())
+        if (processes := current().size) > 1:
+            uses = all_reduce_sum(uses) / processes
+        return dict(zip(self._rows, torch.split(uses.clamp(min=1), sizes), strict=True))
 
 
 @torch.no_grad()
 def clamp_gradients(parameters: Sequence[nn.Parameter], largest: float) -> None:
     """Clamp every element to +-`largest`; 0: leave them."""
-    if largest:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.clamp_(-largest, largest)
+    found = [p.grad for p in parameters if p.grad is not None]
+    if largest and found:
+        torch._foreach_clamp_min_(found, -largest)
+        torch._foreach_clamp_max_(found, largest)

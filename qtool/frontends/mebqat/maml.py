@@ -51,7 +51,7 @@ from qtool.frontends.mebqat.inner_loop import (
 )
 from qtool.frontends.mebqat.tasks import Tasked
 from qtool.networks import build_float, check_network, load_adaptive, quant_spec
-from qtool.nn.control import select_pair
+from qtool.nn.control import PairSelector, select_pair
 from qtool.nn.norm_rows import settle
 from qtool.nn.prepare.prepare import prepare
 from qtool.runs.run import Run
@@ -82,11 +82,12 @@ def maml_step(config: MamlConfig, model: nn.Module) -> tuple[Update, Losses[Task
         config: the recipe.
         model: prepared.
     """
+    select = PairSelector(model)
 
     def losses(tasked: Tasked[Episode]) -> Iterator[Pass]:
         model.train()
         for task in tasked.batch.tasks():
-            select_pair(model, tasked.pairs[task.place])
+            select(tasked.pairs[task.place])
             values = fine_tuned(
                 model, task.support, task.support_labels, config.inner_steps, config.inner_lr
             )

@@ -51,7 +51,7 @@ from qtool.frontends.mebqat.episode_training import (
 )
 from qtool.frontends.mebqat.tasks import Tasked
 from qtool.networks import build_float, check_embedding, load_adaptive, quant_spec
-from qtool.nn.control import select_pair
+from qtool.nn.control import PairSelector, select_pair
 from qtool.nn.prepare.prepare import prepare
 from qtool.nn.prototype_head import output_quantizer
 from qtool.nn.prototypes import prototype_logits, prototypes
@@ -93,6 +93,7 @@ def pn_step(config: PnConfig, model: nn.Module) -> tuple[Update, Losses[Tasked[E
         model: the prepared embedding.
     """
     shared, passes = SharedPrefix(model, float_tensors=True), plan(config)[1]
+    select = PairSelector(model)
 
     def runs(x: Tensor) -> AbstractContextManager[Callable[[], Tensor]]:
         # What is computed once has its gradient behind all passes of one episode.
@@ -103,7 +104,7 @@ def pn_step(config: PnConfig, model: nn.Module) -> tuple[Update, Losses[Tasked[E
         for task in tasked.batch.tasks():
             with runs(task.images) as run:
                 for bits in tasked.pairs[task.place * passes :][:passes]:
-                    select_pair(model, bits)
+                    select(bits)
                     yield episode_pass(run(), task, config.ways)
 
     return Update(config, model, config.lr, gradient_rule(config, model, 1)), losses

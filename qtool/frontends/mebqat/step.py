@@ -18,7 +18,7 @@ from torch.nn import functional
 from qtool.data.batches import Batch
 from qtool.data.clips import clip_logits
 from qtool.frontends.mebqat.tasks import Tasked
-from qtool.nn.control import quantizers, select_pair
+from qtool.nn.control import PairSelector, quantizers
 from qtool.nn.shared_prefix import SharedPrefix
 from qtool.settings.mebqat import MebqatConfig
 from qtool.training.gradients import MeanOverUses
@@ -33,7 +33,7 @@ def pairs_step(config: MebqatConfig, model: nn.Module) -> tuple[Update, Losses[T
         config: the recipe.
         model: prepared for its candidates.
     """
-    shared = SharedPrefix(model, float_tensors=True)
+    shared, select = SharedPrefix(model, float_tensors=True), PairSelector(model)
 
     def losses(tasked: Tasked[Batch]) -> Iterator[Pass]:
         x, labels = tasked.batch
@@ -41,7 +41,7 @@ def pairs_step(config: MebqatConfig, model: nn.Module) -> tuple[Update, Losses[T
         teacher: Tensor | None = None
         with shared.passes(x) as run:
             for bits in tasked.pairs:
-                select_pair(model, bits)
+                select(bits)
                 logits = clip_logits(run(), len(labels))
                 loss = task_loss(config, logits, labels)
                 if teacher is None:

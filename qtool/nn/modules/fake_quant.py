@@ -75,6 +75,8 @@ class FakeQuantizer(Quantizer):
             self.register_buffer("step", torch.tensor(fixed))
         else:
             self._add_parameters(asymmetric)
+        # What `limit` has seen.
+        self._limited: tuple[Any, ...] = ()
         # In a tuple, because its modules belong to the network; at most one.
         self._prologue: tuple[Prologue, ...] = ()
 
@@ -199,9 +201,17 @@ class FakeQuantizer(Quantizer):
         if self.ceiling == math.inf or self.learned is None:
             return
         parameter = self._parameters[self.learned]
+        if parameter is None or self._limited == self._seen(parameter):
+            return
         ends = [self._largest(bits) for bits in self.bits]
-        for row, largest in enumerate([max(ends)] if self.bank.shared else ends):
-            parameter[row].clamp_(-largest, largest)  # type: ignore[index]
+        rows = [max(ends)] if self.bank.shared else ends
+        largest = parameter.new_tensor(rows).reshape(-1, *[1] * (parameter.ndim - 1))
+        parameter.clamp_(-largest, largest)
+        self._limited = self._seen(parameter)
+
+    def _seen(self, parameter: Tensor) -> tuple[Any, ...]:
+        """Return what `limit` follows from: it changes once a step, not in each pass."""
+        return id(parameter), parameter._version, self.zero_points, self.ceiling
 
     def _largest(self, bits: int) -> float:
         qn, qp = self.limits(bits)

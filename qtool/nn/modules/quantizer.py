@@ -97,9 +97,12 @@ class Quantizer(nn.Module, ABC):
 
     def choose(self, bits: int | None) -> None:
         """Apply `bits` from now on; 16 and 32, or None, are floating point."""
-        self.mix = None
-        self.selected = None if bits in FLOAT_WIDTHS else bits
-        self.is_half = bits == HALF
+        selected, is_half = None if bits in FLOAT_WIDTHS else bits, bits == HALF
+        # Modules look long at what they are given: every pass of a training selects.
+        if (self.selected, self.is_half) != (selected, is_half):
+            self.selected, self.is_half = selected, is_half
+        if self.mix is not None:
+            self.mix = None
 
     def unrounded(self, x: Tensor) -> Tensor:
         """Return what ``forward`` rounds when it is given `x`."""
