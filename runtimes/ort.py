@@ -1,11 +1,11 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime, on the CPU; `runtimes.ort_gpu` has its providers for GPUs."""
 
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import onnx
 import onnxruntime
@@ -40,6 +40,9 @@ class OrtRuntime:
         model: the file's content, where it is no file yet.
     """
 
+    # ONNX Runtime's name of what executes; operators that it lacks go to the CPU.
+    provider: ClassVar[str] = "CPUExecutionProvider"
+
     @classmethod
     def require(cls, artifact: Artifact | None) -> None:
         """ONNX Runtime is always here."""
@@ -63,7 +66,7 @@ class OrtRuntime:
     ) -> None:
         self.path, self.tensors, self.threads = path, list(tensors), threads
         self._model = path.read_bytes() if model is None else model
-        self._session = _session(self._model, threads, path)
+        self._session = self._started(self._model)
         self._traced: Any = None
 
     def run(self, x: Inputs) -> Floats:
@@ -75,9 +78,7 @@ class OrtRuntime:
     def intermediates(self, x: Inputs) -> dict[str, Codes]:
         """Return the integer tensors, read from a session that has them as further outputs."""
         if self._traced is None:
-            self._traced = _session(
-                _with_outputs(self._model, self.tensors), self.threads, self.path
-            )
+            self._traced = self._started(_with_outputs(self._model, self.tensors))
         feeds = {self._traced.get_inputs()[0].name: x}
         return dict(zip(self.tensors, self._traced.run(self.tensors, feeds), strict=True))
 
@@ -100,27 +101,55 @@ class OrtRuntime:
     def _optimized(self) -> onnx.ModelProto:
         with tempfile.TemporaryDirectory() as folder:
             dumped = Path(folder) / "optimized.onnx"
-            _session(self._model, self.threads, self.path, dumped)
+            self._started(self._model, optimized_model_filepath=str(dumped))
             return onnx.load(dumped, load_external_data=False)
 
+    def _started(self, model: bytes, **options: Any) -> onnxruntime.InferenceSession:
+        return start_session(model, self.threads, self.path, self.provider, **options)
 
-def _session(
-    model: bytes, threads: int, path: Path, dump: Path | None = None
+
+def start_session(
+    model: bytes, threads: int, path: Path, provider: str, **more: Any
 ) -> onnxruntime.InferenceSession:
+    """Load a model.
+
+    Args:
+        model: the content of an ONNX file.
+        threads: intra-op threads.
+        path: the file, for the message; constants that several files share are beside it.
+        provider: ONNX Runtime's name of what is to execute it.
+        more: attributes of its session options.
+
+    Raises:
+        UserError: ONNX Runtime refuses the model, or the provider does not start.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Fatal only: its warning that a dumped graph is tied to this machine is no news here.
     options.log_severity_level = 4
-    if path.is_file():  # constants that several files share are beside it
+    if path.is_file():
         options.add_session_config_entry(_BESIDE, str(path.parent))
-    if dump is not None:
-        options.optimized_model_filepath = str(dump)
+    for name, value in more.items():
+        setattr(options, name, value)
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model, options, providers=[provider], enable_fallback=0
+        )
     except Exception as error:  # onnxruntime's exceptions share no base class
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: ONNX Runtime cannot load it: {reason}") from None
+    if provider not in session.get_providers():  # it goes on with the CPU alone
+        raise not_started(provider)
+    return session
+
+
+def not_started(provider: str) -> UserError:
+    """Return the refusal of a machine that lacks what `provider` runs on."""
+    return UserError(
+        f"ONNX Runtime's {provider} did not start: no GPU, driver or library of its own was "
+        "found (nvidia-smi tells); leave it out to check on the CPU"
+    )
 
 
 def _with_outputs(data: bytes, tensors: Sequence[str]) -> bytes:

@@ -31,6 +31,7 @@ class RuntimeEntry:
         saturates: its u8s8 sums are what `runtimes.isa` probes.
         timed: its latency says something.
         covers: of the runtimes of a check its graph counts as *the* integer coverage.
+        provider: what ``--ort-provider`` calls it, where it is a provider of ONNX Runtime.
     """
 
     name: str
@@ -43,6 +44,7 @@ class RuntimeEntry:
     saturates: bool = False
     timed: bool = True
     covers: bool = False
+    provider: str | None = None
 
     @property
     def exact(self) -> bool:
@@ -86,6 +88,18 @@ RUNTIMES: dict[str, RuntimeEntry] = {
         "ort", "runtimes.ort:OrtRuntime", "ONNX Runtime, CPU, on model.onnx",
         runs="onnx", package="onnxruntime", saturates=True, covers=True,
     ),
+    "ort-cuda": RuntimeEntry(
+        "ort-cuda", "runtimes.ort_gpu:OrtCudaRuntime",
+        "ONNX Runtime, CUDA, on model.onnx",
+        runs="onnx", package="onnxruntime-gpu", provider="cuda",
+        differs="computes most quantized convolutions in floating point (docs/gpu.md)",
+    ),
+    "ort-tensorrt": RuntimeEntry(
+        "ort-tensorrt", "runtimes.ort_gpu:OrtTensorRtRuntime",
+        "ONNX Runtime, TensorRT, on model.onnx",
+        runs="onnx", package="onnxruntime-gpu", provider="tensorrt",
+        differs="compiles engines of TensorRT, which round in their own way (docs/gpu.md)",
+    ),
     "tvm": RuntimeEntry(
         "tvm", "runtimes.tvm:TvmRuntime", "TVM virtual machine, llvm, on model.so",
         runs="tvm", package="apache-tvm", extra="tvm",
@@ -100,6 +114,10 @@ EXACT = tuple(name for name, entry in RUNTIMES.items() if entry.exact)
 TIMED = tuple(name for name, entry in RUNTIMES.items() if entry.timed)
 # What executes an ONNX file where nothing else is asked for.
 ENGINE = next(name for name, entry in RUNTIMES.items() if entry.covers)
+# Runtimes by what `qtool check --ort-provider` calls them.
+PROVIDERS = {
+    entry.provider: name for name, entry in RUNTIMES.items() if entry.provider is not None
+}
 # Where `qtool search` may measure latency: what it finds is to be exact where it is fast.
 SEARCHED = tuple(name for name in TIMED if name in EXACT)
 

@@ -162,6 +162,7 @@ def check(
     original: Path | None = None,
     float_file: Path | None = None,
     pairs: str | None = None,
+    beside: Sequence[str] = (),
 ) -> list[CheckRecord]:
     """Return a record for each model among `files`.
 
@@ -175,27 +176,26 @@ def check(
         original: the run or the imported file to compare with, tensor by tensor.
         float_file: the run's float network as ONNX, where it is exported already.
         pairs: which of a file of several pairs; None for all.
+        beside: runtimes that are used too, whatever `runtimes` says.
     """
     origins = Origins(run, original, float_file)
     origins.check()
     with opened_baselines(origins, progress) as baselines:
         task = Task(origins, baselines, progress)
         return [
-            check_model(model, *_chosen(model, folder, runtimes, dataset), task)
+            check_model(model, _data(model, folder, dataset), chosen, task)
             for model in open_models(files, pairs)
+            # Before data are loaded: what is missing is said at once.
+            for chosen in [choose_runtimes(model, runtimes, beside)]
         ]
 
 
-def _chosen(
-    model: Model,
-    folder: Path | str | None,
-    runtimes: Sequence[str] | None,
-    dataset: str | None,
-) -> tuple[DataSet | RandomInputs, dict[str, Artifact]]:
-    """Return data and runtimes of one model, as `check` says."""
-    chosen, facts = choose_runtimes(model, runtimes), model.facts
+def _data(
+    model: Model, folder: Path | str | None, dataset: str | None
+) -> DataSet | RandomInputs:
+    """Return what one model is run on, as `check` says."""
+    facts = model.facts
     name = dataset or facts["dataset"]
     if name is None:
-        return random_inputs(facts), chosen
-    data = load_dataset(name, folder, facts["input_shape"][-1], facts["frames"])
-    return data, chosen
+        return random_inputs(facts)
+    return load_dataset(name, folder, facts["input_shape"][-1], facts["frames"])

@@ -110,19 +110,26 @@ def file_bytes(artifact: Artifact) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def choose_runtimes(model: Model, wanted: Sequence[str] | None) -> dict[str, Artifact]:
+def choose_runtimes(
+    model: Model, wanted: Sequence[str] | None, beside: Sequence[str] = ()
+) -> dict[str, Artifact]:
     """Return what to use: runtimes that were asked for, or all exact ones, and their files.
+
+    Args:
+        model: what they execute.
+        wanted: names of runtimes; None for the exact ones.
+        beside: names of others.
 
     Raises:
         UserError: an unknown runtime, one whose file or package is missing, or code that was
             compiled for another CPU.
     """
     chosen: dict[str, Artifact] = {}
-    for name in wanted or EXACT:
+    for name in [*(wanted or EXACT), *beside]:
         entry, artifact = runtime_entry(name), model.artifact(name)
         if artifact is not None:
             chosen[name] = artifact
-        elif wanted:
+        elif wanted or name in beside:
             needed = TARGETS[entry.runs].a_file
             raise UserError(f"runtime {name} needs {needed} of this model among the files")
     if not chosen:

@@ -7,7 +7,7 @@ import click
 
 from qtool.cli.options import FILE, FOLDER, NUMBER, data_option
 from qtool.cli.session import progress_shown, show
-from runtimes.registry import RUNTIMES
+from runtimes.registry import PROVIDERS, RUNTIMES
 
 
 @click.command()
@@ -18,6 +18,10 @@ from runtimes.registry import RUNTIMES
     "--bits", metavar="w4a4,...", help="Of a file of several pairs, these; all without it."
 )
 @click.option("--runtime", metavar="NAMES", help=f"Comma-separated: {','.join(RUNTIMES)}.")
+@click.option(
+    "--ort-provider", type=click.Choice([*PROVIDERS]), multiple=True,
+    help="Also ONNX Runtime on a GPU; can be repeated.",
+)  # fmt: skip
 @click.option("--reference", type=FOLDER, metavar="RUN", help="Also run RUN's torch models.")
 @click.option(
     "--original", type=click.Path(path_type=Path), metavar="FILE|RUN",
@@ -37,9 +41,10 @@ from runtimes.registry import RUNTIMES
 @click.option("--force", is_flag=True, help="Replace the report in --json.")
 def check(
     files: Sequence[Path], data: Path | str | None, dataset: str | None, bits: str | None,
-    runtime: str | None, reference: Path | None, original: Path | None,
-    min_accuracy: float | None, max_bops: str | None, require_parity: bool,
-    require_original: bool, min_snr: float | None, output: Path | None, force: bool,
+    runtime: str | None, ort_provider: Sequence[str], reference: Path | None,
+    original: Path | None, min_accuracy: float | None, max_bops: str | None,
+    require_parity: bool, require_original: bool, min_snr: float | None,
+    output: Path | None, force: bool,
 ) -> None:  # fmt: skip
     """Run deployed FILES and report accuracy, parity, cost, integer coverage and latency.
 
@@ -60,8 +65,9 @@ def check(
     names = runtime.split(",") if runtime else None
     with progress_shown() as progress:
         records = run_check(
-            files, data, names, reference, progress, dataset, original, pairs=bits
-        )
+            files, data, names, reference, progress, dataset, original, pairs=bits,
+            beside=[PROVIDERS[name] for name in ort_provider],
+        )  # fmt: skip
     if output is not None:
         contents = [record.to_json() for record in records]
         write_json(output, contents[0] if len(contents) == 1 else {"models": contents})
