@@ -82,6 +82,15 @@ class TellsIslands(Protocol):
 
 
 @runtime_checkable
+class TellsDevice(Protocol):
+    """A runtime that does not always compute on the same kind of device."""
+
+    @property
+    def device(self) -> str:
+        """What it computes on."""
+
+
+@runtime_checkable
 class TellsTables(Protocol):
     """A runtime that looks answers up in tables with operators of its own."""
 

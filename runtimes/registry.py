@@ -28,6 +28,8 @@ class RuntimeEntry:
         package: the distribution that it is part of: its version is the runtime's.
         extra: of qtool, that installs it; None: always installed.
         differs: why it need not compute the reference's integers; None: it must.
+        asked: why `qtool check` uses it on request only, though it is exact; None: it does
+            unasked.
         saturates: its u8s8 sums are what `runtimes.isa` probes.
         timed: its latency says something.
         covers: of the runtimes of a check its graph counts as *the* integer coverage.
@@ -41,6 +43,7 @@ class RuntimeEntry:
     package: str
     extra: str | None = None
     differs: str | None = None
+    asked: str | None = None
     saturates: bool = False
     timed: bool = True
     covers: bool = False
@@ -48,13 +51,19 @@ class RuntimeEntry:
 
     @property
     def exact(self) -> bool:
-        """Must it compute the reference's integers? If so `qtool check` uses it unasked."""
+        """Must it compute the reference's integers?"""
         return self.differs is None
+
+    @property
+    def unasked(self) -> bool:
+        """Does `qtool check` use it where nothing else is said?"""
+        return self.exact and self.asked is None
 
     @property
     def line(self) -> str:
         """What `qtool list` says."""
-        exact = "" if self.exact else "; not exact, used on request"
+        asked = "" if self.asked is None else f"; used on request: {self.asked}"
+        exact = asked if self.exact else "; not exact, used on request"
         extra = "" if self.extra is None else f" (extra: {self.extra})"
         return f"{self.summary}{exact}{extra}"
 
@@ -109,8 +118,14 @@ RUNTIMES: dict[str, RuntimeEntry] = {
         runs="onnx", package="openvino", extra="openvino",
         differs="rounds in its own way (docs/openvino.md)",
     ),
+    "triton": RuntimeEntry(
+        "triton", "runtimes.triton.runtime:TritonRuntime",
+        "Triton kernels on a CUDA GPU, on model.onnx",
+        runs="onnx", package="triton", extra="gpu", asked="it needs a GPU", timed=False,
+    ),
 }  # fmt: skip
 EXACT = tuple(name for name, entry in RUNTIMES.items() if entry.exact)
+UNASKED = tuple(name for name, entry in RUNTIMES.items() if entry.unasked)
 TIMED = tuple(name for name, entry in RUNTIMES.items() if entry.timed)
 # What executes an ONNX file where nothing else is asked for.
 ENGINE = next(name for name, entry in RUNTIMES.items() if entry.covers)

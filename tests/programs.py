@@ -254,6 +254,18 @@ def resnet(channels: Sequence[int], size: int) -> Net:
     return net
 
 
+def everything() -> Program:
+    """A program of every operator but an island."""
+    net = Net((4, 6, 6), raw=False)
+    x = net.conv(net.input, 4)
+    x = net.add(x, net.mul(x, net.average(x)))
+    x = net.concat(net.pool(net.shuffle(x), 3), net.lookup(x))
+    x = net.cut(net.pad(net.upsample(x)))
+    x = net.gemm(net.flatten(x), 5)
+    net.gemm(x, 3, FloatGemm)
+    return net.program()
+
+
 def exact(
     net: Net, output: str | None = None, batch: int = 1, target: CpuTarget | None = None
 ) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Every operator of the dialect is known everywhere; one that is not, is refused everywhere.
 
-A new `Op` fails here until it has a reader, validation, a reference, a portable kernel, both
-ONNX forms and a place in the fuzzer.
+A new `Op` fails here until it has a reader, validation, a reference, a portable kernel, a
+Triton launch, both ONNX forms and a place in the fuzzer.
 """
 
 import dataclasses
 import importlib
 import pkgutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ import onnx_ir as ir
 import pytest
 from conftest import graph
 from fuzz_check import lowered
-from programs import Net
+from programs import everything
 
 from passes.emit.onnx import onnx_qdq, onnx_qop
 from passes.emit.tvm import te_kernels
@@ -25,7 +26,6 @@ from qtool.core import dialect, validate_program
 from qtool.core.dialect import (
     Add,
     Concat,
-    FloatGemm,
     Grid,
     Island,
     Lookup,
@@ -108,6 +108,16 @@ PLACES: dict[str, Callable[[type[Op]], bool]] = {
 }
 
 
+def triton_operators() -> Collection[type[Op]]:
+    from runtimes.triton.operators import OPERATORS
+
+    return OPERATORS
+
+
+if find_spec("triton") is not None:  # extra gpu
+    PLACES["Triton"] = lambda kind: kind in triton_operators()
+
+
 def missing(kind: type[Op]) -> list[str]:
     """Where `kind` is not known."""
     return [place for place, knows in PLACES.items() if not knows(kind)]
@@ -182,6 +192,11 @@ def test_a_made_up_operator_is_refused_by_name() -> None:
         reference.execute(program.ops[1], [np.zeros((1, 4), np.uint8)])
     with pytest.raises(TypeError, match="who: MadeUp has no TVM kernel"):
         te_kernels.kernel(program.ops[1])
+    pytest.importorskip("triton", reason="Triton is not installed: extra gpu")
+    from runtimes.triton.operators import planned
+
+    with pytest.raises(TypeError, match="who: MadeUp has no Triton kernel"):
+        planned(program.ops[1], None)  # type: ignore[arg-type]
 
 
 UNKNOWN = """<ir_version: 10, opset_import: ["" : 21]>
@@ -246,18 +261,6 @@ def test_the_grids_of_an_average_pool_are_checked() -> None:
 
 
 # Programs whose operators do not fit each other
-
-
-def everything() -> Program:
-    """A program of every operator but an island."""
-    net = Net((4, 6, 6), raw=False)
-    x = net.conv(net.input, 4)
-    x = net.add(x, net.mul(x, net.average(x)))
-    x = net.concat(net.pool(net.shuffle(x), 3), net.lookup(x))
-    x = net.cut(net.pad(net.upsample(x)))
-    x = net.gemm(net.flatten(x), 5)
-    net.gemm(x, 3, FloatGemm)
-    return net.program()
 
 
 def replaced(program: Program, index: int, **fields: object) -> Program:

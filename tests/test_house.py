@@ -47,6 +47,8 @@ COMMON = (
 SHARED_WINGS = {"passes.emit.cuda": ("passes.emit.tvm",)}
 # The only places that import TVM itself.
 TVM = ("passes.emit.tvm", "runtimes.tvm", "runtimes.host_cpu")
+# The only place that imports Triton, and of the runtimes and passes the only one with torch.
+TRITON = "runtimes.triton"
 MAX_FILE, MAX_FUNCTION = 350, 40
 
 Sources = dict[str, str]
@@ -199,10 +201,18 @@ def test_a_circle_is_found() -> None:
 
 
 def test_passes_runtimes_and_core_do_not_import_torch() -> None:
+    """But for the runtime that computes on torch's tensors."""
     for module, text in TEXTS.items():
         if any(inside(module, room) for room in ("passes", "runtimes", "qtool.core")):
             tops = {name.split(".")[0] for name in imported(text)}
-            assert not tops & {"torch", "onnxscript", "safetensors"}, module
+            heavy = {"onnxscript", "safetensors"}
+            assert not tops & (heavy if inside(module, TRITON) else heavy | {"torch"}), module
+
+
+def test_triton_is_imported_only_where_its_kernels_are() -> None:
+    for module, text in TEXTS.items():
+        tops = {name.split(".")[0] for name in imported(text)}
+        assert "triton" not in tops or inside(module, TRITON), module
 
 
 def test_tvm_is_imported_only_where_it_was_asked_for() -> None:

@@ -21,7 +21,7 @@ from qtool.core.records import from_json
 from qtool.data import load_dataset
 from qtool.data.images import DataSet
 from qtool.data.random_inputs import RandomInputs, random_inputs
-from runtimes.base import Artifact, TellsTables
+from runtimes.base import Artifact, TellsDevice, TellsTables
 from runtimes.isa import read_isa
 from runtimes.registry import RUNTIMES
 
@@ -74,6 +74,7 @@ def check_model(
         integer_coverage=_measured({name: each.coverage for name, each in engines.items()}),
         islands=island_differences(model, checked, data),
         float_ops={name: each.coverage.float_ops for name, each in engines.items()},
+        devices={n: each.device for n, each in engines.items() if each.device} or None,
         latency_ms=times,
         slow=slow(times, {name: each.why_slow for name, each in engines.items()}),
         fp32_file_bytes=None if whole is None else whole.stat().st_size,
@@ -92,10 +93,11 @@ def _accuracy(
 
 @dataclass(frozen=True)
 class Engine:
-    """What a runtime executes: float operators, and what may make it slow."""
+    """What a runtime executes: float operators, what may make it slow, and on what device."""
 
     coverage: Coverage
     why_slow: str | None
+    device: str | None
 
 
 def _run_all(
@@ -110,7 +112,8 @@ def _run_all(
         ops = dict(runtime.float_ops())
         tables = runtime.table_ops() if isinstance(runtime, TellsTables) else None
         coverage = Coverage(name, ops, island_ops(runtime, model))
-        engines[name] = Engine(coverage, why_slow(tables, ops))
+        device = runtime.device if isinstance(runtime, TellsDevice) else None
+        engines[name] = Engine(coverage, why_slow(tables, ops), device)
     return checked, engines
 
 
@@ -169,7 +172,7 @@ def check(
     Args:
         files: artifacts.
         folder: of the data set's files, or package.module:factory.
-        runtimes: their names; None for all exact ones that have an artifact.
+        runtimes: their names; None for `runtimes.registry.UNASKED` that have an artifact.
         run: whose torch models to run too.
         progress: where the user sees what is going on.
         dataset: name; without it the one that the file names, else random inputs.

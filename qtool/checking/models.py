@@ -13,7 +13,7 @@ from qtool.core.dialect import Program
 from qtool.core.errors import UserError
 from qtool.export.read import read_onnx
 from runtimes.base import Artifact
-from runtimes.registry import EXACT, RUNTIMES, runtime_entry
+from runtimes.registry import RUNTIMES, UNASKED, runtime_entry
 
 
 @dataclass
@@ -113,11 +113,11 @@ def file_bytes(artifact: Artifact) -> int:
 def choose_runtimes(
     model: Model, wanted: Sequence[str] | None, beside: Sequence[str] = ()
 ) -> dict[str, Artifact]:
-    """Return what to use: runtimes that were asked for, or all exact ones, and their files.
+    """Return what to use: runtimes that were asked for, or `UNASKED`, and their files.
 
     Args:
         model: what they execute.
-        wanted: names of runtimes; None for the exact ones.
+        wanted: names of runtimes; None for `UNASKED`.
         beside: names of others.
 
     Raises:
@@ -125,7 +125,7 @@ def choose_runtimes(
             compiled for another CPU.
     """
     chosen: dict[str, Artifact] = {}
-    for name in [*(wanted or EXACT), *beside]:
+    for name in [*(wanted or UNASKED), *beside]:
         entry, artifact = runtime_entry(name), model.artifact(name)
         if artifact is not None:
             chosen[name] = artifact

@@ -181,7 +181,8 @@ class CheckRecord:
     `modules` are in the JSON each under the name of the runtime that executes it. `original`
     is there where the files were compared with where they come from, `slow` where integers
     were slower than what they replace, `fp32_file_bytes` where the float network was at hand.
-    `zero_shot` says what bits that were never trained were given. `fp32_accuracy`,
+    `zero_shot` says what bits that were never trained were given, `devices` what runtimes
+    computed on that have a choice. `fp32_accuracy`,
     `budget_bops` and `seconds` are the demo's.
     """
 
@@ -204,6 +205,7 @@ class CheckRecord:
     integer_coverage: Coverage
     islands: tuple[IslandRecord, ...]
     float_ops: Mapping[str, Mapping[str, int]]
+    devices: Mapping[str, str] | None = None
     latency_ms: Mapping[str, Latency]
     slow: tuple[str, ...] | None = None
     fp32_accuracy: float | None = None

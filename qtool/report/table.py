@@ -45,6 +45,8 @@ def rows(record: CheckRecord) -> Iterator[tuple[str, str]]:
             yield "integer coverage", _coverage(floats, name)
     if record.islands:
         yield "float islands", _islands(record)
+    for name, device in (record.devices or {}).items():
+        yield f"{name} device", device
     for name, module in record.modules.items():
         yield from _module(name, module)
     for name, latency in record.latency_ms.items():
