@@ -25,6 +25,7 @@ from qtool.export.read import load_graph
 from qtool.export.trace import trace, trace_float
 from qtool.models import model_factory
 from qtool.nn.control import calibrate, quantizers
+from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.prepare.prepare import QuantSpec, prepare
 
 
@@ -144,4 +145,5 @@ def jitter_steps(prepared: nn.Module) -> None:
         if isinstance(quantizer.step, nn.Parameter):
             with torch.no_grad():
                 quantizer.step.mul_(torch.empty_like(quantizer.step).uniform_(0.9, 1.1))
+        if isinstance(quantizer, FakeQuantizer):  # weights have steps without a limit
             quantizer.limit()

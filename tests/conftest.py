@@ -18,8 +18,8 @@ from qtool.cli import main as cli
 
 # Graphs are checked between passes, in the processes that tests start too.
 os.environ[DEBUG] = "1"
-# Triton asks when it is imported: its kernels are interpreted, here and there.
-os.environ["TRITON_INTERPRET"] = "1"
+# Triton's kernels are interpreted, in those too; with 0 they run on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 TINY = [
     "--set", "train_images=256", "--set", "batch_size=64", "--set", "meta_epochs=1",

@@ -1,4 +1,8 @@
-"""The Triton runtime in Triton's interpreter: the kernels of a GPU, run on this CPU."""
+"""The Triton runtime in Triton's interpreter: the kernels of a GPU, run on this CPU.
+
+On a machine with a GPU ``TRITON_INTERPRET=0 python -m pytest tests/test_triton.py`` compiles
+them and runs them there.
+"""
 
 import json
 import subprocess
@@ -40,6 +44,7 @@ from runtimes.registry import RUNTIMES
 
 pytest.importorskip("triton", reason="Triton is not installed: extra gpu")
 
+from triton import knobs
 from triton_programs import same
 
 from runtimes.triton import layers
@@ -50,6 +55,9 @@ from runtimes.triton.plan import Plan
 from runtimes.triton.runtime import TritonRuntime
 from runtimes.triton.tiles import _TILES, Tile, matrix_tile
 
+INTERPRETED = pytest.mark.skipif(
+    not knobs.runtime.interpret, reason="its kernels run on the GPU, not interpreted"
+)
 F32 = np.float32
 META = Device(torch.device("meta"), 132, "no device")
 
@@ -253,6 +261,7 @@ def test_a_batch_of_another_size_gets_a_plan_of_its_own() -> None:
     assert runtime._session is not None and runtime._session.batch == 2
 
 
+@INTERPRETED
 def test_a_gpu_replays_what_it_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of calls that a CUDA graph needs; the kernels are interpreted all the same."""
     calls: list[str] = []
@@ -286,6 +295,7 @@ def test_a_gpu_replays_what_it_recorded(monkeypatch: pytest.MonkeyPatch) -> None
 # What the user sees
 
 
+@INTERPRETED
 def test_check_says_that_kernels_were_interpreted(tiny: Path, tmp_path: Path) -> None:
     report = tmp_path / "check.json"
     command = ("check", tiny / "model.onnx", "--runtime", "reference,triton")
@@ -312,7 +322,7 @@ def test_it_is_used_on_request_only(tiny: Path) -> None:
 def test_without_a_gpu_the_interpreter_is_named(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(INTERPRET)
+    monkeypatch.setenv(INTERPRET, "0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = run_qtool("check", tiny / "model.onnx", "--runtime", "triton")
     refused(result, "needs a CUDA GPU, and PyTorch finds none: TRITON_INTERPRET=1 in the")
