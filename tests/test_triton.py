@@ -229,6 +229,22 @@ def test_odd_reshapes_are_exact() -> None:
     same(net.program(), net.images(2))
 
 
+@pytest.mark.parametrize("start", [0, 1])
+def test_the_first_layer_reads_words(start: int) -> None:
+    """Three channels have four bytes a pixel; three of four are read as they are."""
+    net = Net((3, 5, 4), raw=False, wild=True)
+    net.conv(net.input, 5)
+    same(net.program(), net.images(2))
+    (layer,) = (e for e in plan_of(net.program()).launches if "W_PITCH" in e.constants)
+    assert layer.constants["CHANNELS"] == layer.constants["X_STRIDES"][2] == 4
+    net = Net((4, 5, 4), wild=True)
+    three = net.op(Slice, "x", (3, 5, 4), starts=(start, 0, 0), steps=(1, 1, 1))
+    net.conv(three, 5)
+    same(net.program(), net.images(2))
+    (layer,) = (e for e in plan_of(net.program()).launches if "W_PITCH" in e.constants)
+    assert layer.constants["CHANNELS"] == (3 if start else 4)
+
+
 def test_one_launch_a_layer() -> None:
     program = mobilenet_v2(32).program()
     layers_of = [op.name for op in program.ops if not isinstance(op, Reshape)]

@@ -14,7 +14,7 @@ from qtool.core.numerics import Floats
 from runtimes.triton.kernels import pools
 from runtimes.triton.kernels.contraction import contract
 from runtimes.triton.kernels.depthwise import depthwise
-from runtimes.triton.plan import Plan
+from runtimes.triton.plan import Plan, whole_words
 from runtimes.triton.tiles import STAGES, count, matrix_tile, plane_tile
 from runtimes.triton.window import SHIFT, window_behind
 
@@ -67,10 +67,12 @@ def _contract(
     """Plan a matrix product from one of `ends` to the other."""
     (x, y), weight = ends, weight_of(op)
     outputs, channels = len(weight) // groups, weight.shape[1]
+    if groups == 1 and _has_whole_words(x):
+        channels = whole_words(channels)  # further weights are 0
     total = plan.batch * shape["OUT"][0] * shape["OUT"][1]
-    length = weight[0].size
+    length = shape["KERNEL"][0] * shape["KERNEL"][1] * channels
     tile = matrix_tile(total, outputs, groups, channels, length, plan.device.processors)
-    packed = plan.constant(op, "weights", lambda: _packed(weight))
+    packed = plan.constant(op, "weights", lambda: _packed(weight, channels))
     plan.launch(
         op.name, contract, (count(total, tile.pixels), count(outputs, tile.columns), groups),
         (x, packed, *_epilogue(op, plan), y, total, *_numbers(op)),
@@ -83,9 +85,16 @@ def _contract(
     )  # fmt: skip
 
 
-def _packed(weight: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Return weights as (O, K), K over kernel rows, columns and channels, then zeros."""
-    flat = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
+def _has_whole_words(x: Tensor) -> bool:
+    """Are pixels whole words, with bytes behind the channels where these are fewer?"""
+    steps = (1, whole_words(x.shape[1]))
+    return x.ndim == 4 and x.stride()[1::2] == steps and x.storage_offset() % steps[1] == 0
+
+
+def _packed(weight: NDArray[np.int8], channels: int) -> NDArray[np.int8]:
+    """Return weights as (O, K), K over kernel rows, columns and `channels`, then zeros."""
+    more = [(0, 0), (0, channels - weight.shape[1]), *[(0, 0)] * (weight.ndim - 2)]
+    flat = np.moveaxis(np.pad(weight, more), 1, -1).reshape(len(weight), -1)
     return np.pad(flat, ((0, 0), (0, -flat.shape[1] % _PITCH)))
 
 

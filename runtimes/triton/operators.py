@@ -54,12 +54,8 @@ def make_plan(
     """
     plan = Plan(program, batch, device, constants, keep)
     if program.input_kind == "uint8":
-        pixels = plan.input
-        shifted = torch.empty(
-            pixels.shape, dtype=torch.int8, device=device.torch,
-            memory_format=torch.channels_last if pixels.ndim == 4 else torch.contiguous_format,
-        )  # fmt: skip
-        spread(plan, program.input_name, elementwise.shift_pixels, (pixels, shifted))
+        shifted = plan.image(program.input_name, program.input_shape)
+        spread(plan, program.input_name, elementwise.shift_pixels, (plan.input, shifted))
         plan.tensors[program.input_name] = shifted
     for index, op in enumerate(program.ops):
         plan.finish(index, op, planned(op, plan))
@@ -81,7 +77,7 @@ def planned(op: Op, plan: Plan) -> Tensor:
 
 
 def _quantize(op: Quantize, plan: Plan) -> Tensor:
-    operands = (plan.read(op), plan.result(op))
+    operands = (plan.read(op), plan.image(op.output, op.shape))
     numbers = (float(op.grid.scale), *window_behind(op))
     spread(plan, op.name, elementwise.quantize, operands, *numbers)
     return operands[-1]

@@ -20,6 +20,8 @@ from runtimes.triton.launch import Launch
 
 # Kernels count elements in int32.
 _MOST = 2**31 - 1
+# Bytes that are read at once, at least.
+_WORD = 4
 # Operators whose results may be views of what they read.
 _VIEWS = (Reshape, Slice, Transpose)
 
@@ -60,9 +62,22 @@ class Plan:
 
     def result(self, op: Op, kind: torch.dtype = torch.int8) -> Tensor:
         """Return memory for the result of `op`, (N, C, ...), channels innermost."""
-        batch, channels, *spatial = self._sized(op.name, op.shape)
-        size = batch * prod(op.shape) * kind.itemsize
-        flat = self._memory.take(op.output, size).view(kind)
+        return self._nhwc(op.output, op.shape, kind)
+
+    def image(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Return memory for the codes of the model's input, as `result`.
+
+        A pixel of three channels has four bytes, so that the first layer reads words; what is
+        in the fourth does not matter.
+        """
+        channels, *spatial = shape
+        wide = self._nhwc(name, (whole_words(channels), *spatial), torch.int8)
+        return wide[:, :channels]
+
+    def _nhwc(self, name: str, shape: Sequence[int], kind: torch.dtype) -> Tensor:
+        batch, channels, *spatial = self._sized(name, shape)
+        size = batch * prod(shape) * kind.itemsize
+        flat = self._memory.take(name, size).view(kind)
         return flat.view(batch, *spatial, channels).movedim(-1, 1)
 
     def constant(self, op: Op, name: str, make: Callable[[], NDArray[Any]]) -> Tensor:
@@ -96,11 +111,16 @@ class Plan:
     def _sized(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
         if self.batch * prod(shape) > _MOST:
             raise UserError(
-                f"{name}: {self.batch} images of {'x'.join(map(str, shape))} are more than "
-                f"the {_MOST:,} elements that the kernels of runtime triton count; run fewer "
-                "images at once"
+                f"tensor {name}: {self.batch} images of {'x'.join(map(str, shape))} are more "
+                f"than the {_MOST:,} elements that the kernels of runtime triton count; run "
+                "fewer images at once"
             )
         return (self.batch, *shape)
+
+
+def whole_words(channels: int) -> int:
+    """Return how many bytes of whole words hold a pixel: 3 channels are 4 bytes."""
+    return -(-channels // _WORD) * _WORD
 
 
 class _Memory:
@@ -135,7 +155,7 @@ class _Memory:
         else:
             block = torch.empty(size, dtype=torch.int8, device=self._device)
             self.blocks.append(block)
-        self._taken.setdefault(self._owner[tensor], []).append(block)
+        self._taken.setdefault(self._owner.get(tensor, tensor), []).append(block)
         return block[:size]
 
     def give_back(self, index: int) -> None:

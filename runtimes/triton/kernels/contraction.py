@@ -64,10 +64,10 @@ def products(
     """Return kernel position and channel of DEPTH products from `start` on, (1, DEPTH).
 
     The position is one for all, which makes for wide loads, where steps end with a position's
-    channels. Beyond the last product any code will do: its weight is 0.
+    channels. Beyond the last position any code will do: its weight is 0.
     """
     if CHANNELS % DEPTH == 0:
         return start // CHANNELS, (start % CHANNELS + tl.arange(0, DEPTH))[None, :]
     else:
-        step = tl.minimum(start + tl.arange(0, DEPTH), PLACES * CHANNELS - 1)[None, :]
-        return step // CHANNELS, step % CHANNELS
+        step = (start + tl.arange(0, DEPTH))[None, :]
+        return tl.minimum(step // CHANNELS, PLACES - 1), step % CHANNELS
