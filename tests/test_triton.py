@@ -53,7 +53,7 @@ from runtimes.triton.graph import Session
 from runtimes.triton.operators import make_plan
 from runtimes.triton.plan import Plan
 from runtimes.triton.runtime import TritonRuntime
-from runtimes.triton.tiles import _TILES, Tile, matrix_tile
+from runtimes.triton.tiles import _TILES, Tile, matrix_tile, plane_tile
 
 INTERPRETED = pytest.mark.skipif(
     not knobs.runtime.interpret, reason="its kernels run on the GPU, not interpreted"
@@ -149,6 +149,14 @@ def test_tiles_fill_the_device() -> None:
     assert matrix_tile(1, 10, 1, 64, 64, 132) == Tile(16, 16, 64, 2)
     assert matrix_tile(100_352, 16, 1, 96, 96, 132) == Tile(128, 16, 32, 4)
     assert matrix_tile(9, 64, 1, 3, 27, 1).depth == 32
+    assert [plane_tile(n, 1024)[1] for n in (256, 96, 24, 19, 140, 1)] == [
+        128,
+        32,
+        8,
+        32,
+        128,
+        1,
+    ]
 
 
 def test_ties_nan_and_values_out_of_range() -> None:

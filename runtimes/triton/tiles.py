@@ -10,6 +10,8 @@ _TILES = (
 )  # fmt: skip
 # Channels a step; tensor cores multiply 32 int8 at a time.
 _DEPTHS = (128, 64, 32)
+# Channels of a program without a product: at most, and where any others are left over.
+_COLUMNS, _FEWEST = 128, 8
 # Loads that are in flight while a tile is multiplied.
 STAGES = 3
 
@@ -47,8 +49,12 @@ def matrix_tile(
 
 
 def plane_tile(channels: int, block: int) -> tuple[int, int]:
-    """Return the pixels and channels of a program of `block` results that are no product."""
-    columns = min(128, power(channels, 1))
+    """Return the pixels and channels of a program of `block` results that are no product.
+
+    Channels that divide all of them, or else too many.
+    """
+    shared = channels & -channels  # the largest power of two that divides them
+    columns = min(_COLUMNS, shared if shared >= _FEWEST else power(channels, 1))
     return block // columns, columns
 
 

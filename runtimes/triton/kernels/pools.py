@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from runtimes.triton.kernels.rounding import to_codes
-from runtimes.triton.kernels.windows import corners, load_codes
+from runtimes.triton.kernels.windows import corners, known, load_codes
 
 
 @triton.jit
@@ -18,8 +18,7 @@ def max_pool(
     pixel = (tl.program_id(0) * PIXELS + tl.arange(0, PIXELS))[:, None]
     channel = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     image, row, line = corners(tl.minimum(pixel, pixels - 1), OUT, STRIDES, CORNER)
-    known = tl.minimum(channel, CHANNELS - 1)
-    first = x + image * X_STRIDES[0] + known * X_STRIDES[3]
+    first = x + image * X_STRIDES[0] + known(channel, CHANNELS, COLUMNS) * X_STRIDES[3]
     top = tl.full((PIXELS, COLUMNS), -128, tl.int8)
     for place in range(KERNEL[0] * KERNEL[1]):
         i = row + place // KERNEL[1]
@@ -42,8 +41,8 @@ def average(
     `numerics.average_factor`.
     """
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    known = tl.minimum(channel, CHANNELS - 1)
-    first = x + tl.program_id(0) * X_STRIDES[0] + known[None, :] * X_STRIDES[3]
+    there = known(channel, CHANNELS, COLUMNS)
+    first = x + tl.program_id(0) * X_STRIDES[0] + there[None, :] * X_STRIDES[3]
     total = tl.full((PIXELS, COLUMNS), 0, tl.int32)
     for start in range(0, IN[0] * IN[1], PIXELS):
         pixel = (start + tl.arange(0, PIXELS))[:, None]

@@ -13,6 +13,18 @@ def corners(pixel, OUT: tl.constexpr, STRIDES: tl.constexpr, CORNER: tl.constexp
 
 
 @triton.jit
+def known(channel, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return the channels that there are: the last one for those beyond it.
+
+    Where COLUMNS divide CHANNELS all are, and the compiler sees them follow each other.
+    """
+    if CHANNELS % COLUMNS == 0:
+        return channel
+    else:
+        return tl.minimum(channel, CHANNELS - 1)
+
+
+@triton.jit
 def load_codes(at, row, column, border, IN: tl.constexpr, PADDED: tl.constexpr):
     """Return the codes in memory at `at`, which is (row, column) of an image, or `border`."""
     if PADDED:
