@@ -5,6 +5,7 @@ them and runs them there.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -393,3 +394,19 @@ print(sorted({"torch", "triton"} & {*sys.modules}))
 def test_the_runtime_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", _REGISTRY], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "value, said", [("0", "PyTorch finds none"), ("1", "say nothing: unset TRITON_INTERPRET")]
+)
+def test_the_benchmark_needs_a_gpu(value: str, said: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    script = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True,
+        env=os.environ | {INTERPRET: value},
+    )  # fmt: skip
+    assert done.returncode != 0 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert said in done.stderr
