@@ -271,6 +271,14 @@ def test_memory_is_used_again() -> None:
     assert 3 * largest <= taken[False] <= 4 * largest < taken[True] / 2
 
 
+def test_what_a_view_shows_stays() -> None:
+    """The table's result is read for the last time before its transpose is."""
+    net = Net((2, 5, 5))
+    turned = net.op(Transpose, net.lookup("x"), (2, 5, 5), perm=(0, 1, 3, 2))
+    net.add(net.lookup("x"), turned)
+    same(net.program(), net.images(2))
+
+
 def test_more_elements_than_kernels_count_are_refused() -> None:
     program = resnet((64,), 224).program()
     with pytest.raises(UserError, match=r"3000 images of 64x112x112 are more than the 2,147"):

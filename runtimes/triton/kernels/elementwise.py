@@ -25,10 +25,9 @@ def quantize(
     x, y, total, scale, low, high, shift,
     SIZES: tl.constexpr, X: tl.constexpr, Y: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``rint(x / scale) + zero_point``, a true division; NaN becomes the lowest code."""
+    """``rint(x / scale) + zero_point``, a true division."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = tl.div_rn(tl.load(x + place(index, SIZES, X), mask=index < total), scale)
-    value = tl.where(value == value, value, low)
     codes = to_codes(value, low, high, shift)
     tl.store(y + place(index, SIZES, Y), codes, mask=index < total)
 

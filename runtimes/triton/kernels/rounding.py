@@ -16,7 +16,7 @@ def to_codes(value, low, high, shift):
     no compiler can contract then.
 
     Args:
-        value: float32, not NaN.
+        value: float32. Of NaN and `low` the maximum is `low`, as in the reference.
         low: the window's ends without the zero point, where `shift` adds that.
         high: as `low`.
         shift: what is added to the rounded value.
