@@ -99,7 +99,7 @@ class TvmRuntime:
         """Return what `function` of the library does for every part of `x`, in one array."""
         given, call = self._weights(), self._vm[function]
         parts = [
-            _array(call(self._tensor(part, self._device), *given)) for part in self._parts(x)
+            as_array(call(self._tensor(part, self._device), *given)) for part in self._parts(x)
         ]
         return np.concatenate(parts)[: len(x)]
 
@@ -119,7 +119,7 @@ class TvmRuntime:
         """
         memory = self._call(self._names[1], x)
         places = self.metadata["module"]["trace"]
-        return {name: _codes(memory, **place) for name, place in places.items()}
+        return {name: codes_at(memory, **place) for name, place in places.items()}
 
     def float_ops(self) -> Counter[str]:
         """Count tensors between kernels that the module's functions do not write as uint8."""
@@ -139,7 +139,7 @@ class TvmRuntime:
         return [np.ascontiguousarray(x[i : i + size]) for i in range(0, len(x), size)]
 
 
-def _array(result: Any) -> Any:
+def as_array(result: Any) -> Any:
     """Return a tensor as an array; several as one, (N, bytes) of each side by side."""
     if hasattr(result, "numpy"):
         return result.numpy()
@@ -152,7 +152,7 @@ def _image(shape: Sequence[int], kind: object) -> str:
     return f"{'x'.join(map(str, shape))} {kind}"
 
 
-def _codes(memory: Codes, offset: int, shape: list[int], strides: list[int]) -> Codes:
+def codes_at(memory: Codes, offset: int, shape: list[int], strides: list[int]) -> Codes:
     """Return a tensor (N, ...) from what ``trace`` returns.
 
     Args:

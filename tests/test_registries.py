@@ -101,7 +101,10 @@ def test_options_are_the_fields_of_a_target() -> None:
     assert made == TvmTarget(mcpu="haswell", tune=0)
     assert make_target("onnx", {"format": "qop"}) == OnnxTarget("qop")
     kinds = {name: option.kind for name, option in options_of(TvmTarget).items()}
-    assert kinds == {"mcpu": str, "tune": int, "tune_cache": Path, "emit_ir": Path}
+    assert kinds == {
+        "mcpu": str, "tune": int, "tune_cache": Path, "emit_ir": Path,
+        "device": str, "arch": str, "batch": int,
+    }  # fmt: skip
 
 
 def test_an_option_of_another_target_is_refused(tiny: Path, tmp_path: Path) -> None:
