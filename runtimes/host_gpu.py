@@ -29,8 +29,9 @@ def refuse_foreign_gpu(path: Path, device: Mapping[str, Any]) -> None:
     gpu = tvm.cuda()
     if not gpu.exist:
         raise UserError(
-            f"model {path}: compiled for an NVIDIA GPU ({arch}), and TVM finds none here; "
-            "export it for this CPU with qtool export --target tvm"
+            f"model {path}: compiled for an NVIDIA GPU ({arch}), and TVM finds none here, "
+            "or no driver or libcudart.so.13; export it for this CPU with qtool export "
+            "--target tvm"
         )
     major, minor = (int(part) for part in str(gpu.compute_version).split("."))
     if (int(number) // 10, int(number) % 10) > (major, minor) or int(number) // 10 != major:

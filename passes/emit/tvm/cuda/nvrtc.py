@@ -96,7 +96,8 @@ def compile_source(source: str, architecture: str) -> DeviceCode:
     try:
         options = [f"--gpu-architecture={architecture}", *OPTIONS]
         if library.nvrtcCompileProgram(program, len(options), _strings(options)):
-            raise RuntimeError(f"NVRTC: {_text(library, program, 'ProgramLog').decode()}")
+            log = _text(library, program, "ProgramLog").rstrip(b"\0").decode()
+            raise RuntimeError(f"NVRTC: {log}")
         cubin = _text(library, program, "CUBIN")
         return DeviceCode(cubin, _text(library, program, "PTX").rstrip(b"\0").decode())
     finally:
