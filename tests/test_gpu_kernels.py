@@ -12,16 +12,18 @@ from test_completeness import everything
 from tvm.script.ir_builder import tirx as T
 
 from passes.emit.tvm.cpu_target import host_target
-from passes.emit.tvm.cuda.intrinsics import DP4A, FMA, MMA, WARP
+from passes.emit.tvm.cuda import intrinsics, plan
+from passes.emit.tvm.cuda.intrinsics import FMA, WARP
 from passes.emit.tvm.cuda.kernels import tir
 from passes.emit.tvm.cuda.kernels.depthwise import Depthwise
 from passes.emit.tvm.cuda.kernels.implicit_gemm import ImplicitGemm
 from passes.emit.tvm.cuda.kernels.portable import Portable
+from passes.emit.tvm.cuda.kernels.products import Products
 from passes.emit.tvm.cuda.kernels.tir import Argument
 from passes.emit.tvm.cuda.module import emit_cuda
 from passes.emit.tvm.cuda.plan import Plan, make_plan
 from passes.emit.tvm.cuda.serial import serial_module
-from passes.emit.tvm.cuda.tiles import choose
+from passes.emit.tvm.cuda.tiles import DP4A, MMA, choose
 from qtool.core import numerics
 from qtool.core.dialect import Conv, FloatGemm, MaxPool, Program, read_program
 from qtool.core.errors import UnsupportedError
@@ -66,9 +68,9 @@ def resnet18(size: int) -> Net:
 
 
 def test_parts_of_resnet_and_mobilenet_v2() -> None:
-    facts = exact(mobilenet_v2(32, blocks=3), "mma")
+    facts = exact(mobilenet_v2(24, blocks=2), "mma")
     assert facts["fallbacks"] == [] and facts["float_tensors"] == []
-    exact(resnet((32, 64), 24), "mma")
+    exact(resnet((16, 32), 16), "mma")
 
 
 @pytest.mark.nightly
@@ -153,15 +155,35 @@ def test_equal_layers_share_a_kernel() -> None:
     assert exact(net, "mma")["kernels"][1]["count"] == 3 and x == "t2"
 
 
+@pytest.mark.parametrize("tile", [*MMA, *DP4A], ids=lambda tile: tile.name())
+def test_every_tile(tile: Products, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "choose", lambda mma, pixels, outputs: tile)
+    net = Net((20, 9, 9))
+    net.gemm(net.flatten(net.conv(net.conv("x", 70, 3), 17, 2, strides=(2, 2))), 66)
+    exact(net, "mma" if tile in MMA else "dp4a", batch=3)
+
+
 def test_tiles_follow_the_work() -> None:
     for mma in (False, True):
-        rows = [choose(mma, pixels, 64).rows for pixels in (1, 16, 17, 64, 10_000, 10**6)]
-        assert rows == sorted(rows) and rows[0] < rows[2]
-    assert choose(True, 128 * 264, 64).rows == 128 > choose(True, 128 * 263, 64).rows
+        rows = [choose(mma, pixels, 64).rows for pixels in (1, 16, 1000, 10_000, 10**6)]
+        assert rows == sorted(rows) and rows[0] == 16 and rows[-1] == (128 if mma else 64)
+    # A block for each of 108 multiprocessors.
+    assert choose(True, 128 * 107 + 1, 64).rows == 128 > choose(True, 128 * 107, 64).rows
+    assert choose(True, 128 * 53 + 1, 65).rows == 128
     # The batch is part of the work.
     small, large = planned(resnet18(32)), planned(resnet18(32), batch=256)
     tiles = [max(_rows(plan)) for plan in (small, large)]
     assert tiles[0] < tiles[1]
+
+
+def test_tensors_that_int32_cannot_count_are_refused() -> None:
+    net = Net((16, 64, 64))
+    net.conv("x", 16)
+    assert planned(net, 2**15 - 1)
+    with pytest.raises(
+        UnsupportedError, match=r"tensor .* has 2,147,483,648 bytes at --batch 32768"
+    ):
+        planned(net, 2**15)
 
 
 def _rows(plan: Plan) -> list[int]:
@@ -226,7 +248,7 @@ def test_mma_means_a_product_of_matrices() -> None:
             with tir.threads(warps * WARP):
                 into = T.address_of(sums[0])
                 found = (*(codes[i] for i in range(4)), weights[0], weights[1])
-                T.evaluate(MMA(into, *found))
+                T.evaluate(intrinsics.MMA(into, *found))
             with tir.threads(warps * WARP) as t:
                 for i in range(4):
                     tir.store(d, sums[i], t, i)
@@ -250,7 +272,7 @@ def test_dp4a_and_fma_mean_what_they_say() -> None:
     def dot(x: Any, w: Any, y: Any) -> None:
         with tir.blocks(2) as block, tir.threads(count // 2) as t:
             i = block * (count // 2) + t
-            tir.store(y, DP4A(x[i], w[i], y[i]), i)
+            tir.store(y, intrinsics.DP4A(x[i], w[i], y[i]), i)
 
     kinds = ("uint32", "int32", "int32")
     arguments = [Argument(n, (count,), k) for n, k in zip("xwy", kinds, strict=True)]
@@ -293,7 +315,9 @@ def test_fragments_that_race_are_refused() -> None:
                 for i in range(4):
                     tir.store(codes, x[t], i)
                 found = [codes[i] for i in range(4)]
-                T.evaluate(MMA(T.address_of(sums[0]), *found, T.int32(0), T.int32(0)))
+                T.evaluate(
+                    intrinsics.MMA(T.address_of(sums[0]), *found, T.int32(0), T.int32(0))
+                )
                 tir.store(y, sums[0], t)
 
     arguments = [Argument("x", (32,), "uint32"), Argument("y", (32,), "int32")]

@@ -43,10 +43,12 @@ from qtool.core.dialect import (
     Transpose,
     Upsample,
 )
+from qtool.core.errors import UnsupportedError
 
 OUTPUT = "<output>"
 # Images of so few channels are stored with as many bytes a pixel: a register.
 _IMAGE_CHANNELS = 4
+_INT32_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def make_plan(program: Program, batch: int, mma: bool) -> Plan:
         mma: whether the GPU multiplies int8 on tensor cores.
 
     Raises:
-        UnsupportedError: a float island; names it.
+        UnsupportedError: a float island; names it. Tensors of 2^31 bytes.
     """
     for island in program.islands():
         te_kernel(island)  # says why there is none
@@ -142,6 +144,7 @@ def make_plan(program: Program, batch: int, mma: bool) -> Plan:
     nodes = [renamed(node, aliases) for node in nodes if node.output not in aliases]
     nodes = read_pixels(program, nodes)
     layouts = {node.output: _layout(node) for node in nodes}
+    _refuse_large(layouts, batch)
     context = Context(batch, mma, program, layouts, read)
     steps = [step for node in nodes for step in KERNELS[type(node.op)](node, context)]
     if not program.float_output:
@@ -153,6 +156,16 @@ def make_plan(program: Program, batch: int, mma: bool) -> Plan:
         tuple(name for name in program.tensors() if name not in written),
         aliases, _fallbacks(program, steps), largest_pair(program),
     )  # fmt: skip
+
+
+def _refuse_large(layouts: dict[str, Layout], batch: int) -> None:
+    """Refuse tensors whose bytes kernels could not count in int32."""
+    for name, layout in layouts.items():
+        if layout.bytes * batch > _INT32_MAX:
+            raise UnsupportedError(
+                f"tensor {name} has {layout.bytes * batch:,} bytes at --batch {batch}; a GPU "
+                f"module counts to {_INT32_MAX:,}: choose a smaller batch"
+            )
 
 
 def _fallbacks(program: Program, steps: list[Step]) -> tuple[dict[str, str], ...]:

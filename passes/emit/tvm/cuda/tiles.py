@@ -1,18 +1,17 @@
 """Which tile of a product of matrices a block gets.
 
-A large tile reads its inputs fewer times, a small one leaves less of itself outside of a small
-layer: few pixels (a linear layer at batch 1) get few rows. The rule is arithmetic, not
-measured: no GPU was at hand.
+The largest one with which there is still a block for every multiprocessor, else the smallest:
+a large tile reads its inputs fewer times, but a card that waits for a few blocks is slower
+than one that reads more. The rule is arithmetic, not measured: no GPU was at hand.
 """
 
 from passes.emit.tvm.cuda.kernels.products import Dp4a, Mma, Products
 
-# From few pixels to many: the first with enough rows for all, else the last.
-_DP4A = (Dp4a(16, 64, 2, 4), Dp4a(64, 64, 4, 4))
-_MMA = (Mma(16, 64, 16, 16), Mma(64, 64, 32, 32), Mma(128, 64, 32, 32))
-# Blocks of 64 rows below which 128 would leave multiprocessors without work: a card of sm_80
-# or sm_90 has 108 to 132.
-_ENOUGH_BLOCKS = 2 * 132
+# From large to small.
+DP4A: tuple[Products, ...] = (Dp4a(64, 64, 4, 4), Dp4a(16, 64, 2, 4))
+MMA: tuple[Products, ...] = (Mma(128, 64, 32, 32), Mma(64, 64, 32, 32), Mma(16, 64, 16, 16))
+# Of an A100, the fewest among the large cards of sm_80 and sm_90.
+_MULTIPROCESSORS = 108
 
 
 def choose(mma: bool, pixels: int, outputs: int) -> Products:
@@ -23,10 +22,8 @@ def choose(mma: bool, pixels: int, outputs: int) -> Products:
         pixels: of all images.
         outputs: channels.
     """
-    known: tuple[Products, ...] = _MMA if mma else _DP4A
-    for products in known:
-        if pixels <= products.rows:
+    *larger, smallest = MMA if mma else DP4A
+    for products in larger:
+        if -(-pixels // products.rows) * -(-outputs // products.columns) >= _MULTIPROCESSORS:
             return products
-    wide = known[-1]
-    across = -(-outputs // wide.columns)
-    return wide if pixels // wide.rows * across >= _ENOUGH_BLOCKS else known[1]
+    return smallest
