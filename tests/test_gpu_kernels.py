@@ -58,7 +58,7 @@ def planned(net: Net | Program, batch: int = 1) -> Plan:
 # Networks
 
 
-@pytest.mark.parametrize("products", PRODUCTS)
+@pytest.mark.parametrize("products", ["mma", pytest.param("dp4a", marks=pytest.mark.nightly)])
 def test_every_operator(products: str) -> None:
     exact(everything(), products, batch=3)
 
