@@ -112,21 +112,19 @@ def compiled_imports(packed: bytes, source: bytes, cubin: bytes) -> bytes:
     Raises:
         ValueError: the bytes are not laid out as this file's docstring says.
     """
-    kind, old = _string(_KIND.encode()), _string(_KIND.encode())
-    ends = _string(source)
-    end = packed.find(ends)
-    start = packed.rfind(kind, 0, max(end, 0))
-    # The last of "cuda" in front of the source is the format, the one before it the kind.
-    start = packed.rfind(kind, 0, max(start, 0))
+    kind, content = _string(_KIND.encode()), _string(source)
+    end = packed.find(content)
+    # In front of the source the format is "cuda", and in front of that the kind.
+    start = packed.rfind(kind, 0, max(packed.rfind(kind, 0, max(end, 0)), 0))
     length = start + len(kind)
-    inside = packed[length + 8 : end + len(ends)]
+    inside = packed[length + 8 : end + len(content)]
     expected = int.from_bytes(packed[length : length + 8], "little")
-    if min(start, end) < 0 or not inside.startswith(old) or len(inside) != expected:
+    if min(start, end) < 0 or not inside.startswith(kind) or len(inside) != expected:
         raise ValueError(
             "TVM packs device modules in another way than this version is made for"
         )
-    made = _string(_COMPILED.encode()) + inside[len(old) : -len(ends)] + _string(cubin)
-    rest = packed[8:length] + _string(made) + packed[end + len(ends) :]
+    made = _string(_COMPILED.encode()) + inside[len(kind) : -len(content)] + _string(cubin)
+    rest = packed[8:length] + _string(made) + packed[end + len(content) :]
     return _string(rest)
 
 

@@ -42,6 +42,7 @@ from qtool.core.dialect import (
     Slice,
     Transpose,
     Upsample,
+    weight_of,
 )
 from qtool.core.errors import UnsupportedError
 
@@ -135,7 +136,7 @@ def make_plan(program: Program, batch: int, mma: bool) -> Plan:
         UnsupportedError: a float island; names it. Tensors of 2^31 bytes.
     """
     for island in program.islands():
-        te_kernel(island)  # says why there is none
+        te_kernel(island)  # says why there is none, before the plan is made
     nodes = fuse(program, tables=True)
     shapes = program.shapes()
     ops = [op for node in nodes for op in (node.op, node.residual) if op is not None]
@@ -206,28 +207,27 @@ def _layer(node: Node, context: Context) -> list[Step]:
     if not isinstance(op, Conv | Gemm):
         raise TypeError(f"{op.name}: {type(op).__name__} is no layer")
     x, y = context.layout(op.inputs[0]), context.layouts[node.output]
-    if node.residual is not None and context.layout(node.inputs[-1]).bytes != y.bytes:
-        return _apart(node, context)
+    groups = op.groups if isinstance(op, Conv) else 1
+    depthwise = groups > 1 and groups == x.channels == len(weight_of(op))
+    other = y if node.residual is None else context.layout(node.inputs[-1])
+    if (groups > 1 and not depthwise) or other.bytes != y.bytes:
+        alone = node.residual is None and node.table is None
+        return _plain(node, context) if alone else _apart(node, context)
     form = Form.of(node)
     output = OUTPUT if form.floats else node.output
-    if isinstance(op, Conv) and op.groups > 1:
-        if not op.groups == len(op.w_OIHW) == x.channels:
-            return _apart(node, context)
-        depthwise = Depthwise(context.batch, x, y, Window.of(op), form)
-        return [Step(depthwise, node.inputs, output, depthwise.constants(node), op.name)]
-    products = choose(context.mma, context.batch * y.height * y.width, y.channels)
-    kernel = ImplicitGemm(context.batch, x, y, Window.of(op), products, form)
+    kernel: Depthwise | ImplicitGemm = Depthwise(context.batch, x, y, Window.of(op), form)
+    if not depthwise:
+        products = choose(context.mma, context.batch * y.height * y.width, y.channels)
+        kernel = ImplicitGemm(context.batch, x, y, Window.of(op), products, form)
     return [Step(kernel, node.inputs, output, kernel.constants(node), op.name)]
 
 
 def _apart(node: Node, context: Context) -> list[Step]:
     """Return the steps of a fused node, one after another, through tensors of their own."""
-    first, *others = separate(node)
     steps = []
-    for part in (first, *others):
+    for part in separate(node):
         context.layouts.setdefault(part.output, _layout(part))
-        grouped = isinstance(part.op, Conv) and part.op.groups > 1
-        steps += _plain(part, context) if grouped else KERNELS[type(part.op)](part, context)
+        steps += KERNELS[type(part.op)](part, context)
     return steps
 
 
@@ -251,12 +251,6 @@ def _pixels(node: Node, context: Context) -> list[Step]:
     return _plain(Node(move, node.output), context)
 
 
-def _refused(node: Node, context: Context) -> list[Step]:
-    """Refuse a float island, in the words of the portable table."""
-    te_kernel(node.op)
-    raise AssertionError(node.op.name)
-
-
 def _dequantize(context: Context, name: str) -> Step:
     grid, layout = context.program.output_grid, context.layouts[name]
     shaped = replace(layout, shape=context.program.shapes()[context.program.output])
@@ -266,7 +260,7 @@ def _dequantize(context: Context, name: str) -> Step:
 
 KERNELS: dict[type[Op], Callable[[Node, Context], list[Step]]] = {
     Quantize: _plain, Conv: _layer, Gemm: _layer, FloatGemm: _layer, Add: _plain,
-    Mul: _plain, Average: _plain, Lookup: _plain, Island: _refused, MaxPool: _plain,
+    Mul: _plain, Average: _plain, Lookup: _plain, Island: _plain, MaxPool: _plain,
     Reshape: _plain, Transpose: _plain, Concat: _plain, Slice: _plain, Pad: _plain,
     Upsample: _plain, Pixels: _pixels,
 }  # fmt: skip

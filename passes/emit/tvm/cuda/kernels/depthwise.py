@@ -17,13 +17,12 @@ from passes.emit.tvm.cpu.plan.fusion import Node
 from passes.emit.tvm.cuda.kernels import tir
 from passes.emit.tvm.cuda.kernels.epilogue import Epilogue, Form, record
 from passes.emit.tvm.cuda.kernels.implicit_gemm import Window
-from passes.emit.tvm.cuda.kernels.tir import Argument, Buffer, Expr
+from passes.emit.tvm.cuda.kernels.tir import REGISTER, Argument, Buffer, Expr
 from qtool.core import numerics
 from qtool.core.dialect import Conv
 
 # Threads of a block: a few warps, so that a small layer still has several blocks.
 THREADS = 128
-_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -79,19 +78,19 @@ class _Body:
     def write(self) -> None:
         """Write the kernel."""
         spec = self.spec
-        quads = spec.y.pixel // _CHANNELS
+        quads = spec.y.pixel // REGISTER
         pixels = spec.y.height * spec.y.width
         count = spec.batch * pixels * quads
         with tir.blocks(-(-count // THREADS)) as block, tir.threads(THREADS) as t:
-            sums = tir.registers(_CHANNELS)
+            sums = tir.registers(REGISTER)
             number = tir.let(block * THREADS + t)
             with tir.where(None if count % THREADS == 0 else number < count):
-                channel, pixel = tir.let(number % quads * _CHANNELS), tir.let(number // quads)
+                channel, pixel = tir.let(number % quads * REGISTER), tir.let(number // quads)
                 image, place = tir.let(pixel // pixels), tir.let(pixel % pixels)
-                for i in range(_CHANNELS):
+                for i in range(REGISTER):
                     tir.store(sums, self.epilogue.bias[channel + i], i)
                 self._taps(sums, image, place, channel)
-                for i in range(_CHANNELS):
+                for i in range(REGISTER):
                     at = pixel * spec.y.pixel + channel + i
                     self.epilogue.write(sums[i], at, channel + i)
 
@@ -107,9 +106,11 @@ class _Body:
             inside = T.And(T.And(y >= 0, y < spec.x.height), T.And(x >= 0, x < spec.x.width))
             with tir.where(inside):
                 at = image * spec.x.bytes + y * spec.x.row + x * spec.x.pixel + channel
-                codes = tir.let(self.x[at // 4])
-                weights = tir.let(self.w[((i * columns + j) * spec.x.pixel + channel) // 4])
-                for c in range(_CHANNELS):
+                codes = tir.let(self.x[at // REGISTER])
+                weights = tir.let(
+                    self.w[((i * columns + j) * spec.x.pixel + channel) // REGISTER]
+                )
+                for c in range(REGISTER):
                     code = T.cast(_byte(codes, c), "int32") - zero
                     weight = T.cast(T.reinterpret("int8", _byte(weights, c)), "int32")
                     tir.store(sums, sums[c] + code * weight, c)

@@ -12,7 +12,7 @@ The zero point is taken out of the sums before: ``sum (x - z) w = sum x w - z su
 second part of which is in the bias. Borders hold z, so it is the same everywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -26,7 +26,7 @@ from passes.emit.tvm.cpu.plan.fusion import Node
 from passes.emit.tvm.cuda.kernels import tir
 from passes.emit.tvm.cuda.kernels.epilogue import Epilogue, Form, record
 from passes.emit.tvm.cuda.kernels.products import Products
-from passes.emit.tvm.cuda.kernels.tir import Argument, Buffer, Expr
+from passes.emit.tvm.cuda.kernels.tir import REGISTER, Argument, Buffer, Expr
 from qtool.core import numerics
 from qtool.core.dialect import Conv, Gemm
 
@@ -34,7 +34,8 @@ from qtool.core.dialect import Conv, Gemm
 STEP = 64
 # Registers between rows in shared memory: 16 bytes stay aligned, and eight rows of four
 # registers, as an instruction of a warp reads them, lie in different banks.
-_STRIDE = STEP // 4 + 4
+_STRIDE = STEP // REGISTER + 4
+# Bytes that a thread brings at once, where a pixel has as many.
 _PIECE = 16
 
 
@@ -155,12 +156,14 @@ class _Body:
                 with tir.threads(products.threads) as t:
                     self._load_x(x, row, step * STEP, t)
                     self._load_w(w, column, step * STEP, t)
-                products.add(sums, x, w, _STRIDE, STEP // 4)
+                products.add(sums, x, w, _STRIDE, STEP // REGISTER)
             with tir.threads(products.threads) as t, T.unroll(0, products.sums) as n:
                 i, j = products.place(t, n)
                 self._write(sums[n], row + i, column + j)
 
-    def _pieces(self, rows: int, size: int, thread: Expr, copy: Any) -> None:
+    def _pieces(
+        self, rows: int, size: int, thread: Expr, copy: Callable[[Expr, Expr], None]
+    ) -> None:
         """Call ``copy(row, byte)`` for every piece of `size` bytes of a tile's step."""
         across = STEP // size
         count, threads = rows * across, self.products.threads
@@ -170,30 +173,27 @@ class _Body:
                 copy(piece // across, piece % across * size)
 
     def _load_w(self, w: Buffer, column: Expr, start: Expr, thread: Expr) -> None:
+        lanes = _PIECE // REGISTER
+
         def copy(row: Expr, byte: Expr) -> None:
-            at = ((column + row) * self.spec.depth + start + byte) // 4
-            found = self.w[T.ramp(at, 1, _PIECE // 4)]
-            tir.store(w, found, T.ramp(row * _STRIDE + byte // 4, 1, _PIECE // 4))
+            at = ((column + row) * self.spec.depth + start + byte) // REGISTER
+            into = tir.span(row * _STRIDE + byte // REGISTER, lanes)
+            tir.store(w, self.w[tir.span(at, lanes)], into)
 
         self._pieces(self.products.columns, _PIECE, thread, copy)
 
     def _load_x(self, x: Buffer, first: Expr, start: Expr, thread: Expr) -> None:
-        size = _PIECE if self.spec.x.pixel % _PIECE == 0 else 4
-        lanes = size // 4
+        size = _PIECE if self.spec.x.pixel % _PIECE == 0 else REGISTER
+        lanes = size // REGISTER
 
         def copy(row: Expr, byte: Expr) -> None:
-            into = (
-                T.ramp(row * _STRIDE + byte // 4, 1, lanes)
-                if lanes > 1
-                else (row * _STRIDE + byte // 4)
-            )
+            into = tir.span(row * _STRIDE + byte // REGISTER, lanes)
             inside, at = self._source(first + row, start + byte)
-            border = self.epilogue.border()
             with T.If(inside):
                 with T.Then():
-                    tir.store(x, self.x[T.ramp(at, 1, lanes) if lanes > 1 else at], into)
+                    tir.store(x, self.x[tir.span(at, lanes)], into)
                 with T.Else():
-                    tir.store(x, T.broadcast(border, lanes) if lanes > 1 else border, into)
+                    tir.store(x, tir.spread(self.epilogue.border(), lanes), into)
 
         self._pieces(self.products.rows, size, thread, copy)
 
@@ -212,7 +212,7 @@ class _Body:
             T.And(T.And(y >= 0, y < spec.x.height), T.And(x >= 0, x < spec.x.width)),
         )
         at = image * spec.x.bytes + y * spec.x.row + x * spec.x.pixel + channel
-        return inside, at // 4
+        return inside, at // REGISTER
 
     def _write(self, total: Expr, pixel: Expr, channel: Expr) -> None:
         spec = self.spec

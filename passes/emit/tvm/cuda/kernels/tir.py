@@ -18,7 +18,8 @@ from passes.emit.tvm.cpu.kernels.layout import Layout
 
 Expr = Any
 Buffer = Any
-_REGISTER = 4
+# Codes in a register.
+REGISTER = 4
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def stored_shape(batch: int, layout: Layout) -> tuple[int, ...]:
 
 def view(buffer: Buffer, kind: str) -> Buffer:
     """Return the memory of a uint8 or int8 buffer as registers of type `kind`."""
-    return T.decl_buffer((_size(buffer) // _REGISTER,), kind, data=buffer.data, layout=None)
+    return T.decl_buffer((_size(buffer) // REGISTER,), kind, data=buffer.data, layout=None)
 
 
 def flat(buffer: Buffer) -> Buffer:
@@ -100,6 +101,16 @@ def where(condition: Expr | None) -> Iterator[None]:
     else:
         with T.If(condition), T.Then():
             yield
+
+
+def span(start: Expr, lanes: int) -> Expr:
+    """Return the index of `lanes` elements in a row."""
+    return start if lanes == 1 else T.ramp(start, 1, lanes)
+
+
+def spread(value: Expr, lanes: int) -> Expr:
+    """Return `value` in each of `lanes` elements."""
+    return value if lanes == 1 else T.broadcast(value, lanes)
 
 
 def let(value: Expr) -> Expr:
