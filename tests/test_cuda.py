@@ -12,6 +12,7 @@ import pytest
 import tvm
 import tvm_ffi
 from conftest import run_qtool
+from fuzz_check import lowered
 from gpu_kernels import needs_nvrtc
 from programs import Net, mobilenet_v2
 from test_cli_errors import refused
@@ -23,7 +24,7 @@ from passes.emit.tvm.cuda.compile import compile_for_gpu
 from passes.emit.tvm.cuda.gpu_target import gpu_target
 from passes.emit.tvm.cuda.library import CudaLibrary, compiled_imports
 from passes.emit.tvm.target import TvmTarget
-from qtool.core.dialect import Program
+from qtool.core.dialect import Program, read_program
 from qtool.core.errors import UserError
 from qtool.core.sealed import read_seal
 from runtimes.host_gpu import refuse_foreign_gpu
@@ -84,6 +85,15 @@ def test_every_operator_is_compiled() -> None:
 def test_whole_networks_are_compiled(net: Any, arch: str) -> None:
     for batch in (1, 32):
         compiled(net(224).program(), arch, batch)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(4000, 4010))
+def test_random_networks_are_compiled(seed: int) -> None:
+    program = read_program(lowered(seed)[0])
+    for arch in ("sm_75", "sm_90"):
+        target = gpu_target(arch)
+        assert compile_for_gpu(program, target, 1 + seed % 3)[1].code.cubin
 
 
 @pytest.mark.nightly
