@@ -1,5 +1,6 @@
 """GPU kernels with loops for threads, on this CPU: every integer is the reference's."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -194,6 +195,18 @@ def test_a_float_island_is_refused_by_name() -> None:
     program = read_program(lowered(3001, islands=True)[0])
     with pytest.raises(UnsupportedError, match=r"in floating point .*--target onnx can hold"):
         make_plan(program, 1, mma=True)
+
+
+def test_values_that_are_no_numbers_get_the_lowest_code() -> None:
+    net = Net((4, 5, 3), raw=False, wild=True, seed=3)
+    program, x = net.program(), net.images(1)
+    x[0, :, 0] = [np.nan, np.inf, -np.inf]
+    got = SerialRuntime(program, 1, "mma").intermediates(x)["t0"]
+    assert np.array_equal(got, ReferenceRuntime(program).intermediates(x)["t0"])
+    # fmaxf and fminf return the operand that is a number: the order decides.
+    assert re.search(
+        r"T\.min\(T\.max\(.*nearbyint", str(emit_cuda(program, 1, True).ir.script())
+    )
 
 
 # Device functions

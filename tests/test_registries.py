@@ -175,7 +175,7 @@ def test_what_runtimes_are_for() -> None:
     assert [name for name, entry in RUNTIMES.items() if entry.covers] == ["ort"]
     lines = run_qtool("list", "runtimes").out.splitlines()
     said = dict(line.split(maxsplit=1) for line in lines)
-    assert said["tvm"] == "TVM virtual machine, llvm, on model.so (extra: tvm)"
+    assert said["tvm"] == "TVM virtual machine, CPU or CUDA, on model.so (extra: tvm)"
     assert said["openvino"].endswith("not exact, used on request (extra: openvino)")
 
 
