@@ -110,7 +110,7 @@ RUNTIMES: dict[str, RuntimeEntry] = {
         differs="compiles engines of TensorRT, which round in their own way (docs/gpu.md)",
     ),
     "tvm": RuntimeEntry(
-        "tvm", "runtimes.tvm:TvmRuntime", "TVM virtual machine, llvm, on model.so",
+        "tvm", "runtimes.tvm:TvmRuntime", "TVM virtual machine, CPU or CUDA, on model.so",
         runs="tvm", package="apache-tvm", extra="tvm",
     ),
     "openvino": RuntimeEntry(

@@ -1,4 +1,4 @@
-"""TVM's virtual machine on a library that `qtool export --target tvm` made."""
+"""TVM's virtual machine on a library that `qtool export --target tvm` made, for CPU or GPU."""
 
 import shutil
 import tempfile
@@ -17,17 +17,20 @@ from qtool.core.tvm_env import require_tvm
 from runtimes.base import Artifact, Codes, Floats, Inputs
 
 
-def require_loadable(path: Path, cpu: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless TVM is installed and this CPU can run the module.
+def require_loadable(path: Path, facts: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless TVM is installed and this machine can run the module.
 
     Args:
         path: the module, for the message.
-        cpu: what its seal says of the CPU.
+        facts: what its seal says: "cpu", and "device" of code for a GPU.
     """
     require_tvm()
     from runtimes.host_cpu import refuse_foreign_cpu
+    from runtimes.host_gpu import refuse_foreign_gpu
 
-    refuse_foreign_cpu(path, cpu)
+    refuse_foreign_cpu(path, facts["cpu"])
+    if facts.get("device") is not None:
+        refuse_foreign_gpu(path, facts["device"])
 
 
 class TvmRuntime:
@@ -47,7 +50,7 @@ class TvmRuntime:
         """Refuse a machine without TVM, and code of another CPU."""
         require_tvm()
         if artifact is not None:
-            require_loadable(artifact.path, artifact.facts["cpu"])
+            require_loadable(artifact.path, artifact.facts)
 
     @classmethod
     def open(cls, artifact: Artifact, threads: int) -> Self:
@@ -57,17 +60,18 @@ class TvmRuntime:
     def __init__(self, path: Path, pair: str | None = None) -> None:
         self._seal = read_seal(path)
         self._take(path, pair)
-        require_loadable(path, self.metadata["cpu"])
+        require_loadable(path, self.metadata)
         import tvm
         from tvm import relax
 
+        self._device = tvm.cpu() if self.metadata.get("device") is None else tvm.cuda()
         self._tensor, self._made = tvm.runtime.tensor, dict[str, Any]()
         # The loader hands out the library that it first saw under a name: use a fresh name.
         self._folder = tempfile.TemporaryDirectory(prefix="qtool-tvm-")
         fresh = Path(self._folder.name) / "model.so"
         try:
             shutil.copyfile(path, fresh)
-            self._vm = relax.VirtualMachine(tvm.runtime.load_module(str(fresh)), tvm.cpu())
+            self._vm = relax.VirtualMachine(tvm.runtime.load_module(str(fresh)), self._device)
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"model {path}: TVM cannot load it: {reason}") from None
@@ -94,8 +98,10 @@ class TvmRuntime:
     def _call(self, function: str, x: Inputs) -> Any:
         """Return what `function` of the library does for every part of `x`, in one array."""
         given, call = self._weights(), self._vm[function]
-        parts = [call(self._tensor(part), *given).numpy() for part in self._parts(x)]
-        return np.concatenate(parts)
+        parts = [
+            as_array(call(self._tensor(part, self._device), *given)) for part in self._parts(x)
+        ]
+        return np.concatenate(parts)[: len(x)]
 
     def _weights(self) -> list[Any]:
         """Return what is made of the library's weights for this pair: once, for `at` too."""
@@ -113,7 +119,7 @@ class TvmRuntime:
         """
         memory = self._call(self._names[1], x)
         places = self.metadata["module"]["trace"]
-        return {name: _codes(memory, **place) for name, place in places.items()}
+        return {name: codes_at(memory, **place) for name, place in places.items()}
 
     def float_ops(self) -> Counter[str]:
         """Count tensors between kernels that the module's functions do not write as uint8."""
@@ -125,9 +131,20 @@ class TvmRuntime:
         got = _image(x.shape[1:], x.dtype)
         if got != wanted:
             raise UserError(f"module was compiled for images of {wanted}, got {got}")
+        if self.metadata.get("device") is not None and len(x):
+            # A GPU fills its batch at no cost: with the last image again.
+            x = np.concatenate([x, x[-1:].repeat(-len(x) % size, 0)])
         if not len(x) or len(x) % size:
             raise UserError(f"module was compiled for batches of {size}, got {len(x)} images")
         return [np.ascontiguousarray(x[i : i + size]) for i in range(0, len(x), size)]
+
+
+def as_array(result: Any) -> Any:
+    """Return a tensor as an array; several as one, (N, bytes) of each side by side."""
+    if hasattr(result, "numpy"):
+        return result.numpy()
+    arrays = [tensor.numpy() for tensor in result]
+    return np.concatenate([array.reshape(len(array), -1) for array in arrays], 1)
 
 
 def _image(shape: Sequence[int], kind: object) -> str:
@@ -135,7 +152,7 @@ def _image(shape: Sequence[int], kind: object) -> str:
     return f"{'x'.join(map(str, shape))} {kind}"
 
 
-def _codes(memory: Codes, offset: int, shape: list[int], strides: list[int]) -> Codes:
+def codes_at(memory: Codes, offset: int, shape: list[int], strides: list[int]) -> Codes:
     """Return a tensor (N, ...) from what ``trace`` returns.
 
     Args:

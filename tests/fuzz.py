@@ -1,6 +1,7 @@
 """Random adaptive graphs, step by step from a seed; ``tests/fuzz.py SEED [STEPS [UNIT]]``.
 
-UNIT is one of TVM's vector units; "islands" is for the networks that have some.
+UNIT is one of TVM's vector units, or "mma" or "dp4a" of a GPU's kernels; "islands" is for the
+networks that have some.
 
 A network is a list of steps, each drawn from its own random state: the first k steps of a seed
 are the same network cut short, which is how a failing case is made small.

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 from fuzz import STEPS, images, make
 from fuzz_floats import ISLAND_STEPS, has_float_output, leave_output_float
+from gpu_kernels import PRODUCTS, SerialRuntime
 from kernel_calls import target_of
 
 from passes.emit.onnx.onnx_qdq import emit_onnx_qdq
@@ -44,8 +45,8 @@ def lowered(
 def check(seed: int, steps: int | None = None, unit: str = "") -> str:
     """Return what differs for network `seed`, cut after `steps` steps; "" if nothing does.
 
-    With the name of a vector unit, only TVM's code for that unit is compared; with `ISLANDS`,
-    only ONNX's forms.
+    With the name of a vector unit, only TVM's code for that unit is compared; with a key of
+    `PRODUCTS`, only GPU kernels, with loops for threads; with `ISLANDS`, only ONNX's forms.
     """
     dialect, shape, raw = lowered(seed, steps, unit == ISLANDS)
     x = images(seed, shape, batch := 1 + seed % 3)
@@ -65,7 +66,11 @@ def check(seed: int, steps: int | None = None, unit: str = "") -> str:
             if found := _floats(runtimes[-1][1], program):
                 return f"seed {seed}: {form} runs {found} in floating point"
         fused: tuple[str, ...] = ()
-        if unit != ISLANDS:
+        if unit in PRODUCTS:
+            serial = SerialRuntime(program, batch, unit)
+            fused = serial.facts["fused_tensors"]
+            runtimes.append((f"tvm cuda {unit}", serial))
+        elif unit != ISLANDS:
             library = Path(folder) / "model.so"
             compiled = compile_program(program, target_of(unit) if unit else None, batch)
             library.write_bytes(compiled.data)

@@ -1,7 +1,7 @@
 """Every operator of the dialect is known everywhere; one that is not, is refused everywhere.
 
-A new `Op` fails here until it has a reader, validation, a reference, a portable kernel, a
-Triton launch, both ONNX forms and a place in the fuzzer.
+A new `Op` fails here until it has a reader, validation, a reference, a portable and a GPU
+kernel, a Triton launch, both ONNX forms and a place in the fuzzer.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from programs import everything
 
 from passes.emit.onnx import onnx_qdq, onnx_qop
 from passes.emit.tvm import te_kernels
+from passes.emit.tvm.cuda import plan as gpu_plan
 from qtool.core import dialect, validate_program
 from qtool.core.dialect import (
     Add,
@@ -102,6 +103,7 @@ PLACES: dict[str, Callable[[type[Op]], bool]] = {
     "validation of files": known_to_files,
     "reference": lambda kind: kind in reference.OPERATORS,
     "portable kernel": lambda kind: kind in te_kernels.KERNELS,
+    "GPU kernel": lambda kind: kind in gpu_plan.KERNELS,
     "ONNX, QDQ form": lambda kind: spelled_in(onnx_qdq.NODES, kind),
     "ONNX, operator form": lambda kind: spelled_in(onnx_qop.NODES, kind),
     "fuzzer": lambda kind: drawn()[kind] >= ENOUGH,
@@ -147,6 +149,7 @@ TABLES = {
     "validation of files": (GRIDS, "QLinearAdd"),
     "reference": (reference.OPERATORS, Add),
     "portable kernel": (te_kernels.KERNELS, Add),
+    "GPU kernel": (gpu_plan.KERNELS, Add),
     "ONNX, QDQ form": (onnx_qdq.NODES, "QLinearAdd"),
 }
 

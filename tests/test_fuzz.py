@@ -2,6 +2,7 @@
 
 import pytest
 from fuzz_check import ISLANDS, check, minimal
+from gpu_kernels import PRODUCTS
 from kernel_calls import cpu_for
 
 from qtool.core.errors import UnsupportedError
@@ -38,6 +39,19 @@ def test_random_graph_with_islands(seed: int) -> None:
 def test_random_graph_on_other_units(seed: int, unit: str) -> None:
     cpu_for(unit)
     run(seed, unit)
+
+
+@pytest.mark.parametrize("products", PRODUCTS)
+@pytest.mark.parametrize("seed", range(4000, 4003))
+def test_random_graph_on_gpu_kernels(seed: int, products: str) -> None:
+    run(seed, products)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("products", PRODUCTS)
+@pytest.mark.parametrize("seed", range(4003, 4103))
+def test_random_graph_on_gpu_kernels_sweep(seed: int, products: str) -> None:
+    run(seed, products)
 
 
 @pytest.mark.nightly

@@ -109,7 +109,10 @@ def test_options_are_the_fields_of_a_target() -> None:
     assert made == TvmTarget(mcpu="haswell", tune=0)
     assert make_target("onnx", {"format": "qop"}) == OnnxTarget("qop")
     kinds = {name: option.kind for name, option in options_of(TvmTarget).items()}
-    assert kinds == {"mcpu": str, "tune": int, "tune_cache": Path, "emit_ir": Path}
+    assert kinds == {
+        "mcpu": str, "tune": int, "tune_cache": Path, "emit_ir": Path,
+        "device": str, "arch": str, "batch": int,
+    }  # fmt: skip
 
 
 def test_an_option_of_another_target_is_refused(tiny: Path, tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_what_runtimes_are_for() -> None:
     assert [name for name, entry in RUNTIMES.items() if entry.covers] == ["ort"]
     lines = run_qtool("list", "runtimes").out.splitlines()
     said = dict(line.split(maxsplit=1) for line in lines)
-    assert said["tvm"] == "TVM virtual machine, llvm, on model.so (extra: tvm)"
+    assert said["tvm"] == "TVM virtual machine, CPU or CUDA, on model.so (extra: tvm)"
     assert said["openvino"].endswith("not exact, used on request (extra: openvino)")
     assert said["triton"].endswith("; used on request: it needs a GPU (extra: gpu)")
 

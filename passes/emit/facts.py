@@ -63,7 +63,7 @@ def describe_module(facts: Mapping[str, Any]) -> dict[str, Any]:
         "fused_tensors",
     )  # fmt: skip
     return {
-        "target": facts["cpu"],
+        "target": facts.get("device") or facts["cpu"],
         "peak_activation_bytes": module["arena_bytes"],
         **{name: module[name] for name in kept},
     }

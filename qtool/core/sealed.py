@@ -3,9 +3,10 @@
     library | JSON | its length, 8 bytes little endian | SHA-256 of all before | b"QTOOLSO1"
 
 The JSON is `passes.emit.facts.describe` of the program, and of the module: "batch", "tvm",
-"cpu" (`passes.emit.tvm.cpu_target.CpuTarget`) and "module"
-(`passes.emit.tvm.cpu.tvm_module.TvmModule.facts`). A library of one network at several pairs
-of bit-widths says the program's and "module" under "pairs", by the pairs' names.
+"cpu" (`passes.emit.tvm.cpu_target.CpuTarget`), "module"
+(`passes.emit.tvm.cpu.tvm_module.TvmModule.facts`), and "device" where kernels run on a GPU
+(`passes.emit.tvm.cuda.gpu_target.GpuTarget`). A library of one network at several pairs of
+bit-widths says the program's and "module" under "pairs", by the pairs' names.
 
 Dynamic loaders ignore what follows the library. The seal is read before anything is loaded: a
 truncated library would not fail politely, it kills the process with SIGBUS.

@@ -75,9 +75,14 @@ def sealed_code(
     return Compiled(seal(data, facts) if suffix == LIBRARY else data, facts, module)
 
 
-def readable(module: TvmModule, target: CpuTarget) -> str:
-    """Return the module as TVMScript; weights and other large constants are left out."""
-    lines = [f"# qtool {qtool.__version__}: {target.mcpu} ({target.isa}), {target.triple}"]
+def readable(module: TvmModule, target: Mapping[str, Any]) -> str:
+    """Return the module as TVMScript; weights and other large constants are left out.
+
+    Args:
+        module: the module.
+        target: what a seal holds of the machine that it is for.
+    """
+    lines = [f"# qtool {qtool.__version__}: {{mcpu}} ({{isa}}), {{triple}}".format(**target)]
     for pair, facts in module.networks.items():
         run, trace = function_names(pair)
         lines += [

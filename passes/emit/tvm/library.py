@@ -82,15 +82,30 @@ def compile_library(
     linker = find_linker(target) if suffix == LIBRARY else ""
     note(f"compiling for {target.mcpu} ({target.isa})")
     executable = compile_module(module, target.llvm())
-    with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
-        path = Path(folder) / f"model{suffix}"
-        if suffix == OBJECTS:
+    if suffix == OBJECTS:
+        with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
+            path = Path(folder) / f"model{suffix}"
             executable.export_library(str(path), fcompile=_archive)
             return path.read_bytes()
-        note(f"linking with {linker}")
+    note(f"linking with {linker}")
+    return link(executable, linker, options=[_STRIP] if strip else [])
+
+
+def link(module: Any, linker: str, **options: Any) -> bytes:
+    """Return the shared library of a compiled module.
+
+    Args:
+        module: of TVM, or its executable.
+        linker: of `find_linker`.
+        options: of its ``export_library``.
+
+    Raises:
+        UserError: linking fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
+        path = Path(folder) / f"model{LIBRARY}"
         try:
-            options = [_STRIP] if strip else []
-            executable.export_library(str(path), cc=linker, options=options)
+            module.export_library(str(path), cc=linker, **options)
         except (RuntimeError, OSError) as error:
             raise UserError(f"linking with {linker} failed: {_reason(error)}") from None
         return path.read_bytes()

@@ -14,7 +14,7 @@ CONFIG = {"tirx.disable_storage_rewrite": True}
 # TVM tells LLVM that buffers of different names never overlap. Inlined into their caller, one
 # kernel's result and the next one's input have different names and are the same memory; LLVM
 # then moved stores of the one past loads of the other.
-_NO_ALIASING_BY_NAME = "-enable-tbaa:bool=false"
+NO_ALIASING_BY_NAME = "-enable-tbaa:bool=false"
 
 
 def lower_relax(module: Any) -> Any:
@@ -39,6 +39,6 @@ def compile_module(module: Any, target: dict[str, Any]) -> Any:
         module: of `tvm_module`.
         target: options of an LLVM target.
     """
-    options = {**target, "cl-opt": [_NO_ALIASING_BY_NAME]}
+    options = {**target, "cl-opt": [NO_ALIASING_BY_NAME]}
     with tvm.transform.PassContext(opt_level=3, config=CONFIG):
         return tvm.compile(module, tvm.target.Target(options), relax_pipeline=lower_relax)

@@ -59,8 +59,8 @@ def _f32(value: Any) -> Expr:
 
 
 def _saturate(rounded: Expr, op: Op) -> Expr:
-    """Clip rounded float codes to the operator's window."""
-    clipped = tirx.max(tirx.min(rounded, _f32(op.hi)), _f32(op.lo))
+    """Clip rounded float codes to the operator's window; NaN is at its lower end."""
+    clipped = tirx.min(tirx.max(rounded, _f32(op.lo)), _f32(op.hi))
     return clipped.astype("uint8")
 
 

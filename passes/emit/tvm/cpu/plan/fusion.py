@@ -60,6 +60,22 @@ def fuse(program: Program, tables: bool) -> list[Node]:
     return _tables(nodes, program.output) if tables else nodes
 
 
+def separate(node: Node) -> list[Node]:
+    """Return what `node` is made of, one operator each; the last has its output."""
+    parts: list[Op] = [node.op]
+    if node.residual is not None:
+        parts.append(node.residual)
+    if node.table is not None:
+        last = parts[-1]
+        parts.append(
+            Lookup(
+                last.name, node.output, (last.output,), last.grid, last.lo, last.hi,
+                last.shape, node.table,
+            )
+        )  # fmt: skip
+    return [Node(part, node.output if part is parts[-1] else part.output) for part in parts]
+
+
 def _readers(inputs: Sequence[tuple[str, ...]], output: str) -> Counter[str]:
     """Count who reads each tensor; the program's output has one reader more."""
     return Counter(name for names in inputs for name in names) + Counter([output])

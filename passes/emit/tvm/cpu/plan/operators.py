@@ -12,7 +12,7 @@ from passes.emit.tvm.cpu.kernels.portable import PlainDequantize, Portable
 from passes.emit.tvm.cpu.kernels.results import Dequantize, dequantize_numbers
 from passes.emit.tvm.cpu.plan import boundaries, codes, layers
 from passes.emit.tvm.cpu.plan.context import Context
-from passes.emit.tvm.cpu.plan.fusion import Node
+from passes.emit.tvm.cpu.plan.fusion import Node, separate
 from passes.emit.tvm.cpu.plan.own_operators import Copy, Pixels, Select
 from passes.emit.tvm.cpu.plan.steps import OUTPUT, Operand, Step
 from qtool.core.dialect import (
@@ -99,24 +99,13 @@ def output_steps(context: Context) -> list[Step]:
 
 def _apart(node: Node, context: Context) -> tuple[list[Step], list[Fallback]]:
     """Return the steps of a fused node, one after another, through tensors of their own."""
-    parts: list[Op] = [node.op]
-    if node.residual is not None:
-        parts.append(node.residual)
-    if node.table is not None:
-        last = parts[-1]
-        parts.append(
-            Lookup(
-                last.name, node.output, (last.output,), last.grid, last.lo, last.hi,
-                last.shape, node.table,
-            )
-        )  # fmt: skip
     steps: list[Step] = []
     fallbacks: list[Fallback] = []
-    for part in parts:
-        output = node.output if part is parts[-1] else part.output
-        vector = len(part.shape) in (1, 3)
-        context.layouts.setdefault(output, nhwc(part.shape) if vector else plain(part.shape))
-        found, fallback = steps_of(Node(part, output), context)
+    for part in separate(node):
+        shape = part.op.shape
+        layout = nhwc(shape) if len(shape) in (1, 3) else plain(shape)
+        context.layouts.setdefault(part.output, layout)
+        found, fallback = steps_of(part, context)
         steps, fallbacks = steps + found, fallbacks + fallback
     return steps, fallbacks
 
