@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from qtool.quantizers.engines import engine
 
-# Autograd of a build without CUDA refuses its devices; to torch this is another one than "cpu".
+# Autograd of a build without CUDA refuses its devices; to torch this is not "cpu" either.
 GPU = torch.device("cpu", 1)
 
 
@@ -30,11 +30,18 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
         # Fake tensors of these would be on "cpu", wherever their arguments are.
         patch.setattr(Tensor, "new_tensor", _new_tensor)
         patch.setattr(torch, "batch_norm_update_stats", _update_stats)
+        # They hold nothing to read.
+        patch.setattr(FakeTensor, "tolist", _zeros)
         yield mode
 
 
 def _new_tensor(self: Tensor, data: object) -> Tensor:
     return torch.empty(np.shape(data), dtype=self.dtype, device=self.device)
+
+
+def _zeros(self: Tensor) -> object:
+    kind = float if self.is_floating_point() else int
+    return np.zeros(tuple(self.shape), kind).tolist()
 
 
 def _update_stats(
