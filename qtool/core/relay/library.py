@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qtool.core.cache import cache_folder
-from qtool.core.errors import UserError, unknown_name
+from qtool.core.cpu_features import GENERATED
+from qtool.core.errors import UserError, listed, unknown_name
 from qtool.core.files import write_bytes
 from qtool.core.relay.environment import PACKAGES
 from qtool.core.relay.process import Process
@@ -65,14 +66,15 @@ def cpu_target(process: Process, mcpu: str | None) -> dict[str, Any]:
         UserError: no such CPU, or one that has instructions which this machine lacks.
     """
     named = None if mcpu == "native" else mcpu
-    answer, _ = process.ask("target", mcpu=named)
+    generated = [feature for features in GENERATED.values() for feature in features]
+    answer, _ = process.ask("target", mcpu=named, generated=generated)
     if "unknown" in answer:
         error = unknown_name("CPU", answer["unknown"], answer["known"])
         raise UserError(f"--mcpu: {error}; native is this machine's")
     if answer["missing"]:
         raise UserError(
-            f"a Relay module for {named} needs {', '.join(answer['missing'][:4])}, which this "
-            "machine lacks; export it for this machine with --mcpu native"
+            f"a Relay module for {named} needs {listed(answer['missing'])}, which this machine "
+            "lacks; export it without --mcpu, and it is compiled for the machine that runs it"
         )
     target: dict[str, Any] = answer["target"]
     return target

@@ -102,6 +102,8 @@ class Worker:
     def target(self, header: Header, blobs: Blobs) -> Answer:
         """Name of a CPU, None for this one's -> TVM's target, and what this machine lacks.
 
+        Of the features in "generated", all that code may use by itself.
+
         "unknown" and all "known" names where LLVM has no such CPU.
         """
         host = str(self.codegen.llvm_get_system_cpu())
@@ -113,16 +115,13 @@ class Worker:
             return {"unknown": name, "known": known}, []
         machine = self.tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
         absent = {str(key) for key, has in machine.items() if not has}
-        needed, here = self._features(name), self._features(host) - absent
-        read = {str(key) for key in machine}
-        # What virtual machines hide of a CPU, and what LLVM reads from processors at all.
+        needed = self._features(name) & set(header["generated"])
+        # What virtual machines hide of this machine's own CPU.
         masked = sorted(needed & absent) if header["mcpu"] is None else []
-        chosen = {
-            "kind": "llvm",
-            "mcpu": name,
-            **({"mattr": [f"-{m}" for m in masked]} if masked else {}),
-        }
-        return {"target": chosen, "missing": sorted((needed - here - set(masked)) & read)}, []
+        without = {"mattr": [f"-{feature}" for feature in masked]} if masked else {}
+        here = self._features(host) | {str(key) for key in machine}
+        missing = sorted(needed - (here - absent) - set(masked))
+        return {"target": {"kind": "llvm", "mcpu": name, **without}, "missing": missing}, []
 
     def _features(self, name: str) -> set[str]:
         target = self.tvm.target.Target({"kind": "llvm", "mcpu": name})
@@ -206,16 +205,27 @@ def _serve(source: IO[bytes], sink: IO[bytes]) -> None:
         write_message(sink, *answer)
 
 
-def main() -> None:
+def main() -> int:
     """Serve standard input and output; what TVM prints goes to standard error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     threading.stack_size(_STACK_BYTES)
-    thread = threading.Thread(target=_serve, args=(sys.stdin.buffer, sink))
+    failed: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            _serve(sys.stdin.buffer, sink)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=serve)
     thread.start()
     thread.join()
+    for error in failed:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    return len(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
