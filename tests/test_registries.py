@@ -267,7 +267,8 @@ def test_flags_of_a_new_target() -> None:
     runner.invoke(command, [], catch_exceptions=False)
     assert set(given.values()) == {None}
     assert runner.invoke(command, ["--rounds", "0"]).exit_code == 2
-    with pytest.raises(UserError, match="--mcpu needs --target tvm or relay or toy, got --target onnx"):
+    needs = "--mcpu needs --target tvm or relay or toy, got --target onnx"
+    with pytest.raises(UserError, match=needs):
         make_target("onnx", {"mcpu": "x"})
 
 
@@ -297,7 +298,8 @@ def test_a_new_runtime_says_what_it_lacks(tiny: Path, tmp_path: Path) -> None:
     lacks = run_qtool("check", tiny / "model.onnx", "--runtime", "toy")
     refused(lacks, "runtime toy needs a .toy.json file of this model among the files")
     refused(run_qtool("check", path, "--runtime", "toy"), "needs toy-engine, not installed")
-    refused(run_qtool("check", "m.toy"), "unknown kind of file; expected .onnx or .so or .relay.json or .toy")
+    known = "unknown kind of file; expected .onnx or .so or .relay.json or .toy"
+    refused(run_qtool("check", "m.toy"), known)
     assert "a runtime of the tests (extra: toys)" in run_qtool("list", "runtimes").out
     counted = json.loads(run_qtool("bops", path, "--json").out)
     assert counted["bops"] == json.loads(path.read_text())["facts"]["bops"]

@@ -74,9 +74,7 @@ def test_division_is_division(process: Process) -> None:
 
 def test_a_sum_that_is_a_table(process: Process) -> None:
     op = double_rounding()
-    ops = [
-        Quantize(name, name, ("x",), Grid(F32(1), 0), 0, 255, (4,)) for name in op.inputs
-    ]
+    ops = [Quantize(name, name, ("x",), Grid(F32(1), 0), 0, 255, (4,)) for name in op.inputs]
     program = Program("x", (4,), "float32", "y", "t", op.grid, (*ops, op), {})
     exact(Relay(process, program), np.array([[3, 0, 1, 255]], F32))
 

@@ -106,7 +106,7 @@ def test_the_qnn_form_has_qnn_operators() -> None:
 
 
 def double_rounding() -> Add:
-    """3 * rb lies half a step of float32 below 3.5; what is taken away is less than float64 has."""
+    """3 * rb is half a step of float32 below 3.5; of 1e-25 less float64 keeps nothing."""
     rb = F32(9786709 / 2**23)
     return Add(
         "sum", "t", ("a", "b"), Grid(F32(1), 0), 0, 255, (4,), a=Grid(F32(1e-25), 1),

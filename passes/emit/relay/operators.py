@@ -120,7 +120,8 @@ def _add(op: Add, text: Text, inputs: list[str]) -> str:
         text.parameter(op.name, what, one(value, "float64"))
         for what, value in zip(("ra", "rb", "c"), coefficients, strict=True)
     )
-    inner = _multiply_add(text, b, rb, c)
+    # Else TVM makes it part of the kernel that computes b, which would then write floats.
+    inner = _multiply_add(text, text.call("annotation.stop_fusion", b), rb, c)
     outer = _multiply_add(text, a, ra, text.call("cast", inner, dtype="float64"))
     return codes(text, outer, op, 0)
 

@@ -21,7 +21,8 @@ _ROUNDING = {"rounding": "TONEAREST", "compute_dtype": "float32"}
 
 def dequantized(text: Text, x: str, grid: Grid) -> str:
     """``qnn.dequantize``."""
-    return text.call("qnn.dequantize", x, *_grid(text, "output", "y", grid), out_dtype="float32")
+    operands = _grid(text, "output", "y", grid)
+    return text.call("qnn.dequantize", x, *operands, out_dtype="float32")
 
 
 def _grid(text: Text, owner: str, what: str, grid: Grid) -> tuple[str, str]:

@@ -73,8 +73,8 @@ def cpu_target(process: Process, mcpu: str | None) -> dict[str, Any]:
         raise UserError(f"--mcpu: {error}; native is this machine's")
     if answer["missing"]:
         raise UserError(
-            f"a Relay module for {named} needs {listed(answer['missing'])}, which this machine "
-            "lacks; export it without --mcpu, and it is compiled for the machine that runs it"
+            f"a Relay module for {named} needs {listed(answer['missing'])}, which this "
+            "machine lacks; export it without --mcpu: it is compiled for what runs it"
         )
     target: dict[str, Any] = answer["target"]
     return target
