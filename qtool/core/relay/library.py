@@ -20,6 +20,8 @@ from qtool.core.relay.process import Process
 from qtool.core.relay.relay_file import RelayFile
 from qtool.core.sealed import seal, unseal
 
+# All that code may use by itself: what a worker is asked whether this machine has.
+FEATURES = [feature for features in GENERATED.values() for feature in features]
 _KEPT = 24
 _SUFFIX = ".relay.so"
 
@@ -42,10 +44,10 @@ def open_module(
         UserError: an unknown CPU, or one that this machine is not.
     """
     target = cpu_target(process, file.facts["mcpu"])
-    path = cache_folder() / f"{_key(file, name, target)}{_SUFFIX}"
+    path = _path(file, name, target)
     with tempfile.TemporaryDirectory(prefix="qtool-relay-") as folder:
         fresh = Path(folder) / "model.so"
-        if (code := _kept(path)) is not None:
+        if (code := kept_code(file, name, target)) is not None:
             fresh.write_bytes(code)
             answer, _ = process.ask("load", path=str(fresh))
             return list(answer["floats"])
@@ -66,8 +68,7 @@ def cpu_target(process: Process, mcpu: str | None) -> dict[str, Any]:
         UserError: no such CPU, or one that has instructions which this machine lacks.
     """
     named = None if mcpu == "native" else mcpu
-    generated = [feature for features in GENERATED.values() for feature in features]
-    answer, _ = process.ask("target", mcpu=named, generated=generated)
+    answer, _ = process.ask("target", mcpu=named, generated=FEATURES)
     if "unknown" in answer:
         error = unknown_name("CPU", answer["unknown"], answer["known"])
         raise UserError(f"--mcpu: {error}; native is this machine's")
@@ -80,15 +81,17 @@ def cpu_target(process: Process, mcpu: str | None) -> dict[str, Any]:
     return target
 
 
-def _key(file: RelayFile, name: str, target: dict[str, Any]) -> str:
+def _path(file: RelayFile, name: str, target: dict[str, Any]) -> Path:
+    """Return where the cache keeps a module's library."""
     state = hashlib.sha256(json.dumps([PACKAGES, target]).encode())
     state.update(file.modules[name])
     state.update(file.parameters)
-    return state.hexdigest()[:24]
+    return cache_folder() / f"{state.hexdigest()[:24]}{_SUFFIX}"
 
 
-def _kept(path: Path) -> bytes | None:
-    """Return a whole library of the cache; None where there is none."""
+def kept_code(file: RelayFile, name: str, target: dict[str, Any]) -> bytes | None:
+    """Return the library that the cache has of a module; None where it has no whole one."""
+    path = _path(file, name, target)
     try:
         code, _ = unseal(path.read_bytes(), str(path))
     except (FileNotFoundError, UserError):

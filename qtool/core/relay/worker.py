@@ -170,11 +170,12 @@ class Worker:
     def run(self, header: Header, blobs: Blobs) -> Answer:
         """Images -> every output of the network, image by image."""
         images = array_of(header["array"], blobs[0])
-        parts = [self._outputs(header["input"], image[None]) for image in images]
+        parts = [self.outputs(header["input"], image[None]) for image in images]
         arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
         return {"arrays": [described(a) for a in arrays]}, [a.tobytes() for a in arrays]
 
-    def _outputs(self, name: str, image: Any) -> list[Any]:
+    def outputs(self, name: str, image: Any) -> list[Any]:
+        """Return every output for one image, which is called `name`."""
         self.graph.set_input(name, image)
         self.graph.run()
         return [self.graph.get_output(i).numpy() for i in range(self.graph.get_num_outputs())]
@@ -187,7 +188,7 @@ class Worker:
             times, end = [], time.perf_counter() + header[phase]
             while time.perf_counter() < end:
                 began = time.perf_counter()
-                self._outputs(header["input"], image)
+                self.outputs(header["input"], image)
                 times.append(time.perf_counter() - began)
             found[phase] = times
         return {"times": found["measure_s"]}, []
