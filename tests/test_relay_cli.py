@@ -129,6 +129,23 @@ def test_tvm_alone_runs_the_file(relay: Path, tmp_path: Path) -> None:
 # The cache
 
 
+@pytest.fixture
+def cache(relay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder that has Relay's environment, and no libraries."""
+    environment, folder = cache_folder() / "relay", tmp_path / "cache"
+    monkeypatch.setenv("QTOOL_CACHE", str(folder))
+    cache_folder()
+    (folder / "relay").symlink_to(environment)
+    return folder
+
+
+@pytest.mark.usefixtures("cache")
+def test_what_an_export_compiled_is_used(relay: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.relay.json"
+    assert run_qtool("import", relay.with_name("tiny.onnx"), "-o", out).code == 0
+    assert opened(out) == []
+
+
 def opened(path: Path) -> list[str]:
     """What is said while the module of a file is opened."""
     said: list[str] = []
@@ -138,31 +155,23 @@ def opened(path: Path) -> list[str]:
 
 
 def test_code_is_kept_and_damaged_code_is_made_anew(
-    relay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    relay: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = cache_folder() / "relay"
-    monkeypatch.setenv("QTOOL_CACHE", str(tmp_path / "cache"))
-    cache_folder()
-    (tmp_path / "cache" / "relay").symlink_to(environment)
     assert len(opened(relay)) == 1 and opened(relay) == []
-    (kept,) = (tmp_path / "cache").glob("*.relay.so")
+    (kept,) = cache.glob("*.relay.so")
     kept.write_bytes(kept.read_bytes()[:5000])
     assert len(opened(relay)) == 1 and opened(relay) == []
     monkeypatch.setattr(library, "_KEPT", 1)
     os.utime(kept, (1, 1))
     with Process() as process:
         library.open_module(process, read_relay(relay), "trace")
-    (last,) = (tmp_path / "cache").glob("*.relay.so")
+    (last,) = cache.glob("*.relay.so")
     assert last != kept
 
 
 def test_without_a_linker_it_is_compiled_every_time(
-    relay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    relay: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = cache_folder() / "relay"
-    monkeypatch.setenv("QTOOL_CACHE", str(tmp_path / "cache"))
-    cache_folder()
-    (tmp_path / "cache" / "relay").symlink_to(environment)
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("CXX", "CC"):
         monkeypatch.delenv(name, raising=False)
@@ -170,7 +179,7 @@ def test_without_a_linker_it_is_compiled_every_time(
     for _ in range(2):
         assert len(opened(relay)) == 1
     assert RelayRuntime(relay).run(x).shape == (1, 3)
-    assert not [*(tmp_path / "cache").glob("*.relay.so")]
+    assert not [*cache.glob("*.relay.so")]
 
 
 # Networks of the zoo, and a trained one

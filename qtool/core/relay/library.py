@@ -84,7 +84,8 @@ def cpu_target(process: Process, mcpu: str | None) -> dict[str, Any]:
 def _path(file: RelayFile, name: str, target: dict[str, Any]) -> Path:
     """Return where the cache keeps a module's library."""
     state = hashlib.sha256(json.dumps([PACKAGES, target]).encode())
-    state.update(file.modules[name])
+    # However it is spaced: TVM writes it so, and model.relay.json otherwise.
+    state.update(json.dumps(json.loads(file.modules[name])).encode())
     state.update(file.parameters)
     return cache_folder() / f"{state.hexdigest()[:24]}{_SUFFIX}"
 
