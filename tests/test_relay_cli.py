@@ -43,7 +43,6 @@ def relay(tiny: Path) -> Path:
     assert done.code == 0, done.err
     named = [line.partition(": ")[0] for line in done.out.splitlines() if ": " in line]
     assert named[-2:] == [str(tiny / "model.relay.json"), str(tiny / "model.relay")]
-    assert "compiling Relay's main for" in done.err
     return tiny / "model.relay.json"
 
 
@@ -90,7 +89,7 @@ def test_options_of_other_targets(relay: Path, tmp_path: Path) -> None:
 def test_a_cpu_of_its_own(relay: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.relay.json"
     done = run_qtool("import", relay.with_name("tiny.onnx"), "-o", out, "--mcpu", "x86-64")
-    assert done.code == 0 and "compiling Relay's main for x86-64" in done.err
+    assert done.code == 0, done.err
     assert read_relay(out).facts["mcpu"] == "x86-64"
     RUNTIMES["relay"].require(Artifact(out, read_relay(out).facts))
     x = np.random.default_rng(0).random((2, *SHAPE), np.float32)
@@ -142,7 +141,8 @@ def cache(relay: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("cache")
 def test_what_an_export_compiled_is_used(relay: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.relay.json"
-    assert run_qtool("import", relay.with_name("tiny.onnx"), "-o", out).code == 0
+    command = ("import", relay.with_name("tiny.onnx"), "-o", out, "--mcpu", "x86-64")
+    assert "compiling Relay's main for x86-64" in run_qtool(*command).err
     assert opened(out) == []
 
 
