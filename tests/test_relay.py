@@ -1,7 +1,7 @@
 """Relay on programs: the reference's integers, whatever the operator, CPU and form of call."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from test_completeness import everything
 from test_relay_text import double_rounding
 
 from passes.emit.relay.emit import QNN
-from qtool.core.dialect import Grid, Program, Quantize, read_program
+from qtool.core import numerics
+from qtool.core.dialect import Add, Grid, Mul, Op, Program, Quantize, Slice, read_program
 from qtool.core.errors import UnsupportedError, UserError
 from qtool.core.relay.environment import require_relay
 from qtool.core.relay.process import Process
@@ -77,6 +78,46 @@ def test_a_sum_that_is_a_table(process: Process) -> None:
     ops = [Quantize(name, name, ("x",), Grid(F32(1), 0), 0, 255, (4,)) for name in op.inputs]
     program = Program("x", (4,), "float32", "y", "t", op.grid, (*ops, op), {})
     exact(Relay(process, program), np.array([[3, 0, 1, 255]], F32))
+
+
+EVERY_PAIR = np.stack(np.mgrid[:256, :256]).astype(np.uint8)[None]
+
+
+def pairs(kind: type[Op], scales: tuple[float, float, float], zeros: Sequence[int]) -> Program:
+    """A sum or product of the two channels of an image."""
+    a, b, y = (Grid(F32(s), z) for s, z in zip(scales, zeros, strict=True))
+    shape = (1, 256, 256)
+    cut = [
+        Slice(f"cut{c}", f"c{c}", ("x",), a, 0, 255, shape, (c, 0, 0), (1, 1, 1))
+        for c in range(2)
+    ]
+    op = kind("pair", "t", ("c0", "c1"), y, 0, 255, shape, a=a, b=b)  # type: ignore[call-arg]
+    return Program("x", (2, 256, 256), "uint8", "y", "t", y, (*cut, op), {})
+
+
+@pytest.mark.parametrize(
+    "factor, zero", [(1 / 24, 228), (1 / 48, 149), (1 / 12, 213), (1 / 30, 45)]
+)
+def test_a_product_and_its_zero_point_are_rounded_apart(
+    process: Process, factor: float, zero: int
+) -> None:
+    """Fused, hundreds of these would be wrong."""
+    program = pairs(Mul, (factor, 1, 1), (7, 99, zero))
+    product = (EVERY_PAIR[0, 0].astype(int) - 7) * (EVERY_PAIR[0, 1].astype(int) - 99)
+    fused = np.rint(numerics.fma(product, F32(factor), F32(zero))).clip(0, 255)
+    rounded = np.rint(product.astype(F32) * F32(factor) + F32(zero)).clip(0, 255)
+    assert (fused != rounded).sum() > 3
+    exact(Relay(process, program), EVERY_PAIR)
+
+
+@pytest.mark.parametrize(
+    "scales", [(1 / 3, 1 / 3, 1 / 6), (0.1, 0.3, 0.2), (1 / 3, 5 / 6, 1 / 7), (1, 0.5, 1)]
+)
+@pytest.mark.parametrize("mcpu", [None, "x86-64"])  # the latter has no fused multiply-add
+def test_every_sum(
+    process: Process, scales: tuple[float, float, float], mcpu: str | None
+) -> None:
+    exact(Relay(process, pairs(Add, scales, (13, 200, 101))), EVERY_PAIR, mcpu)
 
 
 def test_names_of_any_kind(process: Process) -> None:

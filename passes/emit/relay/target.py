@@ -55,11 +55,14 @@ class RelayTarget(Target):
     def check(self, output: Path | None, force: bool) -> None:
         """Refuse what `Target.check` does, a missing environment, and an unknown CPU."""
         super().check(output, force)
+        from qtool.core.relay.environment import require_relay
         from qtool.core.relay.library import cpu_target
         from qtool.core.relay.process import Process
 
-        with Process() as process:
-            cpu_target(process, self.mcpu)
+        require_relay()
+        if self.mcpu is not None:
+            with Process() as process:
+                cpu_target(process, self.mcpu)
 
     def write(
         self, dialect: "ir.Model", output: Path | None, note: Note | None = None
