@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from fuzz import images
 from fuzz_check import lowered
-from programs import Net, mobilenet_v2, resnet
+from programs import Net, everything, mobilenet_v2, resnet
 from relay_calls import Relay, exact, parity
-from test_completeness import everything
 from test_relay_text import double_rounding
 
 from passes.emit.relay.emit import QNN

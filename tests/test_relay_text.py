@@ -5,8 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from programs import BITS, Net
-from test_completeness import everything
+from programs import BITS, Net, everything
 
 from passes.emit.relay.emit import EXACT, QNN, emit
 from passes.emit.relay.operators import OPERATORS
