@@ -1,4 +1,4 @@
-# make demo | test | lint | nightly: each makes .venv on first use and reuses it afterwards.
+# make demo | test | test-relay | lint | nightly: each makes .venv on first use and reuses it afterwards.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 DEMO_OUT ?= build/demo
 
-.PHONY: demo test lint nightly clean
+.PHONY: demo test test-relay lint nightly clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,11 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(PYTEST) -m "not nightly"
+
+# TVM with Relay is in an environment of its own, 650 MB in the cache folder.
+test-relay: .venv/installed
+	$(BIN)/qtool setup relay
+	$(PYTEST) -m "relay and not nightly"
 
 nightly: .venv/installed
 	$(PYTEST)

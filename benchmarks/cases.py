@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from networks import Bits, write_float, write_library, write_qtool, write_static
+from networks import COMPILED, Bits, write_float, write_library, write_qtool, write_static
 
 from runtimes.registry import runtime_entry
 
@@ -51,6 +51,8 @@ CASES = {
     "TVM W8A8": Case("tvm", "w8a8.so", (_ALWAYS, _FOUR)),
     "TVM W4A4": Case("tvm", "mixed.so", (_ALWAYS, _FOUR), "TVM W8A8"),
     "TVM W4A4 all 4": Case("tvm", "w4a4g4.so", (_FOUR,), "TVM W8A8"),
+    "Relay W8A8": Case("relay", "w8a8.relay.json", ("relay",)),
+    "Relay qnn W8A8": Case("relay", "w8a8.qnn.relay.json", ("relay",)),
     "TVM quantize_static": Case("tvm", "static.so", ("foreign",)),
 }
 # "mixed" is what a search under a budget finds most: inner layers at 4 bits, the first and the
@@ -96,8 +98,10 @@ def write_files(
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = sorted(set(names))
-    # A library is compiled from the file that ONNX Runtime runs.
-    sources = {name: f"{name.removesuffix('.so')}.qdq" for name in wanted if ".so" in name}
+    # What TVM runs is made from the file that ONNX Runtime runs.
+    sources = {
+        name: f"{name.partition('.')[0]}.qdq" for name in wanted if name.endswith(COMPILED)
+    }
     files = {
         name: folder / f"{net}-{size}.{name}{'' if name in sources else '.onnx'}"
         for name in {*wanted, *sources.values(), "float"}

@@ -8,7 +8,9 @@ reads the caller's image where it lies, and returns its result in memory of its 
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,26 @@ def tvm(model: str, threads: int, x: NDArray[Any]) -> Call:
     return lambda: run(tensor)
 
 
+def relay(model: str, threads: int, x: NDArray[Any]) -> Call:
+    """TVM 0.19's graph executor; runs in the Python of `qtool setup relay`."""
+    os.environ |= {"TVM_NUM_THREADS": str(threads), "TOPHUB_LOCATION": "NONE"}
+    from qtool.core.relay.library import FEATURES, kept_code
+    from qtool.core.relay.relay_file import MAIN, read_relay
+    from qtool.core.relay.worker import Worker
+
+    file, worker = read_relay(Path(model)), Worker()
+    target = worker.target({"mcpu": None, "generated": FEATURES}, ())[0]["target"]
+    if (code := kept_code(file, MAIN, target)) is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            fresh = Path(folder) / "model.so"
+            fresh.write_bytes(code)
+            worker.load({"path": str(fresh)}, ())
+    else:
+        worker.build({"target": target}, (file.modules[MAIN], file.parameters))
+    name = file.facts["input_name"]
+    return lambda: worker.outputs(name, x)
+
+
 def peak(model: str, threads: int, x: NDArray[Any]) -> Call:
     """The kernel of `vnni_peak`; `model` is its width in bits."""
     from vnni_peak import peak_call
@@ -68,7 +90,7 @@ def peak(model: str, threads: int, x: NDArray[Any]) -> Call:
 
 # An engine opens a model and returns a call that makes one inference.
 ENGINES: dict[str, Callable[[str, int, NDArray[Any]], Call]] = {
-    "ort": ort, "openvino": openvino, "tvm": tvm, "peak": peak,
+    "ort": ort, "openvino": openvino, "tvm": tvm, "relay": relay, "peak": peak,
 }  # fmt: skip
 
 

@@ -18,6 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qtool.core.relay.environment import require_relay
+
+# The engine whose packages are in an environment of their own.
+RELAY = "relay"
 SLICE_S = 0.2
 # Threads keep spinning behind their last task: ONNX Runtime's for 40 ms, TVM's for 140 ms.
 PAUSE_S = 0.25
@@ -75,7 +79,8 @@ def engine_command(
 ) -> list[str]:
     """Return the command line of `engine.py` on `model`, for images of `shape` (C, H, W)."""
     script, size = Path(__file__).with_name("engine.py"), "x".join(map(str, shape))
-    return [sys.executable, str(script), engine, str(model), str(threads), size, kind]
+    python = require_relay() if engine == RELAY else sys.executable
+    return [str(python), str(script), engine, str(model), str(threads), size, kind]
 
 
 def _start(command: Sequence[str]) -> "subprocess.Popen[str]":

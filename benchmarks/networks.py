@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from passes.emit.onnx.target import OnnxTarget
+from passes.emit.relay.target import RelayTarget
 from passes.emit.tvm.target import TvmTarget
 from passes.pipelines import import_qdq, lower
 from qtool.core.dialect import Program
@@ -27,6 +28,9 @@ from qtool.models import model_factory
 from qtool.nn.control import calibrate, quantizers
 from qtool.nn.modules.fake_quant import FakeQuantizer
 from qtool.nn.prepare.prepare import QuantSpec, prepare
+
+# How the names of files end that `write_library` writes.
+COMPILED = (TvmTarget.suffixes[0], *RelayTarget.suffixes)
 
 
 @dataclass(frozen=True)
@@ -127,9 +131,11 @@ def write_qtool(name: str, size: int, bits: Bits, paths: Mapping[str, Path]) -> 
 
 
 def write_library(source: Path, foreign: bool, path: Path) -> None:
-    """Compile a QDQ file with TVM, one of qtool or a `foreign` one."""
+    """Compile a QDQ file with TVM or for Relay, one of qtool or a `foreign` one."""
     dialect = read_foreign(source)[0] if foreign else import_qdq(load_graph(source))
-    TvmTarget().write(dialect, path)
+    relay = path.name.endswith(RelayTarget.suffixes)
+    target = RelayTarget(relay_qnn=".qnn." in path.name) if relay else TvmTarget()
+    target.write(dialect, path)
 
 
 def write_program(program: Program, path: Path) -> None:

@@ -47,6 +47,12 @@ class Artifact:
         return list(self.facts.get("tensors", ()))
 
     @property
+    def differs(self) -> str | None:
+        """Why its arithmetic is not the reference's, where it says so itself."""
+        said: str | None = self.facts.get("differs")
+        return said
+
+    @property
     def fused(self) -> list[str]:
         """Names of those that its code holds in registers only."""
         return list((self.module or {}).get("fused_tensors", ()))
@@ -71,6 +77,14 @@ class Runtime(Protocol):
 
     def float_ops(self) -> Counter[str]:
         """Count operators that compute in floating point between input Q and output DQ."""
+
+
+@runtime_checkable
+class TimesItself(Protocol):
+    """A runtime in another process, which measures without the way there."""
+
+    def times(self, x: Inputs, warmup_s: float, measure_s: float) -> list[float]:
+        """Return seconds of one inference after the other, after a warm-up."""
 
 
 @runtime_checkable

@@ -6,10 +6,11 @@ entry here. Whoever treats runtimes differently asks the entry, never for a name
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 from qtool.core.errors import unknown_name
+from qtool.core.setups import SETUPS, Setup
 
 if TYPE_CHECKING:
     from runtimes.base import Artifact, Runtime
@@ -27,6 +28,7 @@ class RuntimeEntry:
         runs: target whose files it executes, of `passes.emit.registry.TARGETS`.
         package: the distribution that it is part of: its version is the runtime's.
         extra: of qtool, that installs it; None: always installed.
+        setup: of `qtool.core.setups.SETUPS`: the environment of its own that it runs in.
         differs: why it need not compute the reference's integers; None: it must.
         asked: why `qtool check` uses it on request only, though it is exact; None: it does
             unasked.
@@ -42,6 +44,7 @@ class RuntimeEntry:
     runs: str
     package: str
     extra: str | None = None
+    setup: str | None = None
     differs: str | None = None
     asked: str | None = None
     saturates: bool = False
@@ -65,7 +68,13 @@ class RuntimeEntry:
         asked = "" if self.asked is None else f"; used on request: {self.asked}"
         exact = asked if self.exact else "; not exact, used on request"
         extra = "" if self.extra is None else f" (extra: {self.extra})"
-        return f"{self.summary}{exact}{extra}"
+        setup = "" if self.setup is None else f" (qtool setup {self.setup})"
+        return f"{self.summary}{exact}{extra}{setup}"
+
+    @property
+    def version(self) -> str:
+        """What is installed of `package`, here or in its environment."""
+        return metadata.version(self.package) if self.setup is None else self._set_up().version
 
     def require(self, artifact: "Artifact | None" = None) -> None:
         """Raise `UserError` unless it is installed and can load `artifact` on this machine."""
@@ -80,6 +89,9 @@ class RuntimeEntry:
         if not self.exact:
             return f"{self.name} {self.differs}"
         return f"this CPU has {isa}" if self.saturates and isa.saturates else None
+
+    def _set_up(self) -> "Setup":
+        return SETUPS[str(self.setup)]
 
     def _kind(self) -> "type[Runtime]":
         module, _, name = self.at.partition(":")
@@ -123,6 +135,11 @@ RUNTIMES: dict[str, RuntimeEntry] = {
         "Triton kernels on a CUDA GPU, on model.onnx",
         runs="onnx", package="triton", extra="gpu", asked="it needs a GPU", timed=False,
     ),
+    "relay": RuntimeEntry(
+        "relay", "runtimes.relay:RelayRuntime",
+        "TVM graph executor, llvm, on model.relay.json",
+        runs="relay", package="xtc-tvm-python-bindings", setup="relay",
+    ),
 }  # fmt: skip
 EXACT = tuple(name for name, entry in RUNTIMES.items() if entry.exact)
 UNASKED = tuple(name for name, entry in RUNTIMES.items() if entry.unasked)
@@ -133,8 +150,9 @@ ENGINE = next(name for name, entry in RUNTIMES.items() if entry.covers)
 PROVIDERS = {
     entry.provider: name for name, entry in RUNTIMES.items() if entry.provider is not None
 }
-# Where `qtool search` may measure latency: what it finds is to be exact where it is fast.
-SEARCHED = tuple(name for name in TIMED if name in EXACT)
+# Where `qtool search` may measure latency: what it finds is to be exact where it is fast. What
+# runs in an environment of its own takes a minute to compile, and there are many candidates.
+SEARCHED = tuple(n for n in TIMED if n in EXACT and RUNTIMES[n].setup is None)
 
 
 def runtime_entry(name: str, known: Collection[str] = RUNTIMES) -> RuntimeEntry:

@@ -21,6 +21,17 @@ os.environ[DEBUG] = "1"
 # Triton's kernels are interpreted, in those too; with 0 they run on a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+NO_RELAY = "needs Relay's environment: make test-relay makes it and runs this"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs Relay's environment, unless it is asked for (-m relay)."""
+    if "relay" not in config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("relay"):
+                item.add_marker(pytest.mark.skip(reason=NO_RELAY))
+
+
 TINY = [
     "--set", "train_images=256", "--set", "batch_size=64", "--set", "meta_epochs=1",
     "--set", "search_epochs=1", "--set", "finetune_epochs=1", "--set", "norm_batches=2",

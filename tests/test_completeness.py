@@ -1,7 +1,7 @@
 """Every operator of the dialect is known everywhere; one that is not, is refused everywhere.
 
 A new `Op` fails here until it has a reader, validation, a reference, a portable and a GPU
-kernel, a Triton launch, both ONNX forms and a place in the fuzzer.
+kernel, a Triton launch, both ONNX forms, both Relay forms and a place in the fuzzer.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from fuzz_check import lowered
 from programs import everything
 
 from passes.emit.onnx import onnx_qdq, onnx_qop
+from passes.emit.relay import emit as relay
 from passes.emit.tvm import te_kernels
 from passes.emit.tvm.cuda import plan as gpu_plan
 from qtool.core import dialect, validate_program
@@ -104,6 +105,8 @@ PLACES: dict[str, Callable[[type[Op]], bool]] = {
     "reference": lambda kind: kind in reference.OPERATORS,
     "portable kernel": lambda kind: kind in te_kernels.KERNELS,
     "GPU kernel": lambda kind: kind in gpu_plan.KERNELS,
+    "Relay": lambda kind: kind in relay.EXACT.operators,
+    "Relay, qnn": lambda kind: kind in relay.QNN.operators,
     "ONNX, QDQ form": lambda kind: spelled_in(onnx_qdq.NODES, kind),
     "ONNX, operator form": lambda kind: spelled_in(onnx_qop.NODES, kind),
     "fuzzer": lambda kind: drawn()[kind] >= ENOUGH,
@@ -150,6 +153,8 @@ TABLES = {
     "reference": (reference.OPERATORS, Add),
     "portable kernel": (te_kernels.KERNELS, Add),
     "GPU kernel": (gpu_plan.KERNELS, Add),
+    "Relay": (relay.EXACT.operators, Add),
+    "Relay, qnn": (relay.QNN.operators, Add),
     "ONNX, QDQ form": (onnx_qdq.NODES, "QLinearAdd"),
 }
 
@@ -195,6 +200,8 @@ def test_a_made_up_operator_is_refused_by_name() -> None:
         reference.execute(program.ops[1], [np.zeros((1, 4), np.uint8)])
     with pytest.raises(TypeError, match="who: MadeUp has no TVM kernel"):
         te_kernels.kernel(program.ops[1])
+    with pytest.raises(TypeError, match="who: MadeUp has no Relay form"):
+        relay.adapter(relay.EXACT, program.ops[1])
     pytest.importorskip("triton", reason="Triton is not installed: extra gpu")
     from runtimes.triton.operators import planned
 
@@ -231,6 +238,9 @@ def test_an_island_has_no_kernel_but_a_reason() -> None:
     island = read_program(lowered(3001, islands=True)[0]).islands()[0]
     with pytest.raises(UnsupportedError, match=r"in floating point .*--target onnx can hold"):
         te_kernels.kernel(island)
+    for form in (relay.EXACT, relay.QNN):
+        with pytest.raises(UnsupportedError, match=r"the Relay target does not hold"):
+            relay.adapter(form, island)(island, None, [])
 
 
 # Grids of operators that only ONNX Runtime has

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from qtool.core.cache import cache_folder
 from qtool.core.errors import UserError
-from qtool.native.compiler import NoCompiler, cache_folder, compiled
+from qtool.native.compiler import NoCompiler, compiled
 from qtool.native.library import SOURCE, availability
 from qtool.quantizers import engines
 from qtool.quantizers.engines import engine

@@ -46,7 +46,10 @@ COMMON = (
 )  # fmt: skip
 SHARED_WINGS = {"passes.emit.cuda": ("passes.emit.tvm",)}
 # The only places that import TVM itself.
-TVM = ("passes.emit.tvm", "runtimes.tvm", "runtimes.host_cpu", "runtimes.host_gpu")
+TVM = (
+    "passes.emit.tvm", "runtimes.tvm", "runtimes.host_cpu", "runtimes.host_gpu",
+    "qtool.core.relay.worker",
+)  # fmt: skip
 # The only place that imports Triton, and of the runtimes and passes the only one with torch.
 TRITON = "runtimes.triton"
 MAX_FILE, MAX_FUNCTION = 350, 40

@@ -24,6 +24,8 @@ from qtool.checking.check import check
 from qtool.cli.options import output_option, target_options
 from qtool.core.errors import UserError
 from qtool.core.progress import Silent
+from qtool.core.relay.environment import PACKAGES
+from qtool.core.setups import SETUPS
 from qtool.export.foreign_import import read_foreign
 from runtimes.base import Artifact, Runtime
 from runtimes.isa import Isa
@@ -159,9 +161,11 @@ def test_an_onnx_file_never_replaces_a_folder(tmp_path: Path) -> None:
 def test_runtimes_say_what_they_are(name: str) -> None:
     entry = RUNTIMES[name]
     assert entry.name == name and entry.runs in TARGETS
-    if entry.provider is None:
+    if entry.setup is not None:
+        assert entry.setup in SETUPS and entry.package in PACKAGES and entry.version
+    elif entry.provider is None:
         try:
-            assert metadata.version(entry.package)
+            assert entry.version == metadata.version(entry.package)
         except metadata.PackageNotFoundError:
             pytest.skip(f"{entry.package} is not installed: extra {entry.extra}")
         entry.require()
@@ -179,8 +183,9 @@ def test_extras_of_runtimes_exist() -> None:
 
 
 def test_what_runtimes_are_for() -> None:
-    assert EXACT == (*UNASKED, "triton") and UNASKED == ("reference", "ort", "tvm")
-    assert TIMED == ("ort", "ort-cuda", "ort-tensorrt", "tvm", "openvino")
+    assert UNASKED == ("reference", "ort", "tvm", "relay")
+    assert EXACT == ("reference", "ort", "tvm", "triton", "relay")
+    assert TIMED == ("ort", "ort-cuda", "ort-tensorrt", "tvm", "openvino", "relay")
     assert SEARCHED == ("ort", "tvm")
     assert [name for name, entry in RUNTIMES.items() if entry.covers] == ["ort"]
     lines = run_qtool("list", "runtimes").out.splitlines()
@@ -188,13 +193,14 @@ def test_what_runtimes_are_for() -> None:
     assert said["tvm"] == "TVM virtual machine, CPU or CUDA, on model.so (extra: tvm)"
     assert said["openvino"].endswith("not exact, used on request (extra: openvino)")
     assert said["triton"].endswith("; used on request: it needs a GPU (extra: gpu)")
+    assert said["relay"].endswith("on model.relay.json (qtool setup relay)")
 
 
 def test_why_runtimes_differ() -> None:
     exact, saturating = Isa(("avx512_vnni",), 0, 512), Isa(("avx2",), 3, 512)
-    assert [RUNTIMES[name].reason(exact) for name in EXACT] == [None] * 4
+    assert [RUNTIMES[name].reason(exact) for name in EXACT] == [None] * 5
     said = [RUNTIMES[name].reason(saturating) for name in UNASKED]
-    assert said == [None, f"this CPU has {saturating}", None]
+    assert said == [None, f"this CPU has {saturating}", None, None]
     expected = "openvino rounds in its own way (docs/openvino.md)"
     assert RUNTIMES["openvino"].reason(exact) == RUNTIMES["openvino"].reason(saturating)
     assert RUNTIMES["openvino"].reason(exact) == expected
@@ -253,15 +259,16 @@ def test_flags_of_a_new_target() -> None:
 
     runner = CliRunner()
     text = runner.invoke(command, ["--help"]).output
-    assert "TVM, Toy: CPU to compile for" in " ".join(text.split())
+    assert "TVM, Relay, Toy: CPU to compile for" in " ".join(text.split())
     assert "Toy: N of them.  [default: 3]  [x>=1]" in text and "Toy: be quick.\n" in text
-    assert "(tvm), .toy.json or .toy (toy)." in " ".join(text.split())
+    assert "(tvm), .relay.json (relay), .toy.json or .toy (toy)." in " ".join(text.split())
     runner.invoke(command, ["--quick", "--mcpu", "x"], catch_exceptions=False)
     assert make_target("toy", given) == ToyTarget("x", quick=True)
     runner.invoke(command, [], catch_exceptions=False)
     assert set(given.values()) == {None}
     assert runner.invoke(command, ["--rounds", "0"]).exit_code == 2
-    with pytest.raises(UserError, match="--mcpu needs --target tvm or toy, got --target onnx"):
+    needs = "--mcpu needs --target tvm or relay or toy, got --target onnx"
+    with pytest.raises(UserError, match=needs):
         make_target("onnx", {"mcpu": "x"})
 
 
@@ -291,7 +298,8 @@ def test_a_new_runtime_says_what_it_lacks(tiny: Path, tmp_path: Path) -> None:
     lacks = run_qtool("check", tiny / "model.onnx", "--runtime", "toy")
     refused(lacks, "runtime toy needs a .toy.json file of this model among the files")
     refused(run_qtool("check", path, "--runtime", "toy"), "needs toy-engine, not installed")
-    refused(run_qtool("check", "m.toy"), "unknown kind of file; expected .onnx or .so or .toy")
+    known = "unknown kind of file; expected .onnx or .so or .relay.json or .toy"
+    refused(run_qtool("check", "m.toy"), known)
     assert "a runtime of the tests (extra: toys)" in run_qtool("list", "runtimes").out
     counted = json.loads(run_qtool("bops", path, "--json").out)
     assert counted["bops"] == json.loads(path.read_text())["facts"]["bops"]

@@ -6,6 +6,7 @@ from typing import Any
 
 from passes.emit.base import Target, options_of
 from passes.emit.onnx.target import OnnxTarget
+from passes.emit.relay.target import RelayTarget
 from passes.emit.tvm.target import TvmTarget
 from qtool.core.errors import UserError
 
@@ -13,6 +14,7 @@ from qtool.core.errors import UserError
 TARGETS: dict[str, type[Target]] = {
     "onnx": OnnxTarget,
     "tvm": TvmTarget,
+    "relay": RelayTarget,
 }
 
 

@@ -73,7 +73,7 @@ def _compared(
     kinds = {op.output: type(op).__name__ for op in model.program.ops} if model.program else {}
     return ParityRecord(
         against=baseline,
-        required=RUNTIMES[name].exact,
+        required=RUNTIMES[name].exact and (artifact is None or artifact.differs is None),
         mismatched=parity.mismatched,
         compared=parity.compared,
         max_lsb=parity.max_lsb,
@@ -91,6 +91,9 @@ def _compared(
 def _reason(model: Model, name: str, baseline: str, isa: Isa) -> str | None:
     """Return why runtime `name` differs from `baseline`, where that is known."""
     for runtime in (name, baseline):
+        artifact = model.artifact(runtime)
+        if artifact is not None and artifact.differs is not None:
+            return f"{runtime}: {artifact.differs}"
         if reason := RUNTIMES[runtime].reason(isa):
             return reason
     islands = [island["name"] for island in model.facts.get("islands", ())]

@@ -101,7 +101,7 @@ def _advice(times: Mapping[str, Latency], limit: Latency) -> str:
         return f"{min(faster, key=lambda name: times[name].median)} is faster"
     untried = {
         entry.runs for name, entry in RUNTIMES.items()
-        if name not in times and entry.timed and entry.exact
+        if name not in times and entry.timed and entry.exact and entry.setup is None
     } & {*TARGETS}  # fmt: skip
     if untried:
         return f"try qtool export --target {', '.join(sorted(untried))}"

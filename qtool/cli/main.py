@@ -14,6 +14,7 @@ from qtool.cli.eval import eval_
 from qtool.cli.export import export, import_
 from qtool.cli.list import list_
 from qtool.cli.search import search
+from qtool.cli.setup import setup
 from qtool.cli.train import train
 from qtool.core.errors import MissedBar, UserError
 
@@ -26,6 +27,7 @@ def cli() -> None:
 
 _COMMANDS = (
     train, search, eval_, adapt, export, import_, check, bops, demo, analyse, list_,
+    setup,
 )  # fmt: skip
 for _command in _COMMANDS:
     cli.add_command(_command)

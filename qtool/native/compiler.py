@@ -1,7 +1,6 @@
 """C++ source -> shared library, once for each source, compiler and machine.
 
-Libraries live in ``$QTOOL_CACHE``, else in ``$XDG_CACHE_HOME/qtool`` or ``~/.cache/qtool``: a
-folder that only its owner may write. Compiling takes about a second.
+Libraries live in `qtool.core.cache`. Compiling takes about a second.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from qtool.core.errors import UserError
+from qtool.core.cache import cache_folder
 from qtool.core.files import atomic_path
 
 # No fused multiply-adds and no fast-math: the same floats as torch's operators.
@@ -52,29 +51,6 @@ def find_compiler() -> str:
         if path := shutil.which(name):
             return path
     raise NoCompiler(f"no C++ compiler ({', '.join(names)}) on this machine")
-
-
-def cache_folder() -> Path:
-    """Return the folder of compiled libraries, made if it is not there.
-
-    Raises:
-        UserError: it cannot be made, or others may write into it.
-    """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qtool"
-    folder = Path(os.environ.get("QTOOL_CACHE") or base)
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = folder.stat()
-    except OSError as error:
-        raise UserError(
-            f"cache folder {folder}: {error.strerror}; set QTOOL_CACHE to a folder of your own"
-        ) from None
-    if state.st_uid != os.getuid() or state.st_mode & 0o022:
-        raise UserError(
-            f"cache folder {folder} can be written by others, and code is loaded from it: "
-            "chmod go-w it, or set QTOOL_CACHE to a folder of your own"
-        )
-    return folder
 
 
 def _key(source: Path, compiler: str) -> str:

@@ -10,7 +10,6 @@ widest and its narrowest bits, which the sum of layers is corrected with
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 
 import onnx_ir as ir
@@ -53,7 +52,7 @@ def machine_of(runtime: str) -> dict[str, str | int]:
     entry = runtime_entry(runtime, SEARCHED)
     entry.require()
     return {
-        "runtime": runtime, "version": metadata.version(entry.package),
+        "runtime": runtime, "version": entry.version,
         "cpu": cpu_name(), "isa": ", ".join(integer_features()), "threads": _THREADS,
         "qtool": qtool.__version__,
     }  # fmt: skip

@@ -16,25 +16,10 @@ from typing import Any
 import tvm
 from tvm.target import codegen
 
+from qtool.core.cpu_features import GENERATED
 from qtool.core.errors import UserError, unknown_name
 
-ARCHITECTURES = ("x86_64", "aarch64")
-# What LLVM or a kernel of qtool may use by itself. Left out: what only an operating system or
-# hand-written code uses (and virtual machines often hide), and tuning flags.
-_GENERATED = {
-    "x86_64": (
-        "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "avx", "avx2", "fma", "f16c", "bmi",
-        "bmi2", "lzcnt", "movbe", "tbm", "xop", "fma4", "gfni", "vaes", "vpclmulqdq",
-        "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512ifma", "avx512vbmi",
-        "avx512vbmi2", "avx512vnni", "avx512bitalg", "avx512vpopcntdq", "avx512bf16",
-        "avx512fp16", "avxvnni", "avxvnniint8", "avxvnniint16", "avxifma", "avxneconvert",
-        "avx10.1", "avx10.2", "amx-tile", "amx-int8", "amx-bf16", "egpr", "ndd", "ccmp",
-    ),
-    "aarch64": (
-        "neon", "crc", "lse", "rdm", "fullfp16", "dotprod", "i8mm", "bf16", "fp16fml", "sve",
-        "sve2", "sme",
-    ),
-}  # fmt: skip
+ARCHITECTURES = tuple(GENERATED)
 
 
 @dataclass(frozen=True)
@@ -143,12 +128,12 @@ def _target(triple: str, mcpu: str, machine: Mapping[str, bool]) -> CpuTarget:
     masked = tuple(name for name in sorted(every) if machine.get(name) is False)
     # The same rule for all: a set of names, in the order of the table.
     features = tuple(
-        name for name in _GENERATED[architecture] if name in every and name not in masked
+        name for name in GENERATED[architecture] if name in every and name not in masked
     )
     isa, vbmi = choose_isa(architecture, set(features))
     return CpuTarget(
         triple, mcpu, isa, vbmi, features,
-        tuple(name for name in masked if name in _GENERATED[architecture]),
+        tuple(name for name in masked if name in GENERATED[architecture]),
     )  # fmt: skip
 
 
