@@ -201,14 +201,20 @@ def test_foreign_files_and_runs_take_the_same_options(
 
 
 @pytest.mark.parametrize(
-    "option",
-    [("--mcpu", "haswell"), ("--tune", 3), ("--tune-cache", "c.json"), ("--emit-ir", "m.py")],
+    ("option", "owners"),
+    [
+        (("--mcpu", "haswell"), "tvm or relay"),
+        (("--tune", 3), "tvm"),
+        (("--tune-cache", "c.json"), "tvm"),
+        (("--emit-ir", "m.py"), "tvm"),
+        (("--device", "cuda"), "tvm"),
+    ],
 )
 def test_tvm_options_need_the_tvm_target(
-    option: tuple[str, Any], tiny: Path, searched_run: Path, tmp_path: Path
+    option: tuple[str, Any], owners: str, tiny: Path, searched_run: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "m.onnx"
-    said = (f"{option[0]} needs --target tvm, got --target onnx",)
+    said = (f"{option[0]} needs --target {owners}, got --target onnx",)
     refused(run_qtool("import", tiny / "tiny.onnx", "-o", output, *option), *said)
     export = ("export", searched_run, "--target", "onnx", "-o", output)
     refused(run_qtool(*export, *option), *said)
