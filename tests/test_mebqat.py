@@ -121,6 +121,9 @@ def test_tasks_are_drawn_alike_wherever_an_epoch_is_entered() -> None:
 
 def test_without_one_bit_candidates_only_float_is_forced() -> None:
     assert forced_tasks(allowed_pairs((4, 2, 32), (4, 32))) == (FLOAT_BITS,)
+    few = allowed_pairs((4, 2, 32), (4, 2, 32))
+    assert forced_tasks(few, narrowest=True) == (FLOAT_BITS, LayerBits(2, 2))
+    assert forced_tasks([BINARY, LayerBits(2, 2)], narrowest=True) == (FLOAT_BITS, BINARY)
 
 
 # --- the step ---

@@ -29,6 +29,9 @@ class MebqatConfig(TrainConfig):
     tasks: int = setting(
         4, "pairs of bits a batch: float, 1-bit ones where there are any, drawn ones", 2, 64
     )
+    force_narrowest: bool = setting(
+        False, "each batch has the pair of fewest bits too, as it has 1-bit ones"
+    )
     self_distillation: float = setting(
         1.0, "weight of the cross-entropy towards what the float task predicts", 0
     )

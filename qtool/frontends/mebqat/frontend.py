@@ -74,7 +74,9 @@ def _train_pairs(run: Run, data: DataSet, progress: Progress, resume: bool) -> N
         return ""
 
     pairs = config.pairs()
-    tasks = TaskBatches(batches, pairs, config.tasks, forced_tasks(pairs))
+    tasks = TaskBatches(
+        batches, pairs, config.tasks, forced_tasks(pairs, config.force_narrowest)
+    )
     phase = Phase(
         "pairs", config.epochs, model, [update.optimizer], step, schedule_of(config),
         ema=update.ema,

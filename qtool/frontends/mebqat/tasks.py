@@ -68,6 +68,17 @@ class TaskBatches(Generic[BatchT]):
         return (*self.forced[: self.tasks], *chosen)
 
 
-def forced_tasks(pairs: Sequence[LayerBits]) -> tuple[LayerBits, ...]:
-    """Return the tasks that every batch has: float, and one bit where that is a candidate."""
-    return (FLOAT_BITS, BINARY) if BINARY in pairs else (FLOAT_BITS,)
+def forced_tasks(pairs: Sequence[LayerBits], narrowest: bool = False) -> tuple[LayerBits, ...]:
+    """Return the tasks that every batch has: float, and one bit where that is a candidate.
+
+    Args:
+        pairs: that are trained.
+        narrowest: where one bit is none, the pair of the fewest bits takes its place; ours.
+    """
+    if BINARY in pairs:
+        return FLOAT_BITS, BINARY
+    if narrowest:
+        return FLOAT_BITS, min(
+            pairs, key=lambda bits: (bits.weight * bits.activation, bits.weight)
+        )
+    return (FLOAT_BITS,)
