@@ -44,7 +44,7 @@ class RelayRuntime:
         return cls(artifact.path, threads)
 
     def __init__(self, path: Path, threads: int = 1) -> None:
-        self._file, self._threads = read_relay(path), threads
+        self._path, self._file, self._threads = path, read_relay(path), threads
         self._main = Process(threads)
         self._floats = open_module(self._main, self._file, MAIN)
 
@@ -62,7 +62,13 @@ class RelayRuntime:
         with Process(self._threads) as process:
             open_module(process, self._file, TRACE)
             found = self._call(process, x)
-        return dict(zip(self._file.facts["tensors"], found, strict=True))
+        names = self._file.facts["tensors"]
+        if len(names) != len(found):
+            raise UserError(
+                f"model {self._path}: {len(names)} tensors are named, {len(found)} computed: "
+                "damaged"
+            )
+        return dict(zip(names, found, strict=True))
 
     def float_ops(self) -> Counter[str]:
         """Count kernels between input and output that write floats."""

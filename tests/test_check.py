@@ -235,3 +235,12 @@ def test_a_fixed_batch_is_refused(exported: Path, tmp_path: Path) -> None:
     done = run_qtool("check", tmp_path / "seven.onnx")
     assert done.code == 2 and done.err.count("\n") == 1
     assert "seven.onnx: its batch is fixed at 7; qtool import" in done.err
+
+
+def test_two_files_of_one_model_for_one_runtime(tiny: Path, tmp_path: Path) -> None:
+    """One of them would not be looked at, and a check that passes would say nothing of it."""
+    other = tmp_path / "other.onnx"
+    other.write_bytes((tiny / "model.onnx").read_bytes())
+    result = run_qtool("check", tiny / "model.onnx", other)
+    refused(result, str(other), "hold the same model", "check one of them at a time")
+    assert run_qtool("check", tiny / "model.onnx", tiny / "model.onnx").code == 0

@@ -19,7 +19,12 @@ from qtool.core.relay.relay_file import RelayFile, read_relay
 from qtool.core.setups import SETUPS, Setup
 from runtimes.registry import RUNTIMES
 
-FACTS = {"digest": "0" * 16, "mcpu": None, "tensors": ["t0"]}
+FACTS = {
+    "digest": "0" * 16, "dataset": None, "frames": 0, "classes": [], "input_shape": [1, 4, 4],
+    "input_kind": "float32", "input_name": "x", "output_scale": 1.0, "output_zero_point": 0,
+    "output_kind": "uint8", "tensors": ["t0"], "layers": {}, "layer_macs": {}, "macs": 0,
+    "bops": 0, "weight_bytes": 0, "islands": [], "mcpu": None, "differs": None,
+}  # fmt: skip
 FILE = RelayFile(FACTS, {"main": b'{"root": 1}', "trace": b'{"root": 2}'}, b"\x00\x01\xff")
 ABSENT = "Relay needs TVM 0.19 in an environment of its own, which is not there: "
 
@@ -95,6 +100,21 @@ def test_parameters_that_are_not_base64(tmp_path: Path) -> None:
         read_relay(tmp_path / "m.relay.json")
 
 
+@pytest.mark.parametrize("name", FACTS)
+def test_facts_of_another_kind(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "m.relay.json"
+    wrong = [1] if isinstance(FACTS[name], dict) else {"a": 1}
+    path.write_bytes(RelayFile(FACTS | {name: wrong}, FILE.modules, b"").to_bytes())
+    with pytest.raises(UserError, match=f"its facts say nothing of '{name}': damaged"):
+        read_relay(path)
+
+
+def test_json_that_is_too_deep_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "m.relay.json"
+    path.write_text("[" * 100_000)
+    refused(run_qtool("check", path), "is not readable JSON")
+
+
 def test_what_an_export_writes(tmp_path: Path) -> None:
     target, path = RelayTarget(), tmp_path / "a.b" / "model.relay.json"
     assert target.files(path) == [path, tmp_path / "a.b" / "model.relay"]
@@ -133,9 +153,17 @@ def test_other_files_are_checked_without_it(tiny: Path) -> None:
     assert set(json.loads((tiny / "check.json").read_text())["parity"]) == {"ort"}
 
 
-def test_halves_and_other_versions_are_none(cache: Path) -> None:
+def kept(cache: Path) -> list[Path]:
+    return [path for path in cache.iterdir() if path.name != ".relay.lock"]
+
+
+def test_halves_and_other_versions_are_none(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = pretend(cache, sys.executable)
-    assert is_made() and make(None, lambda _: None) == place
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "_works", lambda *_: True)
+        assert is_made() and make(None, lambda _: None) == place
     assert run_qtool("setup").out.endswith(": made\n")
     (place / "qtool.json").write_text("{}")
     assert not is_made()
@@ -170,21 +198,29 @@ def test_an_environment_is_made_whole_or_not(
     said: list[str] = []
     with pytest.raises(UserError, match="no relay"):
         make(Path("python3.11"), said.append)
-    assert not is_made() and [*cache.iterdir()] == []
+    assert not is_made() and kept(cache) == []
     fails = False
-    stale = cache / "relay" / "lib"
+    stale, killed = cache / "relay" / "lib", cache / ".relay-abc" / "relay"
     stale.mkdir(parents=True)
+    killed.mkdir(parents=True)
     place = make(Path("python3.11"), said.append)
-    assert is_made() and not stale.exists() and [*cache.iterdir()] == [place]
+    assert is_made() and not stale.exists() and kept(cache) == [place]
     assert len(said) == 2 and f"making {place}: TVM 0.19 with Relay" in said[0]
     pinned = [f"{name}=={version}" for name, version in PACKAGES.items()]
     assert commands[-2][-3:] == pinned and commands[-3][0] == "python3.11"
+    done = len(commands)
+    assert make(None, said.append) == place and len(commands) == done + 1
+    fails = True
+    with pytest.raises(UserError, match="no relay"):
+        make(Path("python3.11"), said.append)
+    assert f"{place} is broken (no relay)" in said
 
 
 def test_what_fails_while_it_is_made(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused(run_qtool("setup", "relay", "--python", tmp_path / "none"), "No such file")
+    refused(run_qtool("setup", "relay", "--python", tmp_path / "none"), "no such program")
+    refused(run_qtool("setup", "relay", "--python", "/bin/ls"), "/bin/ls is no Python")
     other = tmp_path / "python2"
     other.write_text("#!/bin/sh\necho 2.7\n")
     other.chmod(0o755)
@@ -201,7 +237,7 @@ def test_what_fails_while_it_is_made(
     broken.chmod(0o755)
     with pytest.raises(UserError, match=r"broken -m x failed: ERROR: no such package$"):
         environment._run([str(broken), "-m", "x"])
-    assert [*cache.iterdir()] == []
+    assert kept(cache) == []
 
 
 def test_setups_have_what_makes_them() -> None:

@@ -71,6 +71,7 @@ def open_models(files: Sequence[Path], pairs: str | None = None) -> list[Model]:
             if pairs is None or artifact.pair is None or artifact.pair in _parts(pairs):
                 facts = artifact.facts
                 model = models.setdefault(facts["digest"], Model(facts))
+                _require_one(model.artifacts.get(target.name), artifact)
                 model.artifacts[target.name] = artifact
     _require_pairs(found, pairs)
     return list(models.values())
@@ -83,6 +84,15 @@ def _artifacts(path: Path, target: type[Target]) -> list[Artifact]:
         return [Artifact(path, of.facts, module=of.module, pair=of.pair) for of in described]
     program = read_onnx(path)
     return [Artifact(path, describe(program), program)]
+
+
+def _require_one(known: Artifact | None, other: Artifact) -> None:
+    """Refuse a second file of one target that holds the same model: one would be unseen."""
+    if known is not None and known.path.absolute() != other.path.absolute():
+        raise UserError(
+            f"{known.name} and {other.name} hold the same model for the same runtimes: check "
+            "one of them at a time"
+        )
 
 
 def _parts(pairs: str) -> list[str]:

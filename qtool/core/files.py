@@ -135,7 +135,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{what} {path} is not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(

@@ -7,10 +7,12 @@ none.
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from qtool.core.cache import cache_folder
@@ -63,7 +65,7 @@ def require_relay() -> Path:
 
 
 def make(python: Path | None, note: Callable[[str], None]) -> Path:
-    """Make the environment unless it is there, and return its folder.
+    """Make the environment unless it is there and works, and return its folder.
 
     Args:
         python: an interpreter of version `PYTHON`; None for this one, or the one on PATH.
@@ -73,30 +75,70 @@ def make(python: Path | None, note: Callable[[str], None]) -> Path:
         UserError: no such interpreter, or pip fails.
     """
     place = folder()
-    if is_made(place):
-        return place
-    chosen = _python(python)
-    note(f"making {place}: TVM 0.19 with Relay, 650 MB, about a minute")
-    with tempfile.TemporaryDirectory(prefix=f".{_NAME}-", dir=place.parent) as temporary:
-        made = Path(temporary) / _NAME
-        _run([chosen, "-m", "venv", str(made)])
-        pinned = [f"{name}=={version}" for name, version in PACKAGES.items()]
-        pip = (str(interpreter(made)), "-m", "pip", "install", "--disable-pip-version-check")
-        _run([*pip, "--quiet", *pinned])
-        _run([str(interpreter(made)), "-I", "-c", "from tvm import relay"])
-        (made / _STAMP).write_text(json.dumps(PACKAGES))
-        if place.exists():
-            place.rename(Path(temporary) / "old")
-        made.rename(place)
+    with _alone(place.parent):
+        if is_made(place) and _works(place, note):
+            return place
+        chosen = _python(python)
+        for left in place.parent.glob(f".{_NAME}-*"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        note(f"making {place}: TVM 0.19 with Relay, 650 MB, about a minute")
+        with tempfile.TemporaryDirectory(prefix=f".{_NAME}-", dir=place.parent) as temporary:
+            _fill(Path(temporary) / _NAME, chosen)
+            if place.exists():
+                place.rename(Path(temporary) / "old")
+            (Path(temporary) / _NAME).rename(place)
     return place
+
+
+def _fill(made: Path, python: str) -> None:
+    """Make an environment in the folder `made`."""
+    _run([python, "-m", "venv", str(made)])
+    pinned = [f"{name}=={version}" for name, version in PACKAGES.items()]
+    pip = (str(interpreter(made)), "-m", "pip", "install", "--disable-pip-version-check")
+    _run([*pip, "--quiet", *pinned])
+    _run(_trial(made))
+    (made / _STAMP).write_text(json.dumps(PACKAGES))
+
+
+def _trial(place: Path) -> list[str]:
+    return [str(interpreter(place)), "-I", "-c", "from tvm import relay"]
+
+
+def _works(place: Path, note: Callable[[str], None]) -> bool:
+    """Return whether what is there can be imported; it is said where it cannot."""
+    try:
+        _run(_trial(place))
+    except UserError as error:
+        note(f"{place} is broken ({error})")
+        return False
+    return True
+
+
+@contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Wait until no other process makes the environment; end in order when terminated."""
+    import fcntl  # not on every system that imports this module
+
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with (cache / f".{_NAME}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _python(given: Path | None) -> str:
     """Return an interpreter of the version that is needed."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if given is not None:
-        found = str(given)
-        got = _run([found, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
+        found, version = str(given), "import sys; print('%d.%d' % sys.version_info[:2])"
+        if shutil.which(found) is None:
+            raise UserError(f"--python {given}: there is no such program")
+        try:
+            got = _run([found, "-c", version]).strip()
+        except UserError:
+            raise UserError(f"--python {given} is no Python") from None
         if got != PYTHON:
             raise UserError(
                 f"--python {given}: Python {got}; Relay's packages are for {PYTHON}"

@@ -71,7 +71,7 @@ def cpu_target(process: Process, mcpu: str | None) -> dict[str, Any]:
     answer, _ = process.ask("target", mcpu=named, generated=FEATURES)
     if "unknown" in answer:
         error = unknown_name("CPU", answer["unknown"], answer["known"])
-        raise UserError(f"--mcpu: {error}; native is this machine's")
+        raise UserError(f"CPU of a Relay module: {error}; native is this machine's")
     if answer["missing"]:
         raise UserError(
             f"a Relay module for {named} needs {listed(answer['missing'])}, which this "

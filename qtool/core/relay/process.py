@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from qtool.core.errors import UserError
 from qtool.core.relay import worker
-from qtool.core.relay.environment import require_relay
+from qtool.core.relay.environment import COMMAND, require_relay
 from qtool.core.relay.worker import Blobs, Header, read_message, write_message
 
 _END_S = 10.0
@@ -50,7 +50,10 @@ class Process:
         except (BrokenPipeError, ValueError):
             answer = None
         if answer is None:
-            raise UserError(f"Relay's process ended with {self.close()}: {self._last_words()}")
+            raise UserError(
+                f"Relay's process ended with {self.close()}: {self._last_words()}; if its "
+                f"environment is the reason, {COMMAND} makes it anew"
+            )
         if "error" in answer[0]:
             raise UserError(f"Relay cannot {do} this network: {answer[0]['error']}")
         return answer

@@ -4,7 +4,7 @@
      "parameters": base64 of what tvm.relay.load_param_dict reads}
 
 "facts" are `passes.emit.facts.describe` of the program and, of the module, "tvm", "mcpu",
-"input_name" and "form". "main" and "trace" are what ``tvm.ir.save_json`` writes: image ->
+"input_name" and "differs". "main" and "trace" are what ``tvm.ir.save_json`` writes: image ->
 output, and image -> every integer tensor.
 """
 
@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from qtool.core.errors import UserError
@@ -23,6 +24,14 @@ from qtool.core.files import read_json
 FORMAT = 1
 MAIN, TRACE = "main", "trace"
 _PARTS = {"facts": dict, MAIN: dict, TRACE: dict, "parameters": str}
+# Of the facts, what is read of every file.
+_FACTS: dict[str, type | UnionType] = {
+    "digest": str, "dataset": str | None, "frames": int, "classes": list, "input_shape": list,
+    "input_kind": str, "input_name": str, "output_scale": float, "output_zero_point": int,
+    "output_kind": str, "tensors": list, "layers": dict, "layer_macs": dict, "macs": int,
+    "bops": int, "weight_bytes": int, "islands": list, "mcpu": str | None,
+    "differs": str | None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,9 @@ def read_relay(path: Path) -> RelayFile:
         raise UserError(f"model {path}: expected {', '.join(_PARTS)}: damaged")
     if digest != _digest(content):
         raise UserError(f"model {path}: its checksum does not fit its content: damaged")
+    for name, kind in _FACTS.items():
+        if not isinstance(content["facts"].get(name), kind):
+            raise UserError(f"model {path}: its facts say nothing of {name!r}: damaged")
     try:
         parameters = base64.b64decode(content["parameters"], validate=True)
     except binascii.Error:
