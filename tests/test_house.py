@@ -1,6 +1,7 @@
 """The code's own rules: who may import whom, and how long files and functions may be."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -238,3 +239,16 @@ def test_no_function_is_too_long() -> None:
         and (length := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION
     }
     assert long == {}
+
+
+def test_pages_that_are_named_exist() -> None:
+    root = Path(__file__).parent.parent
+    texts = [*root.glob("*.md"), *root.glob("docs/*.md")]
+    for package in ("qtool", "passes", "runtimes", "examples", "benchmarks"):
+        texts += (root / package).rglob("*.py")
+    named = {
+        (page, str(text.relative_to(root)))
+        for text in texts
+        for page in re.findall(r"\bdocs/[\w.]+\.md\b", text.read_text())
+    }
+    assert named and not [(page, by) for page, by in named if not (root / page).exists()]
