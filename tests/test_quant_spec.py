@@ -254,3 +254,20 @@ def test_recipe_settings() -> None:
         with pytest.raises(UserError) as caught:
             override(config, [setting])
         assert reason in str(caught.value)
+
+
+def test_steps_are_limited_after_every_update() -> None:
+    """A fused optimizer changes parameters without a new version of theirs."""
+    quantizer = FakeQuantizer("l", "activation", (4, 2), False, ceiling=6.0).train()
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=1.0, fused=True)
+    for _ in range(2):
+        quantizer(torch.rand(4, 4))
+        assert torch.equal(quantizer.step, torch.tensor([[6.0 / 15], [2.0]]).clamp(max=1))
+        quantizer.step.grad = -torch.full_like(quantizer.step, 9.0)
+        optimizer.step()
+        assert bool((quantizer.step > 5).all())
+        with torch.no_grad():
+            quantizer(torch.rand(4, 4))
+        assert torch.allclose(quantizer.step, torch.tensor([[6.0 / 15], [2.0]]))
+        with torch.no_grad():
+            quantizer.step.clamp_(max=1)

@@ -75,8 +75,8 @@ class FakeQuantizer(Quantizer):
             self.register_buffer("step", torch.tensor(fixed))
         else:
             self._add_parameters(asymmetric)
-        # What `limit` has seen.
-        self._limited: tuple[Any, ...] = ()
+        # What `limit` clamps to, behind what it follows from.
+        self._limits: tuple[Any, tuple[Tensor, Tensor]] | None = None
         # In a tuple, because its modules belong to the network; at most one.
         self._prologue: tuple[Prologue, ...] = ()
 
@@ -201,17 +201,18 @@ class FakeQuantizer(Quantizer):
         if self.ceiling == math.inf or self.learned is None:
             return
         parameter = self._parameters[self.learned]
-        if parameter is None or self._limited == self._seen(parameter):
-            return
-        ends = [self._largest(bits) for bits in self.bits]
-        rows = [max(ends)] if self.bank.shared else ends
-        largest = parameter.new_tensor(rows).reshape(-1, *[1] * (parameter.ndim - 1))
-        parameter.clamp_(-largest, largest)
-        self._limited = self._seen(parameter)
+        if parameter is not None:
+            parameter.clamp_(*self._bounds(parameter))
 
-    def _seen(self, parameter: Tensor) -> tuple[Any, ...]:
-        """Return what `limit` follows from: it changes once a step, not in each pass."""
-        return id(parameter), parameter._version, self.zero_points, self.ceiling
+    def _bounds(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least and the largest value of every row; they are made once."""
+        follows_from = (self.zero_points, self.ceiling, parameter.device, parameter.dtype)
+        if self._limits is None or self._limits[0] != follows_from:
+            ends = [self._largest(bits) for bits in self.bits]
+            rows = parameter.new_tensor([max(ends)] if self.bank.shared else ends)
+            largest = rows.reshape(-1, *[1] * (parameter.ndim - 1))
+            self._limits = follows_from, (-largest, largest)
+        return self._limits[1]
 
     def _largest(self, bits: int) -> float:
         qn, qp = self.limits(bits)
