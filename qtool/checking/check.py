@@ -185,12 +185,12 @@ def check(
     origins.check()
     with opened_baselines(origins, progress) as baselines:
         task = Task(origins, baselines, progress)
-        return [
-            check_model(model, _data(model, folder, dataset), chosen, task)
-            for model in open_models(files, pairs)
+        records = []
+        for model in open_models(files, pairs):
             # Before data are loaded: what is missing is said at once.
-            for chosen in [choose_runtimes(model, runtimes, beside)]
-        ]
+            chosen = choose_runtimes(model, runtimes, beside)
+            records.append(check_model(model, _data(model, folder, dataset), chosen, task))
+    return records
 
 
 def _data(
